@@ -1,0 +1,25 @@
+"""The exceptions flowmdp raises for input it cannot use; each message is one line with cause and cure."""
+
+
+class FlowMDPError(ValueError):
+    """Base of every error a user can cause and mend; the command line exits with code 2 on it."""
+
+
+class UnknownTaskError(FlowMDPError):
+    """No task, dataset source or environment of that name."""
+
+
+class DatasetError(FlowMDPError):
+    """A dataset is missing, half-written, or does not fit the task's environment."""
+
+
+class CheckpointError(FlowMDPError):
+    """A checkpoint is missing, damaged, hostile, or belongs to another task."""
+
+
+class ConfigurationError(FlowMDPError):
+    """An argument is out of its range, or two arguments exclude each other."""
+
+
+class RenderingError(FlowMDPError):
+    """No working OpenGL backend was found."""
