@@ -1,13 +1,10 @@
-"""Train a behaviour policy with Stable-Baselines3's SAC and keep a ladder of its snapshots.
+"""Train a behaviour policy with Stable-Baselines3's SAC; keep a ladder of its snapshots.
 
-    python examples/train_behavior.py --env-id Hopper-v5 --steps 500000 --seed 0 --out behavior/hopper
+    python examples/train_behavior.py --env-id Hopper-v5 --steps 500000 --out behavior/hopper
 
 Every `--every` steps the actor is evaluated (stochastic actions, 10 episodes) and written to
-`OUT/step-<n>.safetensors`: float16 weights, with the command, the versions, the seed and the
-evaluated returns in the file's metadata. The policies that ship with the package are such files.
+OUT/step-<n>.safetensors in float16, with command, versions, seed and returns in the metadata.
 """
-
-from __future__ import annotations
 
 import importlib.metadata
 import json
@@ -22,44 +19,37 @@ import torch
 import tyro
 from safetensors.torch import save_file
 from stable_baselines3 import SAC
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common import callbacks, evaluation, monitor
+
+PACKAGES = ("torch", "stable-baselines3", "gymnasium", "mujoco", "numpy")
 
 
 @dataclass
 class Config:
     """Train a SAC behaviour policy and write its snapshots."""
 
-    env_id: str = "Hopper-v5"
-    """Gymnasium id of the robot's environment."""
-    steps: int = 500_000
-    """Environment steps."""
+    env_id: str = "Hopper-v5"  # Gymnasium id of the robot's environment
+    steps: int = 500_000  # environment steps
     seed: int = 0
     out: Path = Path("behavior/hopper")
-    every: int = 25_000
-    """Steps between two snapshots."""
-    threads: int = 1
-    """CPU threads for torch."""
-    learning_starts: int = 10_000
-    """Random steps before the first update (10,000: RL Zoo's setting for Hopper)."""
+    every: int = 25_000  # steps between two snapshots
+    threads: int = 1  # CPU threads for torch
+    learning_starts: int = 10_000  # random steps before the first update (RL Zoo's for Hopper)
 
 
-class Ladder(BaseCallback):
+class Ladder(callbacks.BaseCallback):
     """Writes the actor and its evaluated returns every `every` steps."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.eval_env = Monitor(gym.make(config.env_id))
+        self.eval_env = monitor.Monitor(gym.make(config.env_id))
 
     def _on_step(self) -> bool:
         if self.num_timesteps % self.config.every == 0:
             self.eval_env.reset(seed=self.config.seed + 10_000)
-            returns, _ = evaluate_policy(
-                self.model, self.eval_env, 10, deterministic=False, return_episode_rewards=True
-            )
-            packages = ("torch", "stable-baselines3", "gymnasium", "mujoco", "numpy")
+            options = {"deterministic": False, "return_episode_rewards": True}
+            returns, _ = evaluation.evaluate_policy(self.model, self.eval_env, 10, **options)
             metadata = {
                 "env_id": self.config.env_id,
                 "algorithm": "SAC",
@@ -67,12 +57,12 @@ class Ladder(BaseCallback):
                 "seed": str(self.config.seed),
                 "returns": json.dumps([round(r, 1) for r in returns]),
                 "command": shlex.join(["python", "examples/train_behavior.py", *sys.argv[1:]]),
-                "versions": json.dumps({p: importlib.metadata.version(p) for p in packages}),
+                "versions": json.dumps({p: importlib.metadata.version(p) for p in PACKAGES}),
             }
-            actor = self.model.policy.actor.state_dict()
-            weights = {name: value.to(torch.float16).contiguous() for name, value in actor.items()}
+            weights = self.model.policy.actor.state_dict()
+            weights = {name: w.to(torch.float16).contiguous() for name, w in weights.items()}
             path = self.config.out / f"step-{self.num_timesteps:07d}.safetensors"
-            save_file(weights, path, metadata=metadata)
+            save_file(weights, path, metadata)
             print(f"{path}: return {np.mean(returns):.0f} ± {np.std(returns):.0f}", flush=True)
         return True
 
@@ -81,8 +71,8 @@ def main(config: Config) -> None:
     """Train and write the ladder."""
     torch.set_num_threads(config.threads)
     config.out.mkdir(parents=True, exist_ok=True)
-    learning_starts = min(config.learning_starts, config.steps // 2)
-    model = SAC("MlpPolicy", config.env_id, learning_starts=learning_starts, seed=config.seed)
+    starts = min(config.learning_starts, config.steps // 2)
+    model = SAC("MlpPolicy", config.env_id, learning_starts=starts, seed=config.seed)
     model.learn(config.steps, callback=Ladder(config))
 
 

@@ -1,0 +1,24 @@
+# The targets that developers and .ci/run share.
+.PHONY: install format lint types test slow check
+
+install:
+	pip install -c constraints.txt -e ".[dev]"
+
+format:
+	ruff check --fix .
+	ruff format .
+
+lint:
+	ruff check .
+	ruff format --check .
+
+types:
+	mypy
+
+test:
+	pytest
+
+slow:
+	pytest -m slow
+
+check: lint types test

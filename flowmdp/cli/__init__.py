@@ -1,0 +1,1 @@
+"""The `flowmdp` command: the one package that puts environments, data and agents together."""

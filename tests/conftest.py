@@ -1,0 +1,68 @@
+"""Every test runs offline, without a display, on one thread, away from the user's own files."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_HOME = tempfile.TemporaryDirectory(prefix="flowmdp-tests-")
+# Set before anything imports torch, minari or matplotlib; subprocesses inherit them.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    MINARI_DATASETS_PATH=f"{_HOME.name}/datasets",
+    FLOWMDP_CACHE=f"{_HOME.name}/cache",
+    MPLCONFIGDIR=f"{_HOME.name}/matplotlib",
+    MPLBACKEND="Agg",
+    HF_HUB_OFFLINE="1",
+    COLUMNS="120",
+)
+os.environ.pop("DISPLAY", None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def offline() -> Iterator[None]:
+    """Connections to other machines fail at once; pipes and the loopback stay open."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        if self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "localhost", "::1"):
+            return connect(self, address)
+        raise OSError(f"tests are offline; something tried to reach {address}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def datasets_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Minari store per test; a test that wants a shared one points the variable there."""
+    path = tmp_path / "minari"
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def hopper_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Minari store, built once, that holds hopper-medium with only 3,000 steps."""
+    from flowmdp.envs.datasets import build_dataset
+
+    store = tmp_path_factory.mktemp("hopper-store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(store))
+        build_dataset("hopper-medium", steps=3_000, seed=0, progress=False)
+    return store
+
+
+@pytest.fixture
+def hopper_data(hopper_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Points Minari at the small hopper-medium dataset; the test must not change it."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(hopper_store))
+    return hopper_store
