@@ -1,0 +1,46 @@
+"""The robot's own environment behind a task, with flat observations and actions in [-1, 1]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from flowmdp.envs.tasks import get_task
+from flowmdp.errors import UnknownTaskError
+
+
+def make_outer(task: str, source: str | None = None, render_mode: str | None = None) -> gym.Env:
+    """Build a task's outer environment, from our table and never from a dataset's own word.
+
+    Args:
+        task: Name of the task, `hopper-medium`.
+        source: "builtin", "minari" or "d4rl"; None takes the task's default. The source decides the
+            environment's version: D4RL's files belong to `-v4`, everything else to `-v5`.
+        render_mode: Passed on to the environment: None, "rgb_array" or "human".
+
+    Returns:
+        An environment whose observation space is a flat Box and whose action space is the box
+        [-1, 1]; it truncates by itself at the task's horizon.
+
+    Raises:
+        UnknownTaskError: For an unknown task or source, or an environment that is not installed.
+    """
+    row = get_task(task)
+    env_id = row.outer_env[row.source(source)]
+    try:
+        env: gym.Env[Any, Any] = gym.make(
+            env_id,
+            render_mode=render_mode,
+            max_episode_steps=row.horizon,
+            disable_env_checker=True,
+        )
+    except (gym.error.DependencyNotInstalled, gym.error.UnregisteredEnv) as error:
+        raise UnknownTaskError(f"cannot make {env_id} for task {task}: {error}") from error
+    if isinstance(env.observation_space, gym.spaces.Dict):
+        env = gym.wrappers.FlattenObservation(env)
+    box = env.action_space
+    if isinstance(box, gym.spaces.Box) and not (np.all(box.low == -1) and np.all(box.high == 1)):
+        env = gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+    return env

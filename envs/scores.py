@@ -1,0 +1,31 @@
+"""D4RL-style normalised scores: 0 is a random policy, 100 an expert."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flowmdp.envs.tasks import get_task
+
+
+def normalized_score(task: str, returns: ArrayLike) -> NDArray[np.float64] | None:
+    """Score 100 (R - min) / (max - min) of undiscounted returns (D4RL, Fu et al. 2020, section 5).
+
+    Args:
+        task: Name of the task, `hopper-medium`.
+        returns: One return or an array of any shape.
+
+    Returns:
+        Scores of the shape of `returns`, float64, or None where the task has no references.
+
+    Raises:
+        UnknownTaskError: For an unknown task.
+
+    >>> float(normalized_score("hopper-medium", 3234.3))
+    100.0
+    """
+    row = get_task(task)
+    if row.reference_min is None or row.reference_max is None:
+        return None
+    span = row.reference_max - row.reference_min
+    return 100.0 * (np.asarray(returns, np.float64) - row.reference_min) / span

@@ -1,0 +1,114 @@
+"""The table of tasks: one row holds all that is particular to a task.
+
+Adding a task is adding a row to `TASKS`. The module uses the standard library only, so that
+`import flowmdp` can register every id without importing a simulator.
+
+Sources:
+    builtin: rolled out here, offline, from small behaviour policies that come with the package.
+    minari: Farama's published datasets, in Minari's local store (`minari download ID`).
+    d4rl: the original D4RL files, imported into Minari's local store; recorded on `-v4` physics.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flowmdp.errors import UnknownTaskError
+
+SOURCES = ("builtin", "minari", "d4rl")
+
+D4RL_GYM = "D4RL infos.py: random and expert policies on the -v2 Gym-MuJoCo environments"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One outer task: a robot, and the kind of behaviour that was recorded on it.
+
+    Attributes:
+        name: What users type, `hopper-medium`; the flow environment is `FlowMDP-<name>-v0`.
+        outer_env: Gymnasium id of the robot's environment, per source.
+        datasets: Minari id of the recorded behaviour, per source; a missing source has none.
+        horizon: Longest episode in outer steps.
+        behaviors: Names of the shipped policies that the builtin dataset is rolled out from, in
+            equal shares; empty where the package ships none.
+        default_source: What is used when no source is named.
+        reference_min: Return that scores 0; None where nobody measured one.
+        reference_max: Return that scores 100; None where nobody measured one.
+        reference_origin: Who measured the two, and on which environment.
+        reward_range_scaling: Whether rewards are scaled by 1000 / (best - worst return) for
+            training critics, as is usual on Gym-MuJoCo.
+    """
+
+    name: str
+    outer_env: Mapping[str, str]
+    datasets: Mapping[str, str]
+    horizon: int
+    behaviors: tuple[str, ...] = ()
+    default_source: str = "builtin"
+    reference_min: float | None = None
+    reference_max: float | None = None
+    reference_origin: str = ""
+    reward_range_scaling: bool = field(default=False)
+
+    def source(self, source: str | None = None) -> str:
+        """The named source, or the default one for None.
+
+        Raises:
+            UnknownTaskError: When the task has no environment for that source.
+        """
+        if source is None:
+            return self.default_source
+        if source not in self.outer_env:
+            raise UnknownTaskError(
+                f"task {self.name} has no source {source!r}: choose one of "
+                f"{', '.join(self.outer_env)}"
+            )
+        return source
+
+
+def _gym_mujoco(
+    robot: str, env: str, references: tuple[float, float], kinds: Mapping[str, tuple[str, ...]]
+) -> list[Task]:
+    """Rows of one Gym-MuJoCo robot: kind of behaviour -> the shipped policies behind it."""
+    return [
+        Task(
+            name=f"{robot}-{kind}",
+            outer_env={"builtin": f"{env}-v5", "minari": f"{env}-v5", "d4rl": f"{env}-v4"},
+            datasets={
+                **({"builtin": f"flowmdp/{robot}/{kind}-v0"} if behaviors else {}),
+                "minari": f"mujoco/{robot}/{kind}-v0",
+                "d4rl": f"d4rl/{robot}/{kind}-v2",
+            },
+            horizon=1000,
+            behaviors=behaviors,
+            reference_min=references[0],
+            reference_max=references[1],
+            reference_origin=D4RL_GYM,
+            reward_range_scaling=True,
+        )
+        for kind, behaviors in kinds.items()
+    ]
+
+
+_ROWS: tuple[Task, ...] = (
+    *_gym_mujoco("hopper", "Hopper", (-20.272305, 3234.3), {"medium": ("hopper-medium",)}),
+    *_gym_mujoco("walker2d", "Walker2d", (1.629008, 4592.3), {"medium": ()}),
+)
+
+TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
+
+
+def get_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        UnknownTaskError: When there is none; the message holds the nearest names.
+    """
+    try:
+        return TASKS[name]
+    except KeyError:
+        near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(TASKS)}"
+        raise UnknownTaskError(f"unknown task {name!r}: {hint}") from None
