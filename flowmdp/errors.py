@@ -1,4 +1,6 @@
-"""The exceptions flowmdp raises for input it cannot use; each message is one line with cause and cure."""
+"""The exceptions flowmdp raises for input it cannot use; a message is one line, cause and cure."""
+
+from gymnasium.error import ResetNeeded
 
 
 class FlowMDPError(ValueError):
@@ -19,6 +21,14 @@ class CheckpointError(FlowMDPError):
 
 class ConfigurationError(FlowMDPError):
     """An argument is out of its range, or two arguments exclude each other."""
+
+
+class ActionError(FlowMDPError):
+    """A flow action has the wrong shape or dtype, or is not finite."""
+
+
+class ResetNeededError(FlowMDPError, ResetNeeded):
+    """A flow environment was stepped before its first reset or after its episode's end."""
 
 
 class RenderingError(FlowMDPError):
