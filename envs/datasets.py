@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from flowmdp.envs.build import build_dataset, builtin_dataset, is_current
 from flowmdp.envs.outer import make_outer
 from flowmdp.envs.reading import read_transitions
 from flowmdp.envs.store import is_present, list_datasets, read_metadata, store_root
@@ -16,7 +18,7 @@ from flowmdp.envs.tasks import Task, get_task
 from flowmdp.errors import DatasetError
 from flowmdp.transitions import TransitionDataset
 
-__all__ = ["list_datasets", "load_dataset"]
+__all__ = ["build_dataset", "list_datasets", "load_dataset"]
 
 ACTION_TOLERANCE = 1e-5
 """Actions may leave [-1, 1] by this much, through rounding; they are then put back."""
@@ -48,10 +50,17 @@ def load_dataset(
     """
     row = get_task(task)
     source = row.source(source)
-    dataset_id = dataset_id or default_dataset(row, source)
+    if dataset_id is None:
+        dataset_id = builtin_dataset(row) if source == "builtin" else row.datasets[source]
     if not is_present(dataset_id):
         _obtain(row, source, dataset_id, build)
     metadata = read_metadata(dataset_id)
+    if dataset_id == row.datasets.get("builtin") and not is_current(row, metadata):
+        print(
+            f"note: dataset {dataset_id} was built from another version of the behaviour policy; "
+            f"`flowmdp data build {task} --force` renews it",
+            file=sys.stderr,
+        )
     outer = make_outer(task, source)
     try:
         obs_dim, action_dim = _check_spaces(row, source, metadata, outer)
@@ -62,26 +71,16 @@ def load_dataset(
     return dataset
 
 
-def default_dataset(row: Task, source: str) -> str:
-    """Minari id of the task's dataset of a source.
-
-    Raises:
-        DatasetError: When that source has none; the message says what to do instead.
-    """
-    if source in row.datasets:
-        return row.datasets[source]
-    raise DatasetError(
-        f"task {row.name} has no {source} dataset yet: name a Minari dataset of your own with "
-        f"--dataset ID (dataset_id=), or take another source ({', '.join(row.datasets)})"
-    )
-
-
 def _obtain(row: Task, source: str, dataset_id: str, build: bool) -> None:
     """Build an absent builtin dataset; for all others say how to get it."""
     if dataset_id != row.datasets.get(source):
         near = difflib.get_close_matches(dataset_id, list_datasets(), n=3, cutoff=0.5)
         cure = f"did you mean {' or '.join(near)}?" if near else "`flowmdp data list` shows it"
         raise DatasetError(f"dataset {dataset_id} is not in the local store {store_root()}: {cure}")
+    if source == "builtin" and build:
+        print(f"dataset {dataset_id} is not there yet: building it (once)", file=sys.stderr)
+        build_dataset(row.name)
+        return
     cure = {
         "builtin": f"build it with `flowmdp data build {row.name}`",
         "minari": f"download it with `minari download {dataset_id}`",

@@ -32,9 +32,9 @@ def make_outer(task: str, source: str | None = None, render_mode: str | None = N
     try:
         env: gym.Env[Any, Any] = gym.make(
             env_id,
-            render_mode=render_mode,
             max_episode_steps=row.horizon,
             disable_env_checker=True,
+            **({} if render_mode is None else {"render_mode": render_mode}),
         )
     except (gym.error.DependencyNotInstalled, gym.error.UnregisteredEnv) as error:
         raise UnknownTaskError(f"cannot make {env_id} for task {task}: {error}") from error

@@ -1,0 +1,113 @@
+"""The behaviour policies that come with the package: small SAC actors, evaluated with NumPy.
+
+`behaviors/<name>.safetensors` holds the actor of a Stable-Baselines3 SAC agent in float16; the
+file's metadata hold the command that trained it, its seed, the versions and the returns it reached.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from flowmdp.errors import DatasetError
+
+LOG_STD_RANGE = (-20.0, 2.0)
+"""Clip range of the Gaussian's log standard deviation (Stable-Baselines3, sac/policies.py)."""
+
+HEADS = ("mu", "log_std")
+
+ROWS = 4
+"""Observations per matrix product. Products this small stay on one thread in OpenBLAS (at most
+262,144 multiplications): waking threads for 12,000 larger ones took 150 s instead of 20 on two busy
+cores. And the result for an observation does not depend on how many others there are."""
+
+
+class BehaviorPolicy:
+    """A stochastic policy a = tanh(mu(s) + exp(log_std(s)) * noise), noise ~ N(0, I).
+
+    Attributes:
+        name: File name without suffix.
+        metadata: Strings stored with the weights: command, seed, versions, returns.
+        obs_dim: Size of an observation.
+        action_dim: Size of an action.
+    """
+
+    def __init__(
+        self, name: str, weights: dict[str, NDArray[np.float32]], metadata: dict[str, str]
+    ) -> None:
+        self.name = name
+        self.metadata = metadata
+        layers = sorted(int(key.split(".")[1]) for key in weights if key.startswith("latent_pi"))
+        hidden = [f"latent_pi.{layer}" for layer in sorted(set(layers))]
+        self.hidden = [(weights[f"{key}.weight"].T, weights[f"{key}.bias"]) for key in hidden]
+        self.mu, self.log_std = (
+            (weights[f"{key}.weight"].T, weights[f"{key}.bias"]) for key in HEADS
+        )
+        self.obs_dim = self.hidden[0][0].shape[0]
+        self.action_dim = self.mu[0].shape[1]
+
+    @classmethod
+    def load(cls, path: Path) -> BehaviorPolicy:
+        """Read an actor from a safetensors file; loading runs no code.
+
+        Raises:
+            DatasetError: When the file is missing, torn, or holds no SAC actor.
+        """
+        try:
+            with safe_open(path, "np") as file:
+                metadata = dict(file.metadata() or {})
+                weights = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}
+            return cls(path.stem, weights, metadata)
+        except (OSError, SafetensorError, KeyError, IndexError, ValueError) as error:
+            raise DatasetError(
+                f"cannot read the behaviour policy {path} ({error}): reinstall flowmdp, or write "
+                "the file again with examples/train_behavior.py"
+            ) from error
+
+    @classmethod
+    def shipped(cls, name: str) -> BehaviorPolicy:
+        """The policy of that name that comes with the package, `hopper-medium`."""
+        return cls.load(shipped_folder() / f"{name}.safetensors")
+
+    def sample(
+        self, observations: NDArray[np.floating[Any]], noise: NDArray[np.floating[Any]]
+    ) -> NDArray[np.float32]:
+        """Actions for a batch of observations.
+
+        Args:
+            observations: Shape (batch, obs_dim).
+            noise: Standard normal, shape (batch, action_dim); zeros give the mean action.
+
+        Returns:
+            Actions in [-1, 1], shape (batch, action_dim), float32.
+        """
+        actions = np.empty(noise.shape, np.float32)
+        for start in range(0, len(observations), ROWS):
+            rows = slice(start, start + ROWS)
+            x = observations[rows].astype(np.float32)
+            for weight, bias in self.hidden:
+                x = np.maximum(x @ weight + bias, 0)
+            mean = x @ self.mu[0] + self.mu[1]
+            log_std = np.clip(x @ self.log_std[0] + self.log_std[1], *LOG_STD_RANGE)
+            actions[rows] = np.tanh(mean + np.exp(log_std) * noise[rows].astype(np.float32))
+        return actions
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The metadata, sorted and with their JSON values decoded, for a dataset's own metadata."""
+        decoded: dict[str, Any] = dict(sorted(self.metadata.items()))
+        for key in ("returns", "versions"):
+            if key in decoded:
+                decoded[key] = json.loads(decoded[key])
+        return decoded
+
+
+def shipped_folder() -> Path:
+    """Folder of the behaviour policies inside the installed package."""
+    return Path(str(importlib.resources.files("flowmdp.envs"))) / "behaviors"

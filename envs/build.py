@@ -1,0 +1,198 @@
+"""Build a task's builtin dataset: roll the shipped behaviour policies out into Minari's store."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from tqdm import tqdm
+
+from flowmdp.envs.behavior import BehaviorPolicy, shipped_folder
+from flowmdp.envs.collect import NUM_ENVS, Episode, collect_steps, roll_out
+from flowmdp.envs.outer import make_outer
+from flowmdp.envs.staging import dataset_lock, new_dataset
+from flowmdp.envs.store import is_present, read_metadata
+from flowmdp.envs.tasks import Task, get_task
+from flowmdp.errors import ConfigurationError, DatasetError
+
+BUILD_KEY = "flowmdp_build"
+"""Key of a dataset's metadata that tells what it was built from."""
+
+
+def build_dataset(
+    task: str, steps: int = 200_000, seed: int = 0, progress: bool = True, force: bool = False
+) -> str:
+    """Roll the task's behaviour out into its Minari dataset, or find it already built.
+
+    The dataset appears whole or not at all, whenever the process is killed; two builders at once
+    take turns. The same task, steps, seed and versions give the same bytes.
+
+    Args:
+        task: Name of the task, `hopper-medium`.
+        steps: Environment steps, at least 1; the last episode is cut (truncated) to fit exactly.
+        seed: Non-negative.
+        progress: Whether to show a progress bar on stderr.
+        force: Whether to replace a dataset that is already there.
+
+    Returns:
+        The dataset's Minari id.
+
+    Raises:
+        UnknownTaskError: For an unknown task.
+        ConfigurationError: For steps < 1 or a negative seed.
+        DatasetError: When the task has no builtin data, another build of it is there already, or
+            the store cannot be written.
+    """
+    row = get_task(task)
+    dataset_id = builtin_dataset(row)
+    if steps < 1:
+        raise ConfigurationError(f"steps is {steps}: a dataset needs at least 1")
+    if seed < 0:
+        raise ConfigurationError(f"seed is {seed}: it must not be negative")
+    recipe = build_recipe(row, steps, seed)
+    if not force and _is_built(dataset_id, recipe):
+        return dataset_id
+    with dataset_lock(dataset_id):
+        if not force and _is_built(dataset_id, recipe):
+            return dataset_id
+        envs = [make_outer(task, "builtin") for _ in range(NUM_ENVS)]
+        try:
+            episodes = _episodes(row, envs, steps, seed)
+            with new_dataset(dataset_id) as folder:
+                shown = _with_progress(episodes, dataset_id, steps) if progress else episodes
+                write_dataset(folder, dataset_id, envs[0], shown, {BUILD_KEY: recipe})
+        finally:
+            for env in envs:
+                env.close()
+    return dataset_id
+
+
+def builtin_dataset(row: Task) -> str:
+    """Minari id of a task's builtin dataset.
+
+    Raises:
+        DatasetError: When the package ships no behaviour policy for the task.
+    """
+    if "builtin" not in row.datasets:
+        raise DatasetError(
+            f"task {row.name} has no builtin dataset yet: name a Minari dataset of your own with "
+            f"--dataset ID (dataset_id=), or take another source ({', '.join(row.datasets)})"
+        )
+    return row.datasets["builtin"]
+
+
+def build_recipe(row: Task, steps: int, seed: int) -> dict[str, Any]:
+    """All that decides the content of a built dataset, for its metadata."""
+    policies = {}
+    for name in row.behaviors:
+        content = (shipped_folder() / f"{name}.safetensors").read_bytes()
+        policies[name] = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            **BehaviorPolicy.shipped(name).provenance,
+        }
+    return {"steps": steps, "seed": seed, "policies": policies}
+
+
+def is_current(row: Task, metadata: dict[str, Any]) -> bool:
+    """Whether a built dataset came from the behaviour policies that this version ships."""
+    built = metadata.get(BUILD_KEY, {}).get("policies", {})
+    shipped = build_recipe(row, 1, 0)["policies"]
+    hashes = [
+        {name: p.get("sha256") for name, p in policies.items()} for policies in (built, shipped)
+    ]
+    return hashes[0] == hashes[1]
+
+
+def write_dataset(
+    folder: Path,
+    dataset_id: str,
+    env: gym.Env[Any, Any],
+    episodes: Iterable[Episode],
+    metadata: dict[str, Any],
+) -> None:
+    """Write episodes as a Minari dataset (HDF5) into `folder`, through Minari's own storage.
+
+    Args:
+        folder: An existing folder, usually one given by `new_dataset`.
+        dataset_id: The id the dataset will have in the store.
+        env: The outer environment; gives spaces and spec.
+        episodes: Written in their order.
+        metadata: Further JSON-able entries of metadata.json.
+    """
+    import minari
+    from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_storage import MinariStorage
+
+    storage = MinariStorage.new(
+        folder / "data",
+        observation_space=env.observation_space,
+        action_space=env.action_space,
+        env_spec=env.spec,
+        data_format="hdf5",
+    )
+    packages = ("gymnasium", "mujoco")
+    requirements = [f"{name}=={importlib.metadata.version(name)}" for name in packages]
+    storage.update_metadata(
+        {
+            "dataset_id": dataset_id,
+            "minari_version": minari.__version__,
+            "algorithm_name": "SAC",
+            "requirements": requirements,
+            **metadata,
+        }
+    )
+    storage.update_episodes(
+        EpisodeBuffer(
+            id=index,
+            seed=episode.seed,
+            observations=episode.observations,
+            actions=episode.actions,
+            rewards=episode.rewards,
+            terminations=episode.terminations,
+            truncations=episode.truncations,
+        )
+        for index, episode in enumerate(episodes)
+    )
+
+
+def _is_built(dataset_id: str, recipe: dict[str, Any]) -> bool:
+    """Whether the dataset is there and came from this recipe.
+
+    Raises:
+        DatasetError: When something else lies there; only force may replace it.
+    """
+    if not is_present(dataset_id):
+        return False
+    built = read_metadata(dataset_id).get(BUILD_KEY)
+    if built == recipe:
+        return True
+    what = (
+        "another recipe" if not built else f"{built.get('steps')} steps, seed {built.get('seed')}"
+    )
+    if built and (built.get("steps"), built.get("seed")) == (recipe["steps"], recipe["seed"]):
+        what = "another version of the behaviour policy"
+    raise DatasetError(
+        f"dataset {dataset_id} is there already, built from {what}: keep it, or replace it with "
+        "force=True (--force)"
+    )
+
+
+def _episodes(row: Task, envs: list[gym.Env[Any, Any]], steps: int, seed: int) -> Iterator[Episode]:
+    """The policies' episodes one policy after the other, each with its equal share of the steps."""
+    for index, name in enumerate(row.behaviors):
+        share = steps * (index + 1) // len(row.behaviors) - steps * index // len(row.behaviors)
+        policy = BehaviorPolicy.shipped(name)
+        rolled = roll_out(policy, envs, seed * len(row.behaviors) + index, row.horizon)
+        yield from collect_steps(rolled, share)
+
+
+def _with_progress(episodes: Iterator[Episode], dataset_id: str, steps: int) -> Iterator[Episode]:
+    with tqdm(total=steps, desc=dataset_id, unit="step", unit_scale=True, file=sys.stderr) as bar:
+        for episode in episodes:
+            bar.update(len(episode))
+            yield episode
