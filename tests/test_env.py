@@ -1,0 +1,376 @@
+"""The flow environment: its contract, its equality with the mathematics, its refusals."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from stable_baselines3.common.env_checker import check_env as check_sb3_env
+
+import flowmdp
+from flowmdp.checks import check_flow_env
+from flowmdp.env import FlowMDPEnv
+from flowmdp.errors import ActionError, ConfigurationError, FlowMDPError, ResetNeededError
+from flowmdp.mdp import flow_step
+from flowmdp.settings import VELOCITY_SCALE
+from flowmdp.solver import integrate
+from tests.flow_toys import PointRobot, behavior, critic, toy_dataset
+
+IDS = sorted(name for name in gym.registry if name.startswith("FlowMDP-"))
+MODELS: dict[str, Any] = {"critic": critic, "behavior": behavior}
+
+
+def make_toy(**arguments: Any) -> FlowMDPEnv:
+    """A flow environment around the point robot, or on toy data."""
+    outer = None if arguments.get("states") == "dataset" else PointRobot()
+    return FlowMDPEnv(outer, **{"dataset": toy_dataset(), **MODELS, **arguments})
+
+
+def play_chain(
+    env: gym.Env[Any, Any], action: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    """The same action at every step of one chain; the last step's result, rewards summed."""
+    total = 0.0
+    for _ in range(env.get_wrapper_attr("flow_steps")):
+        observation, reward, terminated, truncated, info = env.step(action)
+        total += float(reward)
+    return observation, total, terminated, truncated, info
+
+
+# -- contract ---------------------------------------------------------------------------------
+
+
+def test_every_task_is_registered() -> None:
+    from flowmdp.envs.tasks import TASKS
+
+    assert {f"FlowMDP-{name}-v0" for name in TASKS} == set(IDS)
+    flowmdp.register_envs()  # a second time changes nothing
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_contract_of_every_id(name: str) -> None:
+    env = gym.make(name)
+    check_flow_env(env)
+    env.close()
+
+
+def test_check_env_warns_of_nothing_else() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_sb3_env(gym.make("FlowMDP-hopper-medium-v0").unwrapped)
+
+
+@pytest.mark.parametrize("reward", ["return", "direction", "divergence"])
+@pytest.mark.parametrize("include_previous_action", [False, True])
+def test_contract_of_rewards_and_layouts(reward: str, include_previous_action: bool) -> None:
+    env = make_toy(
+        reward=reward, include_time=False, include_previous_action=include_previous_action
+    )
+    check_flow_env(env)
+
+
+@pytest.mark.parametrize("reward", ["direction", "divergence", "data"])
+def test_contract_on_dataset_states(reward: str) -> None:
+    check_flow_env(make_toy(reward=reward, states="dataset", include_previous_action=True))
+
+
+def test_checker_finds_a_wrong_step() -> None:
+    """Negative control: an environment that moves by twice the velocity does not pass."""
+
+    class TwiceAsFast(FlowMDPEnv):
+        def step(self, action: Any) -> Any:
+            return super().step(2 * action)
+
+    with pytest.raises(AssertionError, match="did not move by velocity"):
+        check_flow_env(TwiceAsFast(PointRobot()))
+
+
+def test_unversioned_id_and_module_prefix() -> None:
+    with pytest.warns(UserWarning, match="latest versioned"):
+        assert gym.make("FlowMDP-hopper-medium").spec is not None
+    env = gym.make("flowmdp:FlowMDP-hopper-medium-v0", flow_steps=3)
+    assert env.get_wrapper_attr("flow_steps") == 3
+    assert env.spec is not None and '"flow_steps": 3' in env.spec.to_json()
+    assert not hasattr(env.unwrapped, "compute_reward") and "torch" not in env.metadata
+
+
+@pytest.mark.parametrize("wrapper", ["statistics", "limit", "normalize", "flatten", "transform"])
+def test_gymnasium_wrappers(wrapper: str) -> None:
+    env: gym.Env[Any, Any] = make_toy()
+    env = {
+        "statistics": lambda: gym.wrappers.RecordEpisodeStatistics(env),
+        "limit": lambda: gym.wrappers.TimeLimit(env, 30),
+        "normalize": lambda: gym.wrappers.NormalizeObservation(env),
+        "flatten": lambda: gym.wrappers.FlattenObservation(env),
+        "transform": lambda: gym.wrappers.TransformReward(env, lambda r: 2 * float(r)),
+    }[wrapper]()
+    env.reset(seed=0)
+    for _ in range(30):
+        observation, _, _, truncated, _ = env.step(np.zeros(2, np.float32))
+    assert truncated == (wrapper == "limit") and observation.shape == (5,)
+
+
+# -- equality with the mathematics ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flow_steps", [1, 5, 10])
+def test_chains_equal_integrate_and_hopper(flow_steps: int) -> None:
+    """Bit for bit: chains of random velocities against the solver and the bare robot."""
+    bare = gym.make("Hopper-v5")
+    env = FlowMDPEnv(gym.make("Hopper-v5"), flow_steps=flow_steps)
+    rng = np.random.default_rng(flow_steps)
+    for episode in range(3):
+        observation, _ = env.reset(seed=episode)
+        outer_seed = int(np.random.default_rng(episode).integers(2**31))
+        state, _ = bare.reset(seed=outer_seed)
+        ended = False
+        while not ended:
+            assert np.array_equal(observation[:11], state.astype(np.float32))
+            x_0 = observation[11:14]
+            actions = rng.uniform(-0.3, 0.3, (flow_steps, 3)).astype(np.float32)
+            steps = iter(actions)
+            x_1 = integrate(lambda x, t: VELOCITY_SCALE * next(steps), x_0, flow_steps)  # noqa: B023
+            state, outer_reward, terminated, truncated, _ = bare.step(np.clip(x_1, -1, 1))
+            rewards = []
+            for action in actions:
+                observation, reward, *ends, info = env.step(action)
+                rewards.append(reward)
+            assert np.array_equal(info["executed_action"], np.clip(x_1, -1, 1))
+            assert rewards == [0.0] * (flow_steps - 1) + [outer_reward]
+            assert ends == [terminated, truncated]
+            ended = terminated or truncated
+        assert np.array_equal(observation[:11], state.astype(np.float32))
+
+
+def test_rewards_sum_to_the_outer_return() -> None:
+    env = make_toy()
+    env.reset(seed=0)
+    total, outer_return, ended = 0.0, 0.0, False
+    while not ended:
+        _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        ended = terminated or truncated
+        total += reward
+        outer_return += info.get("outer_reward", 0.0)
+    assert total == pytest.approx(outer_return) and outer_return != 0
+
+
+def test_divergence_reward_is_what_the_formula_says() -> None:
+    env = make_toy(reward="divergence", rho=0.5, flow_steps=4)
+    observation, _ = env.reset(seed=3)
+    state, x_t, action = observation[:2], observation[2:4], np.array([0.1, -0.1], np.float32)
+    expected, velocity = 0.0, np.float32(VELOCITY_SCALE) * action
+    for k in range(4):
+        reference = behavior(state, x_t, np.full(1, k / 4, np.float32))
+        expected -= 0.5 / 4 * float(np.square(velocity - reference).sum())
+        x_t = flow_step(x_t, velocity, 4)
+    expected += float(critic(state, np.clip(x_t, -1, 1)))
+    _, total, _, _, info = play_chain(env, action)
+    assert total == pytest.approx(expected, rel=1e-5)
+    assert {"reward_divergence", "reward_value"} <= info.keys()
+
+
+def test_data_reward_is_zero_on_the_way_to_the_dataset_action() -> None:
+    data = toy_dataset()
+    env = make_toy(reward="data", states="dataset", dataset=data)
+    observation, _ = env.reset(seed=0)
+    index = int(np.flatnonzero((data.observations == observation[:2]).all(1))[0])
+    action = (data.actions[index] - observation[2:4]) / np.float32(VELOCITY_SCALE)
+    last, total, terminated, _, info = play_chain(env, action)
+    assert total == pytest.approx(0, abs=1e-8) and terminated
+    assert info["executed_action"] == pytest.approx(data.actions[index], abs=1e-5)
+    assert last[-1] == 1.0
+
+
+def test_previous_action_is_the_executed_one() -> None:
+    env = make_toy(include_previous_action=True)
+    observation, _ = env.reset(seed=0)
+    assert np.array_equal(observation[-3:], [0, 0, 0])
+    observation, *_, info = play_chain(env, np.array([0.05, 0.3], np.float32))
+    assert np.array_equal(observation[-3:-1], info["executed_action"]) and observation[-1] == 1
+
+
+def test_clipped_fraction_counts_components_at_the_bounds() -> None:
+    env = make_toy(flow_steps=2)
+    env.reset(seed=0)
+    env.step(np.array([3.0, 0.5], np.float32))
+    *_, info = env.step(np.array([1.0, -1.0], np.float32))
+    assert info["clipped_fraction"] == 0.75
+
+
+def test_velocity_scale_clips_less_than_one_step_in_a_million() -> None:
+    """The tail of the Gaussian for the worst data: actions on the bounds, 50 dimensions."""
+    from math import erfc, sqrt
+
+    def tail(scale: float) -> float:
+        return 50 * erfc((scale - 1) / sqrt(2)) / 2
+
+    assert tail(VELOCITY_SCALE) < 1e-6 < tail(VELOCITY_SCALE - 0.5)
+
+
+# -- seeds, options, rendering ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("states", ["env", "dataset"])
+def test_seeding(states: str) -> None:
+    reward = "return" if states == "env" else "direction"
+    one, two = (make_toy(states=states, reward=reward) for _ in range(2))
+    first, _ = one.reset(seed=5)
+    assert np.array_equal(first, two.reset(seed=5)[0])
+    assert not np.array_equal(first, two.reset(seed=6)[0])
+    two.reset(seed=5)
+    assert np.array_equal(one.reset()[0], two.reset()[0])  # the generators go on together
+
+
+def test_outer_is_seeded_once_without_a_seed() -> None:
+    env = make_toy()
+    _, info = env.reset()
+    assert isinstance(info["outer_info"]["seed"], int)
+    _, info = env.reset()
+    assert info["outer_info"]["seed"] is None
+
+
+def test_reset_options() -> None:
+    noise, state = np.array([1.5, -2.0]), np.array([0.3, 0.4])
+    env = make_toy(states="dataset", reward="direction")
+    observation, _ = env.reset(options={"state": state, "noise": noise})
+    assert observation == pytest.approx([0.3, 0.4, 1.5, -2.0, 0.0])
+    _, info = make_toy().reset(options={"noise": noise, "goal": 1})
+    assert info["outer_info"]["options"] == {"goal": 1}
+
+
+def test_dataset_is_loaded_late_and_once() -> None:
+    loads = []
+
+    def load() -> Any:
+        loads.append(1)
+        return toy_dataset()
+
+    env = make_toy(dataset=load)
+    env.reset(seed=0)
+    assert loads == []
+    assert env.dataset is env.dataset and loads == [1]
+
+
+def test_render_gives_the_outer_frame() -> None:
+    env = FlowMDPEnv(PointRobot(render_mode="rgb_array"))
+    assert env.render_mode == "rgb_array" and env.metadata["render_fps"] == 20
+    env.reset(seed=0)
+    frame = env.render()
+    assert frame is not None and frame.shape == (8, 8, 3)
+    env.close()
+
+
+# -- bad input --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (np.zeros(3, np.float32), r"shape \(3,\): it must be \(2,\)"),
+        (np.float32(0.0), r"shape \(\)"),
+        (np.zeros(2, np.int64), "dtype int64"),
+        (["a", "b"], "dtype"),
+        ([[0.0], [0.0, 1.0]], "no array"),
+        (np.array([np.nan, 0], np.float32), "not finite"),
+        (np.array([0, np.inf], np.float32), "not finite"),
+    ],
+)
+def test_bad_actions(action: Any, message: str) -> None:
+    env = make_toy()
+    before, _ = env.reset(seed=0)
+    with pytest.raises(ActionError, match=message):
+        env.step(action)
+    after, *_ = env.step(np.zeros(2, np.float32))
+    assert np.array_equal(before[:4], after[:4])  # the refused action moved nothing
+
+
+def test_lists_and_other_floats_are_actions() -> None:
+    env = make_toy()
+    env.reset(seed=0)
+    for action in ([0.1, 0.2], np.array([0.1, 0.2]), np.array([1e9, 0.2], np.float32)):
+        observation, *_ = env.step(action)  # type: ignore[arg-type]
+        assert observation.dtype == np.float32 and np.isfinite(observation).all()
+
+
+def test_step_out_of_turn() -> None:
+    env = make_toy(states="dataset", reward="direction", flow_steps=1)
+    zero = np.zeros(2, np.float32)
+    with pytest.raises(ResetNeededError, match=r"call reset\(\)"):
+        env.step(zero)
+    env.reset(seed=0)
+    env.step(zero)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(zero)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"flow_steps": 0}, "flow_steps is 0"),
+        ({"flow_steps": 2.5}, "must be an integer"),
+        ({"reward": "value"}, "unknown reward 'value'"),
+        ({"states": "live"}, "unknown states 'live'"),
+        ({"divergence": "kl"}, "unknown divergence 'kl'"),
+        ({"velocity_scale": 0.0}, "velocity_scale is 0.0"),
+        ({"rho": -1.0}, "rho is -1.0"),
+        ({"flow_step": 3}, "unknown argument 'flow_step'"),
+        ({"reward": "return", "states": "dataset"}, "needs states='env'"),
+        ({"reward": "data"}, "needs states='dataset'"),
+        ({"reward": "direction", "critic": None}, "needs a critic"),
+        ({"reward": "divergence", "behavior": None}, "needs a behavior"),
+        ({"reward": "direction", "critic": lambda s, a: a}, r"answers shape \(1, 2\)"),
+        ({"reward": "direction", "critic": lambda s, a: s @ np.ones(3)}, "the critic fails on"),
+        ({"behavior": lambda s, x, t: x[:, :1]}, "the behavior answers"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make_toy(**arguments)
+
+
+@pytest.mark.parametrize(
+    "options", [{"noise": np.zeros(3)}, {"state": [np.nan, 0]}, {"states": np.zeros(2)}]
+)
+def test_bad_options(options: dict[str, Any]) -> None:
+    env = make_toy(states="dataset", reward="direction")
+    with pytest.raises(ConfigurationError, match="options"):
+        env.reset(options=options)
+
+
+def test_state_option_needs_dataset_states_and_a_dataset_action() -> None:
+    for env in (make_toy(), make_toy(states="dataset", reward="data")):
+        with pytest.raises(ConfigurationError, match=r"options\['state'\]"):
+            env.reset(options={"state": np.zeros(2)})
+
+
+def test_unusable_outer_environments() -> None:
+    nested = PointRobot()
+    nested.observation_space = gym.spaces.Dict({"x": nested.observation_space})  # type: ignore[assignment]
+    with pytest.raises(ConfigurationError, match=r"Dict\('x'"):
+        FlowMDPEnv(nested)
+    wide = PointRobot()
+    wide.action_space = gym.spaces.Box(-2.0, 2.0, (2,), np.float32)
+    with pytest.raises(ConfigurationError, match="RescaleAction"):
+        FlowMDPEnv(wide)
+    with pytest.raises(ConfigurationError, match="Discrete"):
+        FlowMDPEnv(gym.make("CartPole-v1"))
+    with pytest.raises(ConfigurationError, match="outer environment"):
+        FlowMDPEnv()
+
+
+def test_dataset_of_other_dimensions_or_none() -> None:
+    with pytest.raises(ConfigurationError, match="the outer environment has"):
+        _ = make_toy(dataset=toy_dataset(obs_dim=3)).dataset
+    with pytest.raises(ConfigurationError, match="no dataset"):
+        _ = make_toy(dataset=None).dataset
+
+
+def test_errors_of_make() -> None:
+    with pytest.raises(FlowMDPError, match="did you mean hopper-medium"):
+        gym.make("FlowMDP-hopper-medium-v0", task="hoper-medium")
+    with pytest.raises(ConfigurationError, match="no robot to render"):
+        gym.make("FlowMDP-hopper-medium-v0", states="dataset", render_mode="rgb_array")

@@ -1,0 +1,72 @@
+"""Solvers and paths against analytic fields."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from flowmdp.errors import ConfigurationError
+from flowmdp.path import linear_path, linear_velocity
+from flowmdp.solver import SOLVERS, integrate
+
+Array = NDArray[np.float64]
+STEPS = np.array([8, 16, 32, 64])
+
+
+def curved(x: Array, t: float) -> Array:
+    """dx/dt = 1 + x^2: the solution is tan(t + atan(x_0))."""
+    return 1 + x**2
+
+
+def slope(solver: str, steps: Array = STEPS) -> float:
+    """Slope of log error over log step size at t = 1."""
+    x_0 = np.array([-0.5, -2.0])
+    exact = np.tan(1 + np.arctan(x_0))
+    errors = [np.abs(integrate(curved, x_0, int(n), solver) - exact).max() for n in steps]
+    return float(np.polyfit(np.log(1 / steps), np.log(errors), 1)[0])
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2)])
+def test_order_of_convergence(solver: str, order: int) -> None:
+    assert slope(solver) == pytest.approx(order, abs=0.15)
+
+
+def test_order_tells_the_solvers_apart() -> None:
+    """Negative control: Euler does not pass for second order."""
+    assert slope("euler") != pytest.approx(2, abs=0.5)
+
+
+def gaussian_field(x: Array, t: float) -> Array:
+    """Velocity of the straight path from N(0, 1) to N(0.6, 0.1^2)."""
+    variance = (1 - t) ** 2 + (0.1 * t) ** 2
+    return 0.6 + (t * 0.1**2 - (1 - t)) / variance * (x - 0.6 * t)
+
+
+def test_left_grid_is_unbiased() -> None:
+    """From x_0 = 0, the centre of the noise, a flow to mean 0.6 returns 0.6."""
+    assert integrate(gaussian_field, np.zeros(1), 10)[0] == pytest.approx(0.6, abs=1e-12)
+
+
+def test_full_grid_is_biased() -> None:
+    """Negative control: times from linspace(0, 1, T) with steps of 1/T miss the mean."""
+    x, times = np.zeros(1), np.linspace(0, 1, 10)
+    for t in times:
+        x = x + gaussian_field(x, float(t)) / 10
+    assert abs(x[0] - 0.6) > 0.01
+
+
+def test_straight_velocity_is_integrated_exactly_by_one_step() -> None:
+    rng = np.random.default_rng(0)
+    x_0, x_1 = rng.standard_normal((2, 5, 3))
+    velocity = linear_velocity(x_0, x_1)
+    for name in SOLVERS:
+        assert integrate(lambda x, t: velocity, x_0, 1, name) == pytest.approx(x_1)
+    assert linear_path(x_0, x_1, 0.25) == pytest.approx(x_0 + 0.25 * velocity)
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ConfigurationError, match="unknown solver 'rk4'"):
+        integrate(curved, np.zeros(1), 5, "rk4")
+    with pytest.raises(ConfigurationError, match="flow_steps is 0"):
+        integrate(curved, np.zeros(1), 0)
