@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from flowmdp.envs.build import build_dataset, builtin_dataset, is_current
+from flowmdp.envs.info import dataset_info
 from flowmdp.envs.outer import make_outer
 from flowmdp.envs.reading import read_transitions
 from flowmdp.envs.store import is_present, list_datasets, read_metadata, store_root
@@ -18,7 +19,7 @@ from flowmdp.envs.tasks import Task, get_task
 from flowmdp.errors import DatasetError
 from flowmdp.transitions import TransitionDataset
 
-__all__ = ["build_dataset", "list_datasets", "load_dataset"]
+__all__ = ["build_dataset", "dataset_info", "list_datasets", "load_dataset"]
 
 ACTION_TOLERANCE = 1e-5
 """Actions may leave [-1, 1] by this much, through rounding; they are then put back."""
