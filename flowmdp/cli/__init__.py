@@ -1,1 +1,75 @@
-"""The `flowmdp` command: the one package that puts environments, data and agents together."""
+"""The `flowmdp` command: the one package that puts environments, data and agents together.
+
+Exit codes: 0 done; 2 the input, the folder or the disk does not allow it, with one line on stderr
+that says why and what mends it; 130 interrupted by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from flowmdp.cli.options import Command
+from flowmdp.errors import FlowMDPError
+
+DESCRIPTION = """Train flow policies for robots offline, step by flow step.
+
+Start here:
+  flowmdp train df-div hopper-medium --quick
+  flowmdp record runs/hopper-medium/df-div-seed0 --out video.mp4"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the entry point of the installed script.
+
+    Args:
+        argv: Arguments without the program's name; None takes the process's own.
+
+    Returns:
+        The exit code, see the module's text. `--help` and unknown options leave by SystemExit.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"flowmdp {version('flowmdp')}")
+        return 0
+    command = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="flowmdp",
+        description=DESCRIPTION,
+        args=argv or ["--help"],
+        config=(
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.FlagCreatePairsOff,
+        ),
+    )
+    try:
+        command.run()
+    except KeyboardInterrupt:
+        print("flowmdp: interrupted", file=sys.stderr)
+        return 130
+    except (FlowMDPError, OSError) as error:
+        print(f"flowmdp: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    """Cause and cure of an error the user can mend, on one line."""
+    message = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        where = f" {error.filename}" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in message:
+            return (
+                f"the disk is full{where and ' at'}{where}: free some space and repeat the "
+                "command; what was saved before is whole"
+            )
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            return f"no permission to write{where}: choose another folder (--out) or its owner's"
+        return f"{error.strerror or message}:{where}" if where else message
+    return message

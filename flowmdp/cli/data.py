@@ -1,0 +1,86 @@
+"""`flowmdp tasks` and `flowmdp data`: what there is to train on."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flowmdp.cli.options import Build, Info
+from flowmdp.envs.build import build_dataset
+from flowmdp.envs.store import is_present, list_datasets, store_root
+from flowmdp.envs.tasks import TASKS
+
+
+def print_tasks() -> None:
+    """One line per task."""
+    table = Table()
+    for name in ("task", "robot", "dataset", "here"):
+        table.add_column(name, overflow="fold")
+    for task in TASKS.values():
+        dataset_id = task.datasets.get(task.default_source)
+        table.add_row(
+            task.name,
+            task.outer_env[task.default_source],
+            dataset_id or "none yet: --dataset ID",
+            "yes" if dataset_id and is_present(dataset_id) else "no",
+        )
+    Console().print(table)
+    print("The flow environment of a task is FlowMDP-<task>-v0, made by gymnasium.make.")
+    print("A built-in dataset that is not here is built when it is needed.")
+
+
+def build(options: Build) -> None:
+    """Build a task's dataset and say where it lies."""
+    dataset_id = build_dataset(
+        options.task, steps=options.steps, seed=options.seed, force=options.force
+    )
+    print(f"{dataset_id} is in {store_root()}")
+
+
+def print_datasets() -> None:
+    """One line per dataset of the local store."""
+    found = list_datasets()
+    if not found:
+        print(f"no datasets in {store_root()}: `flowmdp data build hopper-medium` builds one")
+        return
+    table = Table(title=f"datasets in {store_root()}", title_justify="left")
+    table.add_column("id", no_wrap=True)
+    table.add_column("episodes", justify="right")
+    table.add_column("steps", justify="right")
+    for dataset_id, metadata in found.items():
+        if metadata is None:
+            table.add_row(dataset_id, "half-written or damaged", "")
+        else:
+            table.add_row(
+                dataset_id, str(metadata["total_episodes"]), f"{metadata['total_steps']:,}"
+            )
+    Console().print(table)
+
+
+def print_info(options: Info) -> None:
+    """What is known of one dataset."""
+    from flowmdp.envs.info import dataset_info
+
+    info = dataset_info(options.name, options.source)
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in info.items():
+        table.add_row(name.replace("_", " "), _readable(value))
+    Console(file=sys.stdout).print(table)
+
+
+def _readable(value: Any) -> str:
+    """Numbers with few digits, lists and dictionaries on one line each."""
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {_readable(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_readable(entry) for entry in value)
+    return str(value)

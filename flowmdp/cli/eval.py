@@ -1,0 +1,108 @@
+"""`flowmdp eval`: play the bare robot with a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmdp.agents import load_agent
+from flowmdp.agents.base import FlowAlgorithm
+from flowmdp.agents.evaluation import Policy, evaluate
+from flowmdp.cli.job import check_device, checkpoint_file
+from flowmdp.cli.options import Eval
+from flowmdp.cli.report import print_table, summarize
+from flowmdp.envs.outer import make_outer
+from flowmdp.errors import CheckpointError, ConfigurationError
+
+
+class Acting:
+    """The agent as a policy for the bare robot, with another solver or the best of many actions.
+
+    Args:
+        agent: The agent.
+        **options: Of its `act`.
+    """
+
+    def __init__(self, agent: FlowAlgorithm, **options: Any) -> None:
+        self.agent, self.options = agent, options
+
+    def predict(
+        self,
+        observation: NDArray[Any],
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[np.float32], Any]:
+        """Outer actions, shape (n, action_dim), for observations of shape (n, observation_dim)."""
+        return self.agent.act(np.asarray(observation, np.float32), **self.options), state
+
+
+def open_agent(run_folder: Path, task: str | None, device: str) -> FlowAlgorithm:
+    """Load a run's agent for playing the robot.
+
+    Raises:
+        CheckpointError: When there is no checkpoint, it is damaged, or it is another task's.
+        ConfigurationError: For a GPU that is not there.
+    """
+    check_device(device)
+    path = checkpoint_file(run_folder)
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist: name a folder that `flowmdp train` made, or a checkpoint file"
+        )
+    agent = load_agent(path, device=device)
+    if agent.spec.task is None:
+        raise CheckpointError(
+            f"{path} was trained on an environment of its own, not on a task: play it from Python, "
+            "agent.outer_policy()"
+        )
+    if task is not None and task != agent.spec.task:
+        raise CheckpointError(
+            f"{path} belongs to {agent.spec.task}, not to {task}: name a checkpoint of {task}"
+        )
+    return agent
+
+
+def run_eval(options: Eval) -> None:
+    """Play and print.
+
+    Raises:
+        ConfigurationError: For a number out of range, or options that exclude each other.
+    """
+    if options.episodes < 1 or options.best_of < 1:
+        raise ConfigurationError("--episodes and --best-of must be at least 1")
+    agent = open_agent(options.run_folder, options.task, options.device)
+    policy, name = _policy(agent, options)
+    task = agent.spec.task
+    assert task is not None
+    play = partial(make_outer, task, agent.spec.source)
+    result = evaluate(policy, play, options.episodes, options.seed, progress=not options.json)
+    summary = {"episodes": options.episodes, **summarize(task, result.returns)}
+    if options.json:
+        record = {"task": task, "seed": options.seed, **summary, "returns": result.returns}
+        print(json.dumps(record, indent=2))
+    else:
+        print_table(f"{task}, {agent.num_timesteps} updates", {name: summary})
+
+
+def _policy(agent: FlowAlgorithm, options: Eval) -> tuple[Policy, str]:
+    """Who plays, and under which name."""
+    special = options.flow_steps is not None or options.solver != "euler" or options.best_of > 1
+    if options.behavior and special:
+        raise ConfigurationError(
+            "--behavior plays the behaviour flow as it was trained: leave out --flow-steps, "
+            "--solver and --best-of"
+        )
+    if options.behavior:
+        return agent.behavior_policy(), "behaviour flow"
+    if not special:
+        return agent.outer_policy(), type(agent).__name__
+    chosen: dict[str, Any] = {"n_steps": options.flow_steps, "solver": options.solver}
+    if options.best_of > 1:
+        chosen["best_of"] = options.best_of
+    return Acting(agent, **chosen), type(agent).__name__

@@ -1,0 +1,163 @@
+"""The folder of one training run: which files it holds, and writing them so that none is ever half.
+
+config.json     what was asked for: enough to start the same run again, or to continue it
+checkpoint.zip  the agent, with optimisers and generators
+progress.csv    the log, one line per interval; TensorBoard files lie beside it
+history.json    evaluations during training, seconds and updates so far
+curves.png      drawn from the three above
+result.json     the run's outcome; written last, so its presence says that the run is complete
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowmdp.errors import CheckpointError, ConfigurationError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder and the paths in it."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """What was asked for."""
+        return self.path / "config.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The agent."""
+        return self.path / "checkpoint.zip"
+
+    @property
+    def progress(self) -> Path:
+        """The log."""
+        return self.path / "progress.csv"
+
+    @property
+    def history(self) -> Path:
+        """Evaluations during training, and clocks."""
+        return self.path / "history.json"
+
+    @property
+    def curves(self) -> Path:
+        """The picture."""
+        return self.path / "curves.png"
+
+    @property
+    def result(self) -> Path:
+        """The outcome."""
+        return self.path / "result.json"
+
+    @classmethod
+    def create(cls, path: Path, config: dict[str, Any]) -> RunFolder:
+        """Make the folder and write its configuration.
+
+        Raises:
+            ConfigurationError: When the folder already holds a run, or is no folder.
+        """
+        folder = cls(path)
+        if folder.config.exists() or folder.checkpoint.exists():
+            raise ConfigurationError(
+                f"{path} already holds a run: continue it with `flowmdp train --resume {path}`, "
+                "or choose another --out"
+            )
+        if path.exists() and not path.is_dir():
+            raise ConfigurationError(f"{path} is a file: choose a folder with --out")
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(folder.config, config)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[RunFolder, dict[str, Any]]:
+        """An existing run and its configuration.
+
+        Raises:
+            CheckpointError: When there is no run, or its configuration cannot be read.
+        """
+        folder = cls(path)
+        if not folder.config.exists():
+            raise CheckpointError(
+                f"{path} holds no run (no config.json): name a folder that `flowmdp train` made"
+            )
+        return folder, read_json(folder.config)
+
+
+def free_folder(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3 ... that does not exist yet."""
+    candidate, n = path, 1
+    while candidate.exists():
+        n += 1
+        candidate = path.with_name(f"{path.name}-{n}")
+    return candidate
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: When the file is absent or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} does not exist: the run has not come that far; finish it with "
+            f"`flowmdp train --resume {path.parent}`"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): restore it or train again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged (not a JSON object): restore it or train again")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object; the old file stays until the new one is whole."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file of the same suffix, then put it in `path`'s place.
+
+    Whatever goes wrong, `path` is either as it was or whole and new, and no temporary file stays.
+    """
+    handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_progress(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Series of progress.csv: name -> (step, value) pairs, without the empty cells."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                step = row.pop("step", None)
+                for name, cell in row.items():
+                    if name and cell and step:
+                        series.setdefault(name, []).append((int(step), float(cell)))
+    return series

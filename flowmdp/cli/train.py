@@ -1,0 +1,236 @@
+"""`flowmdp train`: data, behaviour flow, critic, policy, evaluation, curves, in one folder."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flowmdp.agents import load_agent
+from flowmdp.agents.acting import OuterPolicy
+from flowmdp.agents.base import FlowAlgorithm
+from flowmdp.agents.evaluation import evaluate
+from flowmdp.cli import pretrained
+from flowmdp.cli.job import (
+    check_config,
+    make_agent,
+    make_config,
+    make_data,
+    make_env,
+    versions,
+)
+from flowmdp.cli.keeper import Interruptible, Keeper
+from flowmdp.cli.logs import ProgressFile, make_logger
+from flowmdp.cli.options import Train
+from flowmdp.cli.plot import plot_run
+from flowmdp.cli.report import print_table, summarize, summarize_evaluations
+from flowmdp.cli.run_folder import RunFolder, free_folder, read_json, write_json
+from flowmdp.envs.outer import make_outer
+from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.transitions import TransitionDataset
+
+LOG_INTERVAL = 100
+"""Gradient steps between two lines of progress.csv."""
+DURING, AFTER = 1_000_000, 2_000_000
+"""First episode seeds of evaluations during and after training, away from those of the data."""
+FRESH: dict[str, Any] = {"evaluations": [], "updates": 0, "update_seconds": 0.0, "seconds": 0.0}
+
+
+def train(options: Train) -> None:
+    """Run the whole job, or continue it."""
+    folder, config = _continue(options) if options.resume else _start(options)
+    start = time.perf_counter()
+    data = make_data(config)
+    env = make_env(config, data)
+    agent = _agent(folder, config, env)
+    history = _history(folder, agent)
+    progress = ProgressFile(folder.progress)
+    progress.forget_after(_pretrain_steps(agent), agent.num_timesteps)
+    agent.set_logger(make_logger(folder, progress, options.verbose))
+    before = history["seconds"]
+
+    def save() -> None:
+        history["seconds"] = before + time.perf_counter() - start
+        agent.save(folder.checkpoint)
+        write_json(folder.history, history)
+
+    try:
+        finished = _learn(agent, config, history, save)
+    finally:
+        agent.logger.close()
+        env.close()
+    if not finished:
+        raise KeyboardInterrupt
+    save()
+    plot_run(folder.path, quiet=True)
+    _conclude(folder, config, agent, data, history)
+
+
+def _start(options: Train) -> tuple[RunFolder, dict[str, Any]]:
+    """Make a new run's folder."""
+    config = make_config(options)
+    default = Path("runs") / config["task"] / f"{config['algorithm']}-seed{config['seed']}"
+    folder = RunFolder.create(options.out or free_folder(default), config)
+    print(f"run folder: {folder.path}", file=sys.stderr)
+    return folder, config
+
+
+def _continue(options: Train) -> tuple[RunFolder, dict[str, Any]]:
+    """Open an existing run; only its goal and its device may change."""
+    allowed = {"resume", "steps", "device", "verbose"}
+    changed = [
+        f"--{field.name.replace('_', '-')}"
+        if field.name not in ("algorithm", "task")
+        else field.name
+        for field in fields(options)
+        if field.name not in allowed and getattr(options, field.name) != field.default
+    ]
+    if changed:
+        raise ConfigurationError(
+            f"{', '.join(changed)} cannot change in a run that is continued: with --resume give "
+            "only --steps, --device and --verbose, or start a new run"
+        )
+    assert options.resume is not None
+    folder, config = RunFolder.open(options.resume)
+    if options.steps is not None:
+        if options.steps < config.get("steps", 0):
+            raise ConfigurationError(
+                f"--steps {options.steps} is below the run's goal of {config['steps']}: raise it"
+            )
+        config["steps"] = options.steps
+    if options.device != "auto":
+        config["device"] = options.device
+    try:
+        check_config(config)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder.config} lacks {error}: restore it or train again"
+        ) from error
+    write_json(folder.config, config)
+    return folder, config
+
+
+def _agent(folder: RunFolder, config: dict[str, Any], env: Any) -> FlowAlgorithm:
+    """The agent of the checkpoint, or a new one where there is none yet."""
+    if folder.checkpoint.exists():
+        return load_agent(folder.checkpoint, env=env, device=config["device"])
+    return make_agent(config, env)
+
+
+def _history(folder: RunFolder, agent: FlowAlgorithm) -> dict[str, Any]:
+    """Evaluations and clocks so far, as far as the checkpoint has come."""
+    if not (folder.checkpoint.exists() and folder.history.exists()):
+        return {**FRESH, "evaluations": []}
+    history = read_json(folder.history)
+    history["evaluations"] = [
+        evaluation
+        for evaluation in history["evaluations"]
+        if evaluation["step"] <= agent.num_timesteps
+    ]
+    return history
+
+
+def _pretrain_steps(agent: FlowAlgorithm) -> int:
+    """Updates of behaviour flow and critic so far; 0 for agents that have none."""
+    return int(getattr(agent, "behavior_updates", 0) + getattr(agent, "critic_updates", 0))
+
+
+def _learn(
+    agent: FlowAlgorithm, config: dict[str, Any], history: dict[str, Any], save: Any
+) -> bool:
+    """Pre-train and train; False when the user stopped it. Either way all is saved."""
+    tenth = max(1, config["steps"] // 10)
+    play = partial(make_outer, config["task"], config["source"])
+
+    def evaluate_now() -> list[float]:
+        seed = config["seed"] + DURING
+        return evaluate(agent.outer_policy(), play, config["eval_episodes"], seed).returns
+
+    remaining = config["steps"] - agent.num_timesteps
+    with Interruptible() as interrupt:
+        if remaining > 0 and not _pretrained(agent, interrupt, save):
+            return False
+        if remaining > 0:
+            keeper = Keeper(
+                evaluate_now,
+                save,
+                history,
+                config["eval_every"] or tenth,
+                config["save_every"] or tenth,
+                interrupt,
+            )
+            agent.learn(
+                remaining,
+                callback=keeper,
+                log_interval=min(LOG_INTERVAL, tenth),
+                reset_num_timesteps=False,
+                progress_bar=True,
+            )
+            save()
+    return agent.num_timesteps >= config["steps"]
+
+
+def _pretrained(agent: FlowAlgorithm, interrupt: Interruptible, save: Any) -> bool:
+    """Behaviour flow and critic, from the cache or by training; False when the user stopped it."""
+    if agent.pretrain_key() is None or agent.num_timesteps > 0:
+        return True
+    if _pretrain_steps(agent) == 0 and pretrained.restore(agent):
+        print(f"behaviour flow and critic from {pretrained.cached_file(agent)}", file=sys.stderr)
+        return True
+    if not agent.pretrain(progress_bar=True, callback=interrupt.go_on):
+        save()
+        return False
+    save()
+    pretrained.store(agent)
+    return True
+
+
+def _conclude(
+    folder: RunFolder,
+    config: dict[str, Any],
+    agent: FlowAlgorithm,
+    data: TransitionDataset,
+    history: dict[str, Any],
+) -> None:
+    """Evaluate both flows on the bare robot, write result.json and curves.png, print a table."""
+    start = time.perf_counter()
+    task, episodes = config["task"], config["episodes"]
+    play = partial(make_outer, task, config["source"])
+
+    def outcome(policy: OuterPolicy) -> dict[str, Any]:
+        result = evaluate(policy, play, episodes, config["seed"] + AFTER, progress=True)
+        summary = summarize(task, result.returns)
+        return {"episodes": episodes, **summary, "returns": result.returns}
+
+    agent_outcome = outcome(agent.outer_policy())
+    improves = agent.pretrain_key() is not None
+    behavior = outcome(agent.behavior_policy()) if improves else agent_outcome
+    recorded = {"episodes": len(data.returns), **summarize(task, data.returns.tolist())}
+    seconds = history["seconds"] + time.perf_counter() - start
+    rate = history["updates"] / history["update_seconds"] if history["update_seconds"] else None
+    names = ("task", "source", "dataset_id", "algorithm", "seed", "steps", "flow_steps", "quick")
+    result = {
+        **{name: config[name] for name in names},
+        **agent_outcome,
+        **summarize_evaluations(task, history["evaluations"]),
+        "behavior": behavior,
+        "data": recorded,
+        "updates_per_second": rate,
+        "wall_seconds": seconds,
+        "device": str(agent.device),
+        "arguments": config["arguments"],
+        "command": config["command"],
+        "versions": versions(),
+    }
+    write_json(folder.result, result)
+    plot_run(folder.path, quiet=True)
+    rows = {config["algorithm"]: agent_outcome, "behaviour flow": behavior, "data": recorded}
+    if not improves:
+        del rows["behaviour flow"]
+    print_table(f"{task}, {agent.num_timesteps} updates, seed {config['seed']}", rows)
+    quoted = shlex.quote(str(folder.path))
+    print(f"results in {folder.path}; watch it: flowmdp record {quoted} --out video.mp4")
