@@ -17,6 +17,7 @@ import minari
 import numpy as np
 import pytest
 import torch
+from minari.namespace import list_local_namespaces
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.sac.policies import Actor
 
@@ -61,7 +62,7 @@ def test_is_a_real_minari_dataset_of_exactly_that_many_steps() -> None:
     assert ID in minari.list_local_datasets()
     assert dataset.total_steps == 1_234
     assert dataset.env_spec.id == "Hopper-v5"
-    assert {"flowmdp", "flowmdp/hopper"} <= set(minari.list_local_namespaces())
+    assert {"flowmdp", "flowmdp/hopper"} <= set(list_local_namespaces())
     data = load_dataset(TASK)
     assert len(data) == 1_234 and data.truncations[-1]
     assert read_metadata(ID)[BUILD_KEY]["steps"] == 1_234
