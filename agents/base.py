@@ -1,0 +1,472 @@
+"""What every agent shares: an SB3 algorithm that learns offline and plays the flow environment."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback
+from torch import Tensor, nn
+
+from flowmdp.agents import checkpoint
+from flowmdp.agents.acting import OuterPolicy, State
+from flowmdp.agents.critics import Info
+from flowmdp.agents.data import Batch, DeviceDataset, check_fit
+from flowmdp.agents.policy import FlowPolicy, FlowSpec
+from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.transitions import TransitionDataset
+
+Array = NDArray[np.float32]
+
+
+class FlowAlgorithm(BaseAlgorithm):
+    """Base of the agents: data on the device, the learning loop, acting, exact checkpoints.
+
+    One timestep of `learn` is one gradient step of the policy. The outer environment is never
+    stepped by learning; `env` tells the agent what the flow MDP looks like.
+
+    Args:
+        policy: "MlpPolicy" or a `FlowPolicy` class.
+        env: A flow environment (`FlowMDPEnv`, a VecEnv of one, or a registered id).
+        learning_rate: Adam's, of the policy.
+        dataset: Transitions to learn from; None takes the environment's.
+        batch_size: Transitions per gradient step.
+        gamma: Discount per outer step.
+        ema_rate: Weight of the new parameters in the moving average that acts.
+        precision: "float32" or "bfloat16" (matrix products in bfloat16, weights in float32).
+        compile: Compile the losses with `torch.compile`; the first steps take a minute longer.
+        policy_kwargs: `net_arch`: hidden widths, [256, 256, 256] if not given.
+        tensorboard_log: Folder for TensorBoard files.
+        verbose: 1 prints the log to the terminal.
+        seed: Of the networks, the batches and the noise.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        ConfigurationError: If an argument is out of range, or `env` is no flow environment.
+        DatasetError: If the dataset does not fit the environment.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": FlowPolicy}
+    policy: FlowPolicy
+
+    def __init__(
+        self,
+        policy: str | type[FlowPolicy],
+        env: Any,
+        learning_rate: float,
+        *,
+        dataset: TransitionDataset | None = None,
+        batch_size: int = 256,
+        gamma: float = 0.99,
+        ema_rate: float = 0.005,
+        precision: str = "float32",
+        compile: bool = False,
+        policy_kwargs: dict[str, Any] | None = None,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            policy_kwargs=policy_kwargs,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            support_multi_env=True,
+            supported_action_spaces=(spaces.Box,),
+        )
+        if precision not in ("float32", "bfloat16"):
+            raise ConfigurationError(f"precision is {precision!r}: choose 'float32' or 'bfloat16'")
+        if batch_size < 1:
+            raise ConfigurationError(f"batch_size is {batch_size}: it must be at least 1")
+        if not 0 <= gamma < 1:
+            raise ConfigurationError(f"gamma is {gamma}: it must be in [0, 1)")
+        self.batch_size, self.gamma, self.ema_rate = batch_size, gamma, ema_rate
+        self.precision, self.compile = precision, compile
+        self._dataset = dataset
+        if env is not None:
+            self.spec = FlowSpec.of(self.env)
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        """Make generators, networks and optimisers; subclasses add theirs."""
+        seed = 0 if self.seed is None else self.seed
+        self.set_random_seed(seed)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.act_generator = torch.Generator(self.device).manual_seed(seed + 1)
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._data: DeviceDataset | None = None
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space,
+            self.action_space,
+            lambda _: self.learning_rate,
+            spec=self.spec,
+            **self.policy_kwargs,
+        ).to(self.device)
+
+    # -- data, noise, acceleration ----------------------------------------------------------
+
+    @property
+    def dataset(self) -> TransitionDataset:
+        """The transitions the agent learns from.
+
+        Raises:
+            ConfigurationError: If neither the agent nor its environment has any.
+        """
+        if self._dataset is None:
+            if self.env is None:
+                raise ConfigurationError("no data to learn from: load the agent with env=")
+            self._dataset = self.env.get_attr("dataset")[0]
+        return self._dataset
+
+    @property
+    def data(self) -> DeviceDataset:
+        """The dataset on the device; placed there, and the normaliser fitted, at first use."""
+        if self._data is None:
+            check_fit(self.dataset, self.spec)
+            normalizer = self.policy.normalizer
+            if not normalizer.fitted:
+                normalizer.fit(torch.as_tensor(self.dataset.observations, device=self.device))
+            self._data = DeviceDataset(self.dataset, self.spec, normalizer, self.device)
+        return self._data
+
+    def sample(self) -> Batch:
+        """A uniform batch of transitions, with replacement."""
+        return self.data.sample(self.batch_size, self.generator)
+
+    def randn(self, shape: Iterable[int]) -> Tensor:
+        """Standard Gaussian noise from the agent's own generator."""
+        return torch.randn(tuple(shape), generator=self.generator, device=self.device)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Matrix products in the agent's precision."""
+        enabled = self.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, through `torch.compile` when the agent was made with compile=True."""
+        if not self.compile:
+            return function
+        if function not in self._compiled:
+            self._compiled[function] = torch.compile(function, dynamic=False)
+        return self._compiled[function]
+
+    # -- learning ---------------------------------------------------------------------------
+
+    def _update(self) -> Info:
+        """One gradient step; returns scalars to log."""
+        raise TypeError("FlowAlgorithm is abstract: use FlowBC, DFDir or DFDiv")
+
+    def _diagnostics(self) -> dict[str, float]:
+        """Scalars that are computed only when the log is written."""
+        return {}
+
+    def pretrain(
+        self, progress_bar: bool = False, callback: Callable[[], bool] | None = None
+    ) -> bool:
+        """Fit what must stand before the policy learns; FlowBC needs nothing.
+
+        Args:
+            progress_bar: Show one.
+            callback: Called after every step; returning False stops.
+
+        Returns:
+            Whether everything is fitted.
+        """
+        return True
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        tb_log_name: str = "run",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Take `total_timesteps` gradient steps on the dataset (pre-training first where needed).
+
+        Args:
+            total_timesteps: Gradient steps of the policy.
+            callback: SB3 callbacks; one call per gradient step.
+            log_interval: Gradient steps between two log lines; 0 logs nothing.
+            tb_log_name: Name of the run for TensorBoard.
+            reset_num_timesteps: False continues the count and learns `total_timesteps` more.
+            progress_bar: Show a progress bar.
+
+        Raises:
+            ConfigurationError: If `total_timesteps` is negative or there is no data.
+        """
+        if total_timesteps < 0:
+            raise ConfigurationError(
+                f"total_timesteps is {total_timesteps}: it must not be negative"
+            )
+        if total_timesteps > 0:
+            len(self.data)  # load and check the data before anything is set up
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        if self.num_timesteps < total_timesteps:
+            self.pretrain(progress_bar)
+        callback.on_training_start(locals(), globals())
+        infos: list[Info] = []
+        start, first = time.perf_counter(), self.num_timesteps
+        while self.num_timesteps < total_timesteps:
+            infos.append(self._update())
+            self.num_timesteps += 1
+            self._n_updates += 1
+            if log_interval and self.num_timesteps % log_interval == 0:
+                rate = (self.num_timesteps - first) / (time.perf_counter() - start)
+                self.logger.record("time/updates_per_second", rate)
+                self._dump(infos, "train", self.num_timesteps)
+                infos.clear()
+            callback.update_locals(locals())
+            if not callback.on_step():
+                break
+        callback.on_training_end()
+        return self
+
+    def _dump(self, infos: list[Info], prefix: str, step: int) -> None:
+        """Write the mean of `infos`, and the diagnostics, to the logger."""
+        for key in infos[0]:
+            mean = torch.stack([info[key] for info in infos]).mean()
+            self.logger.record(f"{prefix}/{key}", mean.item())
+        if prefix == "train":
+            for key, value in self._diagnostics().items():
+                self.logger.record(f"{prefix}/{key}", value)
+        self.logger.dump(step)
+
+    # -- acting -----------------------------------------------------------------------------
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        state: State = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], State]:
+        """The action for a flow observation, or for an outer one; their widths tell them apart.
+
+        Args:
+            observation: A flow observation, (flow_obs_dim,), gets a flow action; an outer
+                observation, (observation_dim,), gets the whole chain's action. Both may be batched.
+            state: See `OuterPolicy.predict`.
+            episode_start: See `OuterPolicy.predict`.
+            deterministic: For outer observations: start the chain at zero noise. The velocity field
+                itself is deterministic, so nothing changes on the flow environment, which draws x_0.
+
+        Returns:
+            Actions in [-1, 1], and the new state.
+        """
+        if np.shape(observation)[-1:] == (self.spec.observation_dim,):
+            return self.outer_policy().predict(observation, state, episode_start, deterministic)
+        return self.policy.predict(observation, state, episode_start, deterministic)  # type: ignore[arg-type]
+
+    def chain(
+        self,
+        observations: Array,
+        noise: Array | None = None,
+        previous: Array | None = None,
+        n_steps: int | None = None,
+        solver: str = "euler",
+        field: nn.Module | None = None,
+    ) -> Array:
+        """Points of whole chains, shape (n_steps + 1, n, action_dim); see `FlowPolicy.chain`.
+
+        Args:
+            observations: Outer observations, shape (n, observation_dim).
+            noise: x_0, shape (n, action_dim); None draws Gaussian noise.
+            previous: Previous actions and flags, where the flow state includes them.
+            n_steps: Flow steps, None for the environment's.
+            solver: "euler", "midpoint" or "heun".
+            field: The velocity field, None for the acting one.
+        """
+        if noise is None:
+            shape = (len(observations), self.spec.action_dim)
+            x_0 = torch.randn(shape, generator=self.act_generator, device=self.device)
+        else:
+            x_0 = torch.as_tensor(noise, dtype=torch.float32, device=self.device)
+        field = self.policy.ema if field is None else field
+        return self.policy.chain(field, observations, x_0, previous, n_steps, solver)
+
+    def act(
+        self,
+        observations: Array,
+        n_steps: int | None = None,
+        solver: str = "euler",
+        noise: Array | None = None,
+        previous: Array | None = None,
+    ) -> Array:
+        """Outer actions in [-1, 1], shape (n, action_dim), by whole chains; see `chain`."""
+        return np.clip(self.chain(observations, noise, previous, n_steps, solver)[-1], -1, 1)
+
+    def outer_policy(self) -> OuterPolicy:
+        """The agent as a policy for the bare outer environment."""
+        return OuterPolicy(self, self.policy.ema)
+
+    def behavior_policy(self) -> OuterPolicy:
+        """The cloned behaviour as a policy for the bare outer environment."""
+        return OuterPolicy(self, self.policy.ema)
+
+    # -- checkpoints ------------------------------------------------------------------------
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-able; what a checkpoint needs to make the agent again."""
+        return {
+            "learning_rate": self.learning_rate,
+            "batch_size": self.batch_size,
+            "gamma": self.gamma,
+            "ema_rate": self.ema_rate,
+            "precision": self.precision,
+            "compile": self.compile,
+            "policy_kwargs": self.policy_kwargs,
+            "seed": self.seed,
+        }
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """Everything with weights that a checkpoint holds."""
+        return {"policy": self.policy}
+
+    def _counters(self) -> dict[str, int]:
+        return {"num_timesteps": self.num_timesteps, "_n_updates": self._n_updates}
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return list(self._modules()), []
+
+    def save(
+        self,
+        path: checkpoint.Target,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Write a checkpoint from which training resumes exactly.
+
+        Args:
+            path: ".zip" is added where there is no suffix.
+            exclude: For SB3's signature only; must be empty.
+            include: For SB3's signature only; must be empty.
+
+        Raises:
+            OSError: If it cannot be written; a checkpoint that was there before stays whole.
+        """
+        if exclude or include:
+            raise ConfigurationError("a checkpoint is always whole: leave exclude and include out")
+        space = self.observation_space
+        tensors = {
+            "generator/learn": self.generator.get_state(),
+            "generator/act": self.act_generator.get_state(),
+            "space/low": torch.as_tensor(space.low),  # type: ignore[attr-defined]
+            "space/high": torch.as_tensor(space.high),  # type: ignore[attr-defined]
+        }
+        for name, module in self._modules().items():
+            tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
+        for name, optimizer in self.optimizers.items():
+            tensors |= checkpoint.flatten_optimizer(name, optimizer)
+        manifest = {
+            "algorithm": type(self).__name__,
+            "dataset": None if self._dataset is None else self._dataset.id,
+            "spec": dataclasses.asdict(self.spec),
+            "hyperparameters": self.hyperparameters(),
+            "counters": self._counters(),
+        }
+        checkpoint.write(path, manifest, tensors)
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        path: checkpoint.Target,
+        env: Any = None,
+        device: torch.device | str = "auto",
+        dataset: TransitionDataset | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Make the agent again from a checkpoint; no code from the file is run.
+
+        Args:
+            path: The checkpoint.
+            env: The flow environment, needed to learn on unless `dataset` is given.
+            device: "auto", "cpu" or "cuda".
+            dataset: Transitions to learn from; None takes the environment's.
+            **kwargs: Override hyper-parameters.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged, of another algorithm, or made for
+                another environment than `env`.
+        """
+        manifest, tensors = checkpoint.read(path)
+        if manifest.get("algorithm") != cls.__name__:
+            raise CheckpointError(
+                f"{path} holds a {manifest.get('algorithm')}, not a {cls.__name__}: "
+                "load it with its own class or with load_agent"
+            )
+        try:
+            agent = cls(
+                "MlpPolicy",
+                env,
+                device=device,
+                dataset=dataset,
+                _init_setup_model=False,
+                **manifest["hyperparameters"] | kwargs,
+            )
+            agent._restore(manifest, tensors)
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{path} is damaged: {reason}") from None
+        return agent
+
+    def _restore(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Take the state that `save` wrote."""
+        spec = FlowSpec(**manifest["spec"])
+        if self.env is None:
+            low, high = tensors["space/low"].numpy(), tensors["space/high"].numpy()
+            self.spec, self.n_envs = spec, 1
+            self.observation_space = spaces.Box(low, high, dtype=np.float32)
+            self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
+        elif self.spec != spec:
+            names = [f.name for f in dataclasses.fields(spec)]
+            other = [n for n in names if getattr(spec, n) != getattr(self.spec, n)]
+            difference = ", ".join(
+                f"{n} is {getattr(spec, n)!r} there and {getattr(self.spec, n)!r} here"
+                for n in other
+            )
+            raise CheckpointError(f"the checkpoint is of another environment: {difference}")
+        self._setup_model()
+        checkpoint.restore_modules(self._modules(), tensors)
+        for name, optimizer in self.optimizers.items():
+            checkpoint.restore_optimizer(name, optimizer, tensors)
+        self.generator.set_state(tensors["generator/learn"])
+        self.act_generator.set_state(tensors["generator/act"])
+        for name, value in manifest["counters"].items():
+            if name not in self._counters():
+                raise CheckpointError(f"unknown counter {name!r}")
+            setattr(self, name, int(value))
+
+
+def load_agent(path: checkpoint.Target, **kwargs: Any) -> FlowAlgorithm:
+    """Load a checkpoint with the class it was saved by; arguments as in `FlowAlgorithm.load`."""
+    name = checkpoint.read(path)[0].get("algorithm")
+    stack = list(FlowAlgorithm.__subclasses__())
+    while stack:
+        cls = stack.pop()
+        if cls.__name__ == name:
+            return cls.load(path, **kwargs)
+        stack += cls.__subclasses__()
+    raise CheckpointError(f"{path} holds an agent of the unknown class {name!r}")

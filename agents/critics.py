@@ -1,0 +1,139 @@
+"""Critics Q(s, a) of the outer MDP, in two modes.
+
+`IQLCritic` (Kostrikov et al. 2022, arXiv:2110.06169; what Decision Flow's appendix C uses) never
+asks for the value of an action that is not in the data. `TDCritic` [ours] goes on learning under
+the policy that is being improved.
+
+Both learn a state value V(s) too. Flow critics and policies see neither Q nor V but the
+**advantage in advantage units**, A(s, a) = (Q(s, a) - V(s)) / nu, where nu is the mean absolute
+difference between Q at the data's action and Q at the behaviour flow's action in the same state
+[ours]: what a policy can win is that spread, often below one per cent of Q itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flowmdp.agents.data import Batch
+from flowmdp.agents.networks import EnsembleMlp, frozen_copy, polyak
+from flowmdp.errors import ConfigurationError
+
+Info = dict[str, Tensor]
+
+
+class Critic(nn.Module):
+    """Ensemble Q(s, a), its Polyak target and a state value V(s).
+
+    Args:
+        observation_dim: Width of an observation.
+        action_dim: Width of an action.
+        net_arch: Hidden widths.
+        members: Number of Q networks.
+        gamma: Discount per outer step.
+        tau: Polyak rate of the target.
+        expectile: Of the state value's regression, in [0.5, 1); 0.5 is the mean.
+        pessimism: With more than two members, Q = mean - pessimism * std; two take the minimum.
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        net_arch: Sequence[int] = (256, 256, 256),
+        *,
+        members: int = 2,
+        gamma: float = 0.99,
+        tau: float = 0.005,
+        expectile: float = 0.7,
+        pessimism: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not 0.5 <= expectile < 1:
+            raise ConfigurationError(f"expectile is {expectile}: it must be in [0.5, 1)")
+        self.gamma, self.tau = gamma, tau
+        self.expectile, self.pessimism = expectile, pessimism
+        width = observation_dim + action_dim
+        self.q = EnsembleMlp(width, 1, net_arch, members, layer_norm=True)
+        self.target_q = frozen_copy(self.q)
+        self.v = EnsembleMlp(observation_dim, 1, net_arch, layer_norm=True)
+        self.register_buffer("scale", torch.ones(()))
+
+    def values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Pessimistic Q(s, a) in reward units, shape (batch,)."""
+        return self._aggregate(self._members(self.q, observations, actions))
+
+    def advantages(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """(Q(s, a) - V(s)) / nu, shape (batch,); no gradient reaches the critic's parameters."""
+        q = self._aggregate(self._members(self.q, observations, actions))
+        with torch.no_grad():
+            baseline = self.v(observations)[0, :, 0]
+        return (q - baseline) / self.scale
+
+    @torch.no_grad()
+    def fit_scale(self, observations: Tensor, data: Tensor, flow: Tensor) -> None:
+        """Set nu to the mean |Q(s, a_data) - Q(s, a_flow)|; actions of shape (batch, action_dim)."""
+        difference = self.values(observations, data) - self.values(observations, flow)
+        self.scale.copy_(difference.abs().mean().clamp_min(1e-6))
+
+    def loss(self, batch: Batch, next_actions: Tensor, weights: Tensor) -> tuple[Tensor, Info]:
+        """Sum of the Q and V losses, and what to log.
+
+        Args:
+            batch: Transitions.
+            next_actions: The policy's actions at s', shape (batch, action_dim).
+            weights: Weight of each transition in Q's loss, shape (batch,).
+        """
+        with torch.no_grad():
+            target_q = self._aggregate(
+                self._members(self.target_q, batch.observations, batch.actions)
+            )
+            bootstrap = self._bootstrap(batch.next_observations, next_actions)
+            target = batch.rewards + self.gamma * batch.masks * bootstrap
+        v = self.v(batch.observations)[0, :, 0]
+        residual = target_q - v
+        v_loss = ((self.expectile - (residual < 0).float()).abs() * residual.square()).mean()
+        q = self._members(self.q, batch.observations, batch.actions)
+        q_loss = (weights * (q - target).square()).mean(-1).sum()  # over the batch, then members
+        info = {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_data": q.detach().mean()}
+        return q_loss + v_loss, info
+
+    def update_target(self) -> None:
+        """One Polyak step of the target ensemble."""
+        polyak(self.q.parameters(), self.target_q.parameters(), self.tau)
+
+    def _bootstrap(self, next_observations: Tensor, next_actions: Tensor) -> Tensor:
+        raise TypeError("use IQLCritic or TDCritic")
+
+    def _aggregate(self, q: Tensor) -> Tensor:
+        """(members, batch) -> (batch,): the minimum of two, or mean - pessimism * std of more."""
+        if len(q) <= 2:
+            return q.amin(0)
+        return q.mean(0) - self.pessimism * q.std(0)
+
+    @staticmethod
+    def _members(network: EnsembleMlp, observations: Tensor, actions: Tensor) -> Tensor:
+        q: Tensor = network(torch.cat([observations, actions], dim=-1))[..., 0]
+        return q
+
+
+class IQLCritic(Critic):
+    """Q regresses to r + gamma (1 - terminated) V(s'), V to an expectile of Q [DF, appendix C]."""
+
+    def _bootstrap(self, next_observations: Tensor, next_actions: Tensor) -> Tensor:
+        value: Tensor = self.v(next_observations)[0, :, 0]
+        return value
+
+
+class TDCritic(Critic):
+    """Q regresses to r + gamma (1 - terminated) Q'(s', a') with the policy's own a' [ours]."""
+
+    def _bootstrap(self, next_observations: Tensor, next_actions: Tensor) -> Tensor:
+        return self._aggregate(self._members(self.target_q, next_observations, next_actions))
+
+
+CRITICS: dict[str, type[Critic]] = {"iql": IQLCritic, "td": TDCritic}

@@ -1,0 +1,119 @@
+"""The dataset as tensors on the device; a batch is an index operation there."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowmdp.agents.networks import Normalizer
+from flowmdp.agents.policy import FlowSpec
+from flowmdp.errors import DatasetError
+from flowmdp.transitions import TransitionDataset
+
+
+class Batch(NamedTuple):
+    """Transitions on the device; observations are normalised, rewards scaled.
+
+    A context is what a velocity is conditioned on: the observation, followed by the previous
+    action and its flag where the flow state includes them.
+    """
+
+    observations: Tensor  # (batch, obs_dim)
+    contexts: Tensor  # (batch, context_dim)
+    actions: Tensor  # (batch, action_dim)
+    rewards: Tensor  # (batch,)
+    next_observations: Tensor  # (batch, obs_dim)
+    next_contexts: Tensor  # (batch, context_dim)
+    next_actions: Tensor  # (batch, action_dim), of the same episode; zeros at its last transition
+    has_next_action: Tensor  # (batch,), 0 at an episode's last transition
+    masks: Tensor  # (batch,), 1 - termination
+
+
+class DeviceDataset:
+    """A `TransitionDataset` on the device.
+
+    Args:
+        dataset: The transitions.
+        spec: Of the flow environment.
+        normalizer: Applied to the observations, once.
+        device: Where the tensors live.
+
+    Raises:
+        DatasetError: If the dataset is empty or does not fit the environment.
+    """
+
+    def __init__(
+        self,
+        dataset: TransitionDataset,
+        spec: FlowSpec,
+        normalizer: Normalizer,
+        device: torch.device,
+    ) -> None:
+        check_fit(dataset, spec)
+
+        def tensor(array: NDArray[Any]) -> Tensor:
+            return torch.as_tensor(array, dtype=torch.float32, device=device)
+
+        starts = tensor(dataset.starts)
+        self.has_next_action = torch.cat([1 - starts[1:], starts.new_zeros(1)])
+        self.observations = normalizer(tensor(dataset.observations))
+        self.next_observations = normalizer(tensor(dataset.next_observations))
+        self.actions = tensor(dataset.actions)
+        self.next_actions = torch.roll(self.actions, -1, 0) * self.has_next_action[:, None]
+        self.rewards = tensor(dataset.rewards) * reward_scale(dataset)
+        self.masks = tensor(dataset.masks)
+        self.previous: Tensor | None = None
+        if spec.include_previous_action:
+            flags = 1 - starts[:, None]
+            self.previous = torch.cat([tensor(dataset.previous_actions), flags], 1)
+
+    def __len__(self) -> int:
+        """Number of transitions."""
+        return len(self.rewards)
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """A uniform batch, drawn with replacement by `generator`."""
+        index = torch.randint(
+            len(self), (batch_size,), generator=generator, device=self.rewards.device
+        )
+        observations, next_observations = self.observations[index], self.next_observations[index]
+        actions, rewards = self.actions[index], self.rewards[index]
+        contexts, next_contexts = observations, next_observations
+        if self.previous is not None:
+            contexts = torch.cat([observations, self.previous[index]], 1)
+            flag = torch.ones_like(rewards)[:, None]
+            next_contexts = torch.cat([next_observations, actions, flag], 1)
+        return Batch(
+            observations,
+            contexts,
+            actions,
+            rewards,
+            next_observations,
+            next_contexts,
+            self.next_actions[index],
+            self.has_next_action[index],
+            self.masks[index],
+        )
+
+
+def check_fit(dataset: TransitionDataset, spec: FlowSpec) -> None:
+    """Raise DatasetError unless the dataset holds transitions of the environment's widths."""
+    if len(dataset) == 0:
+        raise DatasetError(f"dataset {dataset.id} holds no transitions: build or download it again")
+    widths = (dataset.observations.shape[1], dataset.actions.shape[1])
+    expected = (spec.observation_dim, spec.action_dim)
+    if widths != expected:
+        raise DatasetError(
+            f"dataset {dataset.id} has observations and actions of width {widths}, the "
+            f"environment {expected}: pass a dataset of the task"
+        )
+
+
+def reward_scale(dataset: TransitionDataset) -> float:
+    """1000 / (largest - smallest return), the scaling usual for Gym-MuJoCo; 1 if all are equal."""
+    spread = float(np.ptp(dataset.returns))
+    return 1000.0 / spread if spread > 0 else 1.0

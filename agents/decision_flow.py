@@ -1,0 +1,312 @@
+"""What DF-dir and DF-div share: behaviour flow, critic, and roll-outs of the flow MDP.
+
+Both agents (Decision Flow, Hu et al. 2025, arXiv:2505.20350) learn in three phases: a behaviour
+flow u_v by flow matching, a critic Q(s, a), then the policy u_theta, which starts as a copy of u_v
+and climbs Q through the flow MDP. The first two are `pretrain`.
+
+Ours: one roll-out from the next states serves both the critic's target (mode "td") and the flow
+critic; "td" is pre-trained on the data's own next actions, which are samples of the behaviour;
+values are measured in advantage units (see `critics`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from stable_baselines3.common.utils import configure_logger
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from flowmdp.agents import checkpoint
+from flowmdp.agents.acting import OuterPolicy
+from flowmdp.agents.base import FlowAlgorithm
+from flowmdp.agents.critics import CRITICS, Info
+from flowmdp.agents.data import Batch
+from flowmdp.agents.flow_bc import flow_matching_loss
+from flowmdp.agents.networks import Descent, frozen_copy
+from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.mdp import flow_step, flow_time
+
+SCALE_SAMPLES = 4096  # states from which the advantage unit nu is measured
+DIAGNOSTIC_SAMPLES = 1024
+
+
+class Rollout(NamedTuple):
+    """Chains of the acting policy from next states; no gradient."""
+
+    points: Tensor  # (flow_steps + 1, batch, action_dim), x_0 first
+    velocities: Tensor  # (flow_steps, batch, action_dim)
+
+    @property
+    def actions(self) -> Tensor:
+        """The executed actions, shape (batch, action_dim)."""
+        return self.points[-1].clamp(-1, 1)
+
+
+class DecisionFlow(FlowAlgorithm):
+    """Base of DF-dir and DF-div.
+
+    Args:
+        policy: "MlpPolicy".
+        env: A flow environment or its id.
+        learning_rate: Adam's, of the policy.
+        rho: Weight of staying with the behaviour, in advantage units.
+        critic: "iql" (frozen after pre-training) or "td" (goes on learning under the policy).
+        expectile: Of the critic's state value.
+        critic_members: Q networks in the ensemble.
+        critic_learning_rate: Adam's, of the critic and the flow critics.
+        behavior_learning_rate: Adam's, of the behaviour flow.
+        behavior_steps: Gradient steps of the behaviour flow.
+        critic_steps: Gradient steps of the critic before the policy moves.
+        **kwargs: Of `FlowAlgorithm`.
+
+    Raises:
+        ConfigurationError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        learning_rate: float = 1e-4,
+        *,
+        rho: float = 1.0,
+        critic: str = "td",
+        expectile: float = 0.7,
+        critic_members: int = 2,
+        critic_learning_rate: float = 3e-4,
+        behavior_learning_rate: float = 3e-4,
+        behavior_steps: int = 20_000,
+        critic_steps: int = 50_000,
+        _init_setup_model: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if critic not in CRITICS:
+            raise ConfigurationError(f"critic is {critic!r}: choose one of {', '.join(CRITICS)}")
+        if rho < 0:
+            raise ConfigurationError(f"rho is {rho}: it must not be negative")
+        if min(behavior_steps, critic_steps) < 0:
+            raise ConfigurationError("behavior_steps and critic_steps must not be negative")
+        super().__init__(policy, env, learning_rate, _init_setup_model=False, **kwargs)
+        self.rho, self.critic_mode, self.expectile = rho, critic, expectile
+        self.critic_members = critic_members
+        self.critic_learning_rate = critic_learning_rate
+        self.behavior_learning_rate = behavior_learning_rate
+        self.behavior_steps, self.critic_steps = behavior_steps, critic_steps
+        self.behavior_updates = self.critic_updates = 0
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        spec, net_arch = self.spec, self.policy_kwargs.get("net_arch", [256, 256, 256])
+        policy = self.policy
+        self.behavior = frozen_copy(policy.field)
+        self.behavior_descent = Descent(
+            policy.field, self.behavior_learning_rate, 1.0, self.behavior
+        )
+        self.descent = Descent(policy.field, self.learning_rate, 1.0, policy.ema, self.ema_rate)
+        self.critic = CRITICS[self.critic_mode](
+            spec.observation_dim,
+            spec.action_dim,
+            net_arch,
+            members=self.critic_members,
+            gamma=self.gamma,
+            expectile=self.expectile,
+        ).to(self.device)
+        self.critic_descent = Descent(self.critic, self.critic_learning_rate, 10.0)
+        self.optimizers |= {
+            "behavior": self.behavior_descent.adam,
+            "field": self.descent.adam,
+            "critic": self.critic_descent.adam,
+        }
+
+    # -- pre-training -----------------------------------------------------------------------
+
+    def pretrain(
+        self, progress_bar: bool = False, callback: Callable[[], bool] | None = None
+    ) -> bool:
+        """Fit the behaviour flow, then the critic; go on where an interrupted call stopped."""
+        started = self.behavior_updates + self.critic_updates
+        total = self.behavior_steps + self.critic_steps
+        if started == total:
+            return True
+        len(self.data)  # load and check the data before the bar appears
+        if not hasattr(self, "_logger"):
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, "pretrain")
+        infos: list[Info] = []
+        with tqdm(
+            total=total, initial=started, desc="pre-training", disable=not progress_bar
+        ) as bar:
+            while self.behavior_updates + self.critic_updates < total:
+                behavior = self.behavior_updates < self.behavior_steps
+                infos.append(self._update_behavior() if behavior else self._update_critic())
+                bar.update()
+                done = self.behavior_updates + self.critic_updates
+                if done % 1000 == 0 or done in (self.behavior_steps, total):
+                    self._dump(infos, "pretrain", done)
+                    infos.clear()
+                if done == self.behavior_steps:
+                    self._copy_behavior()
+                if callback is not None and not callback():
+                    return False
+        self._fit_scale()
+        return True
+
+    def _update_behavior(self) -> Info:
+        batch = self.sample()
+        x_0 = self.randn(batch.actions.shape)
+        t = torch.rand((len(x_0), 1), generator=self.generator, device=self.device)
+        with self.autocast():
+            loss = self.compiled(flow_matching_loss)(
+                self.policy.field, batch.contexts, batch.actions, x_0, t
+            )
+        grad_norm = self.behavior_descent.step(loss)
+        self.behavior_updates += 1
+        return {"behavior_loss": loss.detach(), "behavior_grad_norm": grad_norm}
+
+    def _update_critic(self) -> Info:
+        batch = self.sample()
+        weights = torch.maximum(batch.has_next_action, 1 - batch.masks)
+        info = self._critic_step(batch, batch.next_actions, weights)
+        self.critic_updates += 1
+        return info
+
+    def _critic_step(self, batch: Batch, next_actions: Tensor, weights: Tensor) -> Info:
+        with self.autocast():
+            loss, info = self.compiled(self.critic.loss)(batch, next_actions, weights)
+        info["grad_norm"] = self.critic_descent.step(loss)
+        self.critic.update_target()
+        return {f"critic_{key}": value for key, value in info.items()}
+
+    @torch.no_grad()
+    def _copy_behavior(self) -> None:
+        """Start the policy as a copy of the behaviour flow."""
+        for module in (self.policy.field, self.policy.ema):
+            module.load_state_dict(self.behavior.state_dict())
+
+    def _fit_scale(self) -> None:
+        batch = self.data.sample(SCALE_SAMPLES, self.generator)
+        flow_actions = self.roll_out(self.behavior, batch.contexts).actions
+        self.critic.fit_scale(batch.observations, batch.actions, flow_actions)
+
+    # -- checkpoints ------------------------------------------------------------------------
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return super().hyperparameters() | {
+            "rho": self.rho,
+            "critic": self.critic_mode,
+            "expectile": self.expectile,
+            "critic_members": self.critic_members,
+            "critic_learning_rate": self.critic_learning_rate,
+            "behavior_learning_rate": self.behavior_learning_rate,
+            "behavior_steps": self.behavior_steps,
+            "critic_steps": self.critic_steps,
+        }
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return super()._modules() | {"behavior": self.behavior, "critic": self.critic}
+
+    def _counters(self) -> dict[str, int]:
+        pretraining = {n: getattr(self, n) for n in ("behavior_updates", "critic_updates")}
+        return super()._counters() | pretraining
+
+    def pretrain_key(self) -> str:
+        """Name of what `pretrain` computes: equal keys, equal behaviour flow and critic.
+
+        A hash of the data and of every argument that pre-training depends on; DF-dir and DF-div
+        share it.
+        """
+        own = DecisionFlow.hyperparameters(self)
+        for name in ("learning_rate", "ema_rate", "rho", "compile"):
+            del own[name]
+        digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
+        digest.update(json.dumps(dataclasses.asdict(self.spec), sort_keys=True).encode())
+        for array in (self.dataset.observations, self.dataset.actions, self.dataset.rewards):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()[:16]
+
+    def save_pretrained(self, path: checkpoint.Target) -> None:
+        """Write normaliser, behaviour flow and critic, for another run of the same key."""
+        tensors = {"generator/learn": self.generator.get_state()}
+        for name, module in self._pretrained_modules().items():
+            tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
+        tensors |= checkpoint.flatten_optimizer("critic", self.optimizers["critic"])
+        manifest = {
+            "algorithm": "pretrained",
+            "key": self.pretrain_key(),
+            "task": self.spec.task,
+            "behavior_updates": self.behavior_updates,
+            "critic_updates": self.critic_updates,
+        }
+        checkpoint.write(path, manifest, tensors)
+
+    def load_pretrained(self, path: checkpoint.Target) -> None:
+        """Take what `save_pretrained` wrote; training then goes on as if it had been computed here.
+
+        Raises:
+            CheckpointError: If the file is damaged or of another key.
+        """
+        manifest, tensors = checkpoint.read(path)
+        if manifest.get("key") != self.pretrain_key():
+            raise CheckpointError(f"{path} was pre-trained on other data or with other settings")
+        checkpoint.restore_modules(self._pretrained_modules(), tensors)
+        checkpoint.restore_optimizer("critic", self.optimizers["critic"], tensors)
+        self.generator.set_state(tensors["generator/learn"])
+        self.behavior_updates = int(manifest["behavior_updates"])
+        self.critic_updates = int(manifest["critic_updates"])
+        self._copy_behavior()
+
+    def _pretrained_modules(self) -> dict[str, nn.Module]:
+        return {
+            "normalizer": self.policy.normalizer,
+            "behavior": self.behavior,
+            "critic": self.critic,
+        }
+
+    # -- the flow MDP -----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def roll_out(self, field: nn.Module, contexts: Tensor) -> Rollout:
+        """Chains of `field` from fresh noise, one for each context of shape (n, context_dim)."""
+        x_t = self.randn((len(contexts), self.spec.action_dim))
+        with self.autocast():
+            return Rollout(*self.compiled(chains)(field, contexts, x_t, self.spec.flow_steps))
+
+    @torch.no_grad()
+    def _diagnostics(self) -> dict[str, float]:
+        """On fresh states: is Q exploited, how far have actions moved, how many are clipped."""
+        batch = self.data.sample(DIAGNOSTIC_SAMPLES, self.act_generator)
+        policy = self.roll_out(self.policy.ema, batch.contexts)
+        behavior = chains(self.behavior, batch.contexts, policy.points[0], self.spec.flow_steps)[0][
+            -1
+        ].clamp(-1, 1)
+        gain = self.critic.advantages(batch.observations, policy.actions)
+        data = self.critic.advantages(batch.observations, batch.actions)
+        return {
+            "q_gap": (gain - data).mean().item(),
+            "transport": (policy.actions - behavior).square().sum(-1).mean().item(),
+            "clipped_fraction": (policy.points[-1].abs() > 1).float().mean().item(),
+        }
+
+    def behavior_policy(self) -> OuterPolicy:
+        """The behaviour flow u_v as a policy for the bare outer environment."""
+        return OuterPolicy(self, self.behavior)
+
+
+def chains(
+    field: nn.Module, contexts: Tensor, x_0: Tensor, flow_steps: int
+) -> tuple[Tensor, Tensor]:
+    """Points (flow_steps + 1, n, action_dim) and velocities (flow_steps, n, action_dim)."""
+    points, velocities = [x_0], []
+    for k in range(flow_steps):
+        velocities.append(field(contexts, points[-1], flow_time(k, flow_steps)))
+        points.append(flow_step(points[-1], velocities[-1], flow_steps))
+    return torch.stack(points), torch.stack(velocities)

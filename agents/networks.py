@@ -1,0 +1,211 @@
+"""Networks: ensembles of MLPs as batched matrix products, velocity fields, the normaliser."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class EnsembleMlp(nn.Module):
+    """`members` independent GELU MLPs of one shape, evaluated together.
+
+    Every layer is one batched matrix product, so an ensemble costs one kernel per layer, not one
+    per member. With `layer_norm`, hidden layers are normalised before the activation, as is usual
+    for critics (Ball et al. 2023, arXiv:2302.02948).
+
+    Args:
+        input_dim: Width of the input.
+        output_dim: Width of the output.
+        net_arch: Widths of the hidden layers.
+        members: Number of MLPs.
+        layer_norm: Normalise hidden layers.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        net_arch: Sequence[int],
+        members: int = 1,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        widths = [input_dim, *net_arch, output_dim]
+        self.layer_norm = layer_norm
+        self.members = members
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            bound = 1 / math.sqrt(fan_in)  # nn.Linear's initial distribution
+            self.weights.append(nn.init.uniform_(_new(members, fan_in, fan_out), -bound, bound))
+            self.biases.append(nn.init.uniform_(_new(members, 1, fan_out), -bound, bound))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Evaluate all members on the same inputs: (batch, input_dim) -> (members, batch, out)."""
+        if self.members == 1:
+            return self._single(inputs).unsqueeze(0)
+        hidden = inputs.expand(self.members, *inputs.shape)
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            hidden = torch.baddbmm(bias, hidden, weight)
+            if i < last:
+                hidden = self._activate(hidden)
+        return hidden.float()
+
+    def _single(self, inputs: Tensor) -> Tensor:
+        """The one-member case on plain matrices, (batch, input_dim) -> (batch, output_dim)."""
+        hidden = inputs
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            hidden = torch.addmm(bias[0], hidden, weight[0])
+            if i < last:
+                hidden = self._activate(hidden)
+        return hidden.float()
+
+    def _activate(self, hidden: Tensor) -> Tensor:
+        if self.layer_norm:
+            hidden = F.layer_norm(hidden, hidden.shape[-1:])
+        return F.gelu(hidden)
+
+
+class VelocityField(nn.Module):
+    """u(s, x_t, t): the velocity of a flow policy.
+
+    Args:
+        context_dim: Width of the conditioning (the normalised observation, and the previous action
+            with its flag where that is part of the flow state).
+        action_dim: Width of an action.
+        net_arch: Widths of the hidden layers.
+        include_time: False hides t from the network (the paper's literal flow state [s, x_t]).
+    """
+
+    def __init__(
+        self,
+        context_dim: int,
+        action_dim: int,
+        net_arch: Sequence[int],
+        include_time: bool = True,
+    ) -> None:
+        super().__init__()
+        self.include_time = include_time
+        self.mlp = EnsembleMlp(context_dim + action_dim + 1, action_dim, net_arch)
+
+    def forward(self, context: Tensor, x_t: Tensor, t: Tensor | float) -> Tensor:
+        """Velocity, shape (batch, action_dim).
+
+        Args:
+            context: Shape (batch, context_dim).
+            x_t: Point on the path, shape (batch, action_dim).
+            t: Flow time in [0, 1], a number or shape (batch, 1).
+        """
+        if not isinstance(t, Tensor):
+            t = x_t.new_full((len(x_t), 1), t)
+        if not self.include_time:
+            t = torch.zeros_like(t)
+        velocity: Tensor = self.mlp(torch.cat([context, x_t, t], dim=-1))[0]
+        return velocity
+
+
+class FlowCritic(nn.Module):
+    """A scalar of the flow state, V(s, x_t, t), or of flow state and velocity, Q(s, x_t, u, t).
+
+    Args:
+        context_dim: Width of the conditioning.
+        action_dim: Width of an action.
+        net_arch: Widths of the hidden layers.
+        sees_velocity: Whether a velocity is an input too.
+    """
+
+    def __init__(
+        self, context_dim: int, action_dim: int, net_arch: Sequence[int], sees_velocity: bool
+    ) -> None:
+        super().__init__()
+        width = context_dim + action_dim * (2 if sees_velocity else 1) + 1
+        self.mlp = EnsembleMlp(width, 1, net_arch, layer_norm=True)
+
+    def forward(
+        self, context: Tensor, x_t: Tensor, t: Tensor, velocity: Tensor | None = None
+    ) -> Tensor:
+        """Shape (batch,); context (batch, context_dim), x_t and velocity (batch, action_dim), t (batch, 1)."""
+        inputs = [context, x_t, t] if velocity is None else [context, x_t, t, velocity]
+        value: Tensor = self.mlp(torch.cat(inputs, dim=-1))[0, :, 0]
+        return value
+
+
+class Normalizer(nn.Module):
+    """Standardises observations by the dataset's mean and deviation; travels with the policy."""
+
+    mean: Tensor
+    std: Tensor
+    fitted: Tensor
+
+    def __init__(self, observation_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(observation_dim))
+        self.register_buffer("std", torch.ones(observation_dim))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def fit(self, observations: Tensor) -> None:
+        """Take mean and deviation of `observations`, shape (n, observation_dim)."""
+        self.mean.copy_(observations.mean(dim=0))
+        self.std.copy_(observations.std(dim=0).clamp_min(1e-3))
+        self.fitted.fill_(True)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Standardise, shape kept."""
+        return (observations - self.mean) / self.std
+
+
+class Descent:
+    """Adam with clipped gradients, and the moving average of the weights where one is kept.
+
+    Args:
+        module: Trained in place.
+        learning_rate: Adam's.
+        max_grad_norm: The gradient's norm is clipped to this.
+        ema: The moving average, updated in place.
+        ema_rate: Weight of the new parameters in the average.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        learning_rate: float,
+        max_grad_norm: float,
+        ema: nn.Module | None = None,
+        ema_rate: float = 0.005,
+    ) -> None:
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.averages = [] if ema is None else list(ema.parameters())
+        self.max_grad_norm, self.ema_rate = max_grad_norm, ema_rate
+        self.adam = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
+
+    def step(self, loss: Tensor) -> Tensor:
+        """One step down `loss`; returns the gradient's norm before clipping, a scalar."""
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.adam.step()
+        if self.averages:
+            polyak(self.parameters, self.averages, self.ema_rate)
+        return grad_norm
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """A copy of `module` whose parameters take no gradient."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def polyak(source: Iterable[Tensor], target: Iterable[Tensor], rate: float) -> None:
+    """Move target <- (1 - rate) target + rate source, in place."""
+    torch._foreach_lerp_(list(target), list(source), rate)
+
+
+def _new(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape))
