@@ -22,7 +22,10 @@ def register_envs() -> None:
         env_id = f"FlowMDP-{name}-v0"
         if env_id not in _gym.registry:
             _gym.register(
-                id=env_id, entry_point="flowmdp.make:make_flow_env", kwargs={"task": name}
+                id=env_id,
+                entry_point="flowmdp.make:make_flow_env",
+                vector_entry_point="flowmdp.make:make_flow_vector_env",
+                kwargs={"task": name},
             )
 
 

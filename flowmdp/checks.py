@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from flowmdp.errors import FlowMDPError
 from flowmdp.mdp import flow_step, flow_time
-from flowmdp.settings import Layout
+from flowmdp.spaces import Layout
 
 Float = NDArray[np.float32]
 FlowEnv = gym.Env[Float, Float]

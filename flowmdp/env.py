@@ -12,17 +12,18 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from flowmdp.errors import ActionError, ConfigurationError, ResetNeededError
-from flowmdp.mdp import flow_step, flow_time
+from flowmdp.mdp import flow_step, flow_time, noisy_flow_step, step_log_density
 from flowmdp.rewards import (
     DIVERGENCES,
     REWARDS,
     Behavior,
     Critic,
-    check_models,
+    Models,
     data_reward,
     divergence_reward,
 )
-from flowmdp.settings import FlowSettings, Layout
+from flowmdp.settings import FlowSettings
+from flowmdp.spaces import Layout, as_flow_action, check_dataset, outer_spaces, take_option
 from flowmdp.transitions import TransitionDataset
 
 Float = NDArray[np.float32]
@@ -45,6 +46,10 @@ class FlowMDPEnv(gym.Env[Float, Float]):
 
         velocity = velocity_scale * action          (action units per unit of flow time)
         x_{t + 1/flow_steps} = x_t + velocity / flow_steps
+
+    `action_mode="residual"` adds the behaviour flow's velocity: action 0 is the behaviour. With
+    `noise_std` > 0 the step is Gaussian, with noise of standard deviation
+    noise_std / sqrt(flow_steps) added to the point; `info["log_density"]` is its log-density.
 
     ## Observation Space
     A flat float32 `Box` with these parts, in order:
@@ -93,9 +98,10 @@ class FlowMDPEnv(gym.Env[Float, Float]):
     When the outer environment truncates, at its own time limit. Never for `states="dataset"`.
 
     ## Info
-    Inside a chain: the reward's terms that are due. At its end also `executed_action` (the clipped
-    x_1), `clipped_fraction` (share of the chain's velocity components at or beyond the bounds) and,
-    for `states="env"`, `outer_reward` and `outer_info`. `reset` gives `outer_info` there.
+    Inside a chain: the reward's terms that are due, and `log_density` with noise. At its end also
+    `executed_action` (the clipped x_1), `clipped_fraction` (share of the chain's action components
+    at or beyond the bounds) and, for `states="env"`, `outer_reward` and `outer_info`. `reset` gives
+    `outer_info` there.
 
     ## Arguments
     | Argument                  | Default     | Description                                       |
@@ -109,11 +115,14 @@ class FlowMDPEnv(gym.Env[Float, Float]):
     | `dataset`                 | None        | a `TransitionDataset`, or a function that loads   |
     |                           |             | one when it is first needed                       |
     | `critic`                  | None        | Q(s, a) on batches: "direction", "divergence"     |
-    | `behavior`                | None        | u_v(s, x_t, t) on batches: "divergence"           |
+    | `behavior`                | None        | u_v(s, x_t, t) on batches: "divergence" and       |
+    |                           |             | `action_mode="residual"`                          |
     | `rho`                     | 1.0         | weight of the divergence, in the critic's units   |
     | `divergence`              | `"squared"` | "squared", "smooth_norm", "cosine", "gaussian_kl" |
-    | `velocity_scale`          | 6.5         | velocity of an action of 1; `VELOCITY_SCALE` in   |
-    |                           |             | `flowmdp.settings` holds the argument             |
+    | `velocity_scale`          | None        | velocity of an action of 1; None is 6.5, and 1 in |
+    |                           |             | residual mode; `flowmdp.settings` tells why       |
+    | `action_mode`             | "velocity"  | "velocity", or "residual" around the behaviour    |
+    | `noise_std`               | 0.0         | noise of a whole chain, in action units           |
     | `include_time`            | True        | observe t                                         |
     | `include_previous_action` | False       | observe a_{n-1} and its flag                      |
     | `task`, `source`          | None        | where outer and dataset came from, for the record |
@@ -141,19 +150,23 @@ class FlowMDPEnv(gym.Env[Float, Float]):
     ) -> None:
         self.settings = FlowSettings.of(settings)
         self.flow_steps = int(self.settings.flow_steps)
-        self.velocity_scale = float(self.settings.velocity_scale)
+        self.velocity_scale = self.settings.scale
         self.include_time = self.settings.include_time
         self.include_previous_action = self.settings.include_previous_action
         self.task, self.source = task, source
         self.outer = outer
-        self.critic, self.behavior = critic, behavior
         self._dataset = dataset
-        self.outer_observation_space, self.outer_action_space = self._outer_spaces()
+        if outer is None and self.settings.states == "env":
+            raise ConfigurationError(
+                "states='env' needs an outer environment: pass one, or states='dataset'"
+            )
+        data = self._load() if outer is None else None
+        self.outer_observation_space, self.outer_action_space = outer_spaces(outer, data)
         obs_dim, action_dim = (
             self.outer_observation_space.shape[0],
             self.outer_action_space.shape[0],
         )
-        check_models(self.settings.reward, critic, behavior, obs_dim, action_dim)
+        self.models = Models(critic, behavior, obs_dim, action_dim, self.settings.models)
         self.layout = Layout(obs_dim, action_dim, self.include_time, self.include_previous_action)
         self.observation_space = self.layout.space()
         self.action_space = Box(-1.0, 1.0, (action_dim,), np.float32)
@@ -163,13 +176,15 @@ class FlowMDPEnv(gym.Env[Float, Float]):
                 "render_modes": list(outer.metadata.get("render_modes", [])),
                 "render_fps": outer.metadata.get("render_fps", 30),
             }
-        self._x_t = np.zeros(action_dim, np.float32)
-        self._k = self._clipped = 0
+        self._costly = self.settings.reward in ("divergence", "data")
+        self._residual = self.settings.action_mode == "residual"
+        self._plain = not (self._costly or self._residual or self.settings.noise_std)
         self._scale = np.full(action_dim, self.velocity_scale, np.float32)
-        self._costs = self.settings.reward in ("divergence", "data")
-        self._running = False
-        self._outer_seeded = False
         self._low, self._high = -np.ones(action_dim, np.float32), np.ones(action_dim, np.float32)
+        self._x_t = self._x_data = np.zeros(action_dim, np.float32)
+        self._frame = np.zeros(self.layout.size, np.float32)
+        self._k = self._clipped = 0
+        self._running = self._outer_seeded = False
 
     @property
     def dataset(self) -> TransitionDataset:
@@ -178,22 +193,16 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         Raises:
             ConfigurationError: When there is none, or its dimensions are not the outer ones.
         """
+        return check_dataset(self._load(), self.layout.obs_dim, self.layout.action_dim)
+
+    def _load(self) -> TransitionDataset:
         if self._dataset is None:
             raise ConfigurationError(
                 "this environment has no dataset: pass dataset=, or make it by a task's id"
             )
         if not isinstance(self._dataset, TransitionDataset):
             self._dataset = self._dataset()
-        data = self._dataset
-        if self.outer is not None:
-            shapes = (data.observations.shape[1:], data.actions.shape[1:])
-            expected = (self.outer.observation_space.shape, self.outer.action_space.shape)
-            if shapes != expected:
-                raise ConfigurationError(
-                    f"dataset {data.id} holds observations and actions of shapes {shapes}; "
-                    f"the outer environment has {expected}"
-                )
-        return data
+        return self._dataset
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -201,7 +210,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         """Start an episode; see the class docstring for `options`."""
         super().reset(seed=seed)
         options = dict(options or {})
-        noise = self._option(options, "noise", self.layout.action_dim)
+        noise = take_option(options, "noise", (self.layout.action_dim,))
         if self.settings.states == "dataset":
             info: dict[str, Any] = {}
             self._reset_to_dataset(options)
@@ -211,8 +220,18 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         self._running = True
         return self._observe(0), info
 
+    def set_noise(self, noise: Float) -> None:
+        """Replace x_0 of a chain that has not begun; shape (action_dim,).
+
+        Raises:
+            ResetNeededError: Inside a chain, or before a reset.
+        """
+        if self._k or not self._running:
+            raise ResetNeededError("noise can only be set at the start of a chain")
+        self._x_t = as_flow_action(noise, self._low.shape)
+
     def step(self, action: Float) -> tuple[Float, float, bool, bool, dict[str, Any]]:
-        """Move x_t by `velocity_scale * action`; the last step of a chain also executes x_1.
+        """Move x_t by a velocity; the last step of a chain also executes x_1.
 
         Args:
             action: Floating point, shape (action_dim,), finite; clipped to [-1, 1].
@@ -227,13 +246,15 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         if not self._running:
             raise ResetNeededError("the episode has not started or has ended: call reset() first")
         velocity = self._bounded(action) * self._scale
-        info = self._step_costs(velocity) if self._costs else {}
-        self._x_t = flow_step(self._x_t, velocity, self.flow_steps)
+        if self._plain:
+            self._x_t = flow_step(self._x_t, velocity, self.flow_steps)
+            reward, info = 0.0, dict[str, Any]()
+        else:
+            reward, info = self._step_with_models(velocity)
         self._k += 1
         if self._k < self.flow_steps:
-            reward = sum(info.values()) if info else 0.0
             return self._observe(self._k), reward, False, False, info
-        return self._end_chain(info)
+        return self._end_chain(reward, info)
 
     def render(self) -> Any:
         """The outer environment's frame; None without an outer environment."""
@@ -244,48 +265,8 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         if self.outer is not None:
             self.outer.close()
 
-    def _outer_spaces(self) -> tuple[Box, Box]:
-        """Spaces of the robot: the outer environment's, or what the dataset's arrays tell."""
-        if self.outer is None:
-            if self.settings.states == "env":
-                raise ConfigurationError(
-                    "states='env' needs an outer environment: pass one, or states='dataset'"
-                )
-            obs_dim, action_dim = self.dataset.observations.shape[1], self.dataset.actions.shape[1]
-            return (
-                Box(-np.inf, np.inf, (obs_dim,), np.float32),
-                Box(-1.0, 1.0, (action_dim,), np.float32),
-            )
-        observation, action = self.outer.observation_space, self.outer.action_space
-        if not isinstance(observation, Box) or len(observation.shape) != 1:
-            raise ConfigurationError(
-                f"the outer environment observes {observation}, not a flat Box: wrap it in "
-                "gymnasium.wrappers.FlattenObservation"
-            )
-        if not isinstance(action, Box) or len(action.shape) != 1:
-            raise ConfigurationError(
-                f"the outer environment acts in {action}, not a flat Box: flow policies need one"
-            )
-        if not (np.all(action.low == -1) and np.all(action.high == 1)):
-            raise ConfigurationError(
-                f"the outer environment acts in {action}, not in [-1, 1]: wrap it in "
-                "gymnasium.wrappers.RescaleAction(env, -1, 1)"
-            )
-        return observation, action
-
-    def _option(self, options: dict[str, Any], name: str, size: int) -> Float | None:
-        """Take one array out of the reset options; None when it is not there."""
-        if name not in options:
-            return None
-        value = np.array(options.pop(name), np.float32)
-        if value.shape != (size,) or not np.isfinite(value).all():
-            raise ConfigurationError(
-                f"options[{name!r}] has shape {value.shape}: it must be ({size},) and finite"
-            )
-        return value
-
     def _reset_to_dataset(self, options: dict[str, Any]) -> None:
-        state = self._option(options, "state", self.layout.obs_dim)
+        state = take_option(options, "state", (self.layout.obs_dim,))
         if options:
             raise ConfigurationError(f"unknown reset options for states='dataset': {list(options)}")
         if state is not None:
@@ -325,8 +306,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         if noise is None:
             noise = self.np_random.standard_normal(self.layout.action_dim, np.float32)
         self._x_t = noise
-        self._k = 0
-        self._clipped = 0
+        self._k = self._clipped = 0
 
     def _observe(self, k: int) -> Float:
         observation = self._frame.copy()
@@ -342,7 +322,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
             or action.dtype != np.float32
             or action.shape != self._low.shape
         ):
-            action = _as_flow_action(action, self._low.shape)
+            action = as_flow_action(action, self._low.shape)
         square = action.dot(action)
         if square < 1.0:  # inside the unit ball, hence finite and inside the box
             return action
@@ -354,58 +334,53 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         self._clipped += clipped
         return np.minimum(np.maximum(action, self._low), self._high)
 
-    def _step_costs(self, velocity: Float) -> dict[str, Any]:
-        """The terms of the reward that every flow step pays."""
-        x_t, t = self._x_t[None], flow_time(self._k, self.flow_steps)
-        if self.settings.reward == "data":
-            cost = data_reward(velocity[None], x_t, self._x_data[None], t, self.flow_steps)
-            return {"reward_data": float(cost[0])}
-        assert self.behavior is not None
-        state = self._frame[self.layout.state][None]
-        reference = self.behavior(state, x_t, np.full((1, 1), t, np.float32))
-        divergence = DIVERGENCES[self.settings.divergence]
-        cost = divergence_reward(
-            velocity[None], reference, divergence, self.settings.rho, self.flow_steps
-        )
-        return {"reward_divergence": float(cost[0])}
+    def _step_with_models(self, velocity: Float) -> tuple[float, dict[str, Any]]:
+        """A flow step with residual velocity, cost or noise; on batches of one for the models."""
+        settings, x_t = self.settings, self._x_t[None]
+        t = np.float32(flow_time(self._k, self.flow_steps))
+        velocity = velocity[None]
+        reward, info = 0.0, dict[str, Any]()
+        if "behavior" in settings.models:
+            state = self._frame[self.layout.state][None]
+            reference = self.models.reference(state, x_t, np.full((1, 1), t))
+            velocity = reference + velocity if self._residual else velocity
+        if settings.reward == "divergence":
+            divergence = DIVERGENCES[settings.divergence]
+            cost = divergence_reward(velocity, reference, divergence, settings.rho, self.flow_steps)
+            reward = info["reward_divergence"] = float(cost[0])
+        elif settings.reward == "data":
+            cost = data_reward(velocity, x_t, self._x_data[None], t, self.flow_steps)
+            reward = info["reward_data"] = float(cost[0])
+        if settings.noise_std:
+            noise = self.np_random.standard_normal(x_t.shape, np.float32)
+            x_next = noisy_flow_step(x_t, velocity, self.flow_steps, settings.noise_std, noise)
+            density = step_log_density(x_next, x_t, velocity, self.flow_steps, settings.noise_std)
+            info["log_density"] = float(density[0])
+        else:
+            x_next = flow_step(x_t, velocity, self.flow_steps)
+        self._x_t = x_next[0]
+        return reward, info
 
-    def _end_chain(self, info: dict[str, Any]) -> tuple[Float, float, bool, bool, dict[str, Any]]:
+    def _end_chain(
+        self, reward: float, info: dict[str, Any]
+    ) -> tuple[Float, float, bool, bool, dict[str, Any]]:
         """Execute the action, or end the episode where there is no robot to execute it."""
         executed = np.minimum(np.maximum(self._x_t, self._low), self._high)
         if "critic" in REWARDS[self.settings.reward].models:
-            assert self.critic is not None
-            state = self._frame[self.layout.state][None]
-            info["reward_value"] = float(self.critic(state, executed[None])[0])
-        clipped = self._clipped / (self.flow_steps * self.layout.action_dim)
+            value = self.models.value(self._frame[self.layout.state][None], executed[None])
+            info["reward_value"] = float(value[0])
+            reward += info["reward_value"]
+        info["executed_action"] = executed
+        info["clipped_fraction"] = self._clipped / (self.flow_steps * self.layout.action_dim)
         if self.settings.states == "dataset":
             self._running = False
-            observation = self._observe(self.flow_steps)
-            reward, terminated, truncated = sum(info.values(), 0.0), True, False
-        else:
-            assert self.outer is not None
-            state, outer_reward, terminated, truncated, outer_info = self.outer.step(
-                executed.copy()
-            )
-            if self.settings.reward == "return":
-                info["reward_return"] = float(outer_reward)
-            reward = sum(info.values(), 0.0)
-            info |= {"outer_reward": float(outer_reward), "outer_info": outer_info}
-            self._set_state(state, executed)
-            self._start_chain()
-            observation = self._observe(0)
-            self._running = not (terminated or truncated)
-        info |= {"executed_action": executed, "clipped_fraction": clipped}
-        return observation, reward, bool(terminated), bool(truncated), info
-
-
-def _as_flow_action(action: Any, shape: tuple[int, ...]) -> Float:
-    """A float32 copy of an action that is floating point and of the right shape."""
-    try:
-        array = np.asarray(action)
-    except ValueError as error:
-        raise ActionError(f"the action is no array: {error}") from error
-    if array.dtype.kind != "f":
-        raise ActionError(f"the action has dtype {array.dtype}: it must be floating point")
-    if array.shape != shape:
-        raise ActionError(f"the action has shape {array.shape}: it must be {shape}")
-    return array.astype(np.float32)
+            return self._observe(self.flow_steps), reward, True, False, info
+        assert self.outer is not None
+        state, outer_reward, terminated, truncated, outer_info = self.outer.step(executed.copy())
+        if self.settings.reward == "return":
+            reward = info["reward_return"] = float(outer_reward)
+        info |= {"outer_reward": float(outer_reward), "outer_info": outer_info}
+        self._running = not (terminated or truncated)
+        self._set_state(state, executed)
+        self._start_chain()
+        return self._observe(0), reward, bool(terminated), bool(truncated), info

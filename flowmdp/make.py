@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ConfigurationError
-from flowmdp.rewards import REWARDS
+from flowmdp.settings import FlowSettings
 
 if TYPE_CHECKING:
     from flowmdp.rewards import Behavior, Critic
     from flowmdp.transitions import TransitionDataset
+    from flowmdp.vector import FlowMDPVectorEnv
 
 
 def make_flow_env(
     task: str,
     source: str | None = None,
     *,
-    reward: str = "return",
     states: str = "env",
     checkpoint: str | None = None,
     dataset_id: str | None = None,
@@ -34,13 +34,12 @@ def make_flow_env(
     Args:
         task: Name of the task, `hopper-medium`.
         source: "builtin", "minari" or "d4rl"; None takes the task's default.
-        reward: See `FlowMDPEnv`; "direction" and "divergence" load the models of `checkpoint`.
         states: "env" runs the robot; "dataset" runs on recorded states, without a simulator.
-        checkpoint: File that holds a critic and a behaviour flow; None takes the ones that ship for
-            the task, where there are any.
+        checkpoint: File that holds a critic and a behaviour flow, for the rewards and action modes
+            that need them; None takes the ones that ship for the task, where there are any.
         dataset_id: Minari id of another dataset with the task's outer environment.
         render_mode: The outer environment's: "rgb_array", "human" ...; only for `states="env"`.
-        **settings: The other arguments of `FlowMDPEnv`: flow_steps, rho, divergence ...
+        **settings: The other arguments of `FlowMDPEnv`: reward, flow_steps, rho, divergence ...
 
     Raises:
         UnknownTaskError: For an unknown task or source.
@@ -53,7 +52,8 @@ def make_flow_env(
     source = get_task(task).source(source)
     if states == "dataset" and render_mode is not None:
         raise ConfigurationError("states='dataset' has no robot to render: leave out render_mode")
-    critic, behavior = _models(task, source, reward, checkpoint)
+    needed = FlowSettings.of({"states": states, **settings}).models
+    critic, behavior = _models(task, source, checkpoint, needed)
     return FlowMDPEnv(
         None if states == "dataset" else make_outer(task, source, render_mode=render_mode),
         dataset=partial(_load_dataset, task, source, dataset_id),
@@ -61,8 +61,55 @@ def make_flow_env(
         behavior=behavior,
         task=task,
         source=source,
-        reward=reward,
         states=states,
+        **settings,
+    )
+
+
+def make_flow_vector_env(
+    task: str,
+    num_envs: int = 1,
+    source: str | None = None,
+    *,
+    checkpoint: str | None = None,
+    dataset_id: str | None = None,
+    autoreset_mode: str = "NextStep",
+    render_mode: str | None = None,
+    **settings: Any,
+) -> FlowMDPVectorEnv:
+    """Build the vectorised flow environment of a task: `gym.make_vec(id, num_envs=n)`.
+
+    Args:
+        task: Name of the task, `hopper-medium`.
+        num_envs: Number of chains.
+        source: "builtin", "minari" or "d4rl"; None takes the task's default.
+        checkpoint: File that holds a critic and a behaviour flow, as for `make_flow_env`.
+        dataset_id: Minari id of another dataset with the task's outer environment.
+        autoreset_mode: "NextStep", "SameStep" or "Disabled".
+        render_mode: Must be None: there is no robot.
+        **settings: The other arguments of `FlowMDPVectorEnv`: reward, flow_steps, rho ...
+
+    Raises:
+        UnknownTaskError: For an unknown task or source.
+        ConfigurationError: For an argument out of range, or a reward whose models are not there.
+        DatasetError: When the dataset cannot be had.
+    """
+    from flowmdp.envs.tasks import get_task
+    from flowmdp.vector import FlowMDPVectorEnv, vector_settings
+
+    source = get_task(task).source(source)
+    if render_mode is not None:
+        raise ConfigurationError("the vector environment has no robot to render")
+    needed = vector_settings(settings).models
+    critic, behavior = _models(task, source, checkpoint, needed)
+    return FlowMDPVectorEnv(
+        num_envs,
+        partial(_load_dataset, task, source, dataset_id),
+        critic=critic,
+        behavior=behavior,
+        autoreset_mode=autoreset_mode,
+        task=task,
+        source=source,
         **settings,
     )
 
@@ -75,10 +122,10 @@ def _load_dataset(task: str, source: str, dataset_id: str | None) -> TransitionD
 
 
 def _models(
-    task: str, source: str, reward: str, checkpoint: str | None
+    task: str, source: str, checkpoint: str | None, needed: tuple[str, ...]
 ) -> tuple[Critic | None, Behavior | None]:
-    """Critic and behaviour flow for a reward that needs them, or (None, None)."""
-    if checkpoint is None and (reward not in REWARDS or not REWARDS[reward].models):
+    """Critic and behaviour flow of the checkpoint, or (None, None) where none are needed."""
+    if checkpoint is None and not needed:
         return None, None
     from flowmdp.agents import load_models, pretrained_path
     from flowmdp.envs.tasks import get_task
@@ -88,8 +135,8 @@ def _models(
         path = pretrained_path(task)
     if path is None:
         raise ConfigurationError(
-            f"reward {reward!r} needs a critic and a behaviour flow, and none ship for {task} "
-            f"({source}): train them with `flowmdp train df-div {task}` and pass checkpoint=FILE"
+            f"these settings need a trained {' and '.join(needed)}, and none ships for {task} "
+            f"({source}): run `flowmdp train df-div {task}` and pass checkpoint=FILE"
         )
     critic, behavior = load_models(path)
     return critic, behavior

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,47 +88,72 @@ def divergence_reward(
     velocity: Float, reference: Float, divergence: Divergence, rho: float, flow_steps: int
 ) -> Float:
     """-rho D(u, u_v) / flow_steps, shape (n,) (Decision Flow, section 4.3)."""
-    return -(rho / flow_steps) * divergence(velocity, reference)
+    return -np.float32(rho / flow_steps) * divergence(velocity, reference)
 
 
-def data_reward(velocity: Float, x_t: Float, x_1: Float, t: float, flow_steps: int) -> Float:
+def data_reward(
+    velocity: Float, x_t: Float, x_1: Float, t: Float | np.float32, flow_steps: int
+) -> Float:
     """-||u - (x_1 - x_t) / (1 - t)||^2 / flow_steps, shape (n,) [ours].
 
     The target is the velocity of the straight path from where the chain is to the dataset action
     x_1. On the path it is x_1 - x_0, and the sum over a chain is minus the flow-matching loss.
     """
-    return -squared(velocity, (x_1 - x_t) / np.float32(1 - t)) / np.float32(flow_steps)
+    return -squared(velocity, (x_1 - x_t) / (1 - t)) / np.float32(flow_steps)
 
 
-def check_models(
-    reward: str, critic: Critic | None, behavior: Behavior | None, obs_dim: int, action_dim: int
-) -> None:
-    """Ask the models that the reward needs once, on zeros, so that a misfit shows at construction.
+@dataclass(frozen=True)
+class Models:
+    """The reward models of an environment, asked once on zeros so that a misfit shows at once.
 
-    Raises:
-        ConfigurationError: When one is missing, fails, or answers in another shape.
+    Attributes:
+        critic: Values executed actions, or None.
+        behavior: Velocity of the behaviour flow, or None.
+        obs_dim: Length of the outer observation.
+        action_dim: Length of an action.
+        needed: Names of the models that must not be None, and what needs them.
     """
-    s = np.zeros((1, obs_dim), np.float32)
-    x = np.zeros((1, action_dim), np.float32)
-    for name in REWARDS[reward].models:
-        if {"critic": critic, "behavior": behavior}[name] is None:
-            raise ConfigurationError(
-                f"reward {reward!r} needs a {name}: pass {name}=, or a checkpoint that holds one"
-            )
-    if critic is not None:
-        _ask("critic", lambda: critic(s, x), (1,), obs_dim, action_dim)
-    if behavior is not None:
-        t = np.zeros((1, 1), np.float32)
-        _ask("behavior", lambda: behavior(s, x, t), (1, action_dim), obs_dim, action_dim)
 
+    critic: Critic | None
+    behavior: Behavior | None
+    obs_dim: int
+    action_dim: int
+    needed: tuple[str, ...]
 
-def _ask(
-    name: str, model: Callable[[], Float], shape: tuple[int, ...], obs_dim: int, action_dim: int
-) -> None:
-    expects = f"observations of {obs_dim} and actions of {action_dim} dimensions"
-    try:
-        answer = np.shape(model())
-    except Exception as error:  # whatever a user's model raises on inputs of other dimensions
-        raise ConfigurationError(f"the {name} fails on {expects}: {error}") from error
-    if answer != shape:
-        raise ConfigurationError(f"the {name} answers shape {answer}, not {shape}, for {expects}")
+    def __post_init__(self) -> None:
+        """Ask both models.
+
+        Raises:
+            ConfigurationError: When one is missing, fails, or answers in another shape.
+        """
+        for name in self.needed:
+            if getattr(self, name) is None:
+                raise ConfigurationError(
+                    f"this reward or action mode needs a {name}: pass {name}=, or a checkpoint "
+                    "that holds one"
+                )
+        s = np.zeros((1, self.obs_dim), np.float32)
+        x, t = np.zeros((1, self.action_dim), np.float32), np.zeros((1, 1), np.float32)
+        if self.critic is not None:
+            self._ask("critic", partial(self.value, s, x), (1,))
+        if self.behavior is not None:
+            self._ask("behavior", partial(self.reference, s, x, t), (1, self.action_dim))
+
+    def value(self, observations: Float, actions: Float) -> Float:
+        """The critic's values, shape (n,)."""
+        assert self.critic is not None
+        return self.critic(observations, actions)
+
+    def reference(self, observations: Float, x_t: Float, t: Float) -> Float:
+        """The behaviour flow's velocities, shape (n, action_dim)."""
+        assert self.behavior is not None
+        return self.behavior(observations, x_t, t)
+
+    def _ask(self, name: str, model: Callable[[], Float], shape: tuple[int, ...]) -> None:
+        sizes = f"observations of {self.obs_dim} and actions of {self.action_dim} dimensions"
+        try:
+            answer = np.shape(model())
+        except Exception as error:  # whatever a user's model raises on other dimensions
+            raise ConfigurationError(f"the {name} fails on {sizes}: {error}") from error
+        if answer != shape:
+            raise ConfigurationError(f"the {name} answers shape {answer}, not {shape}, for {sizes}")

@@ -11,12 +11,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box
 
 from flowmdp.errors import ConfigurationError
 from flowmdp.rewards import DIVERGENCES, REWARDS
 
 STATES = ("env", "dataset")
+ACTION_MODES = ("velocity", "residual")
 
 VELOCITY_SCALE = 6.5
 """Velocity of a flow action of 1, in action units per unit of flow time.
@@ -24,6 +24,11 @@ VELOCITY_SCALE = 6.5
 On the straight path a velocity is x_1 - x_0 with x_0 ~ N(0, I) and |x_1| <= 1. A component leaves
 [-c, c] with probability at most P(N(0, 1) > c - 1), which at c = 6.5 is 2e-8: less than one step in
 a million for up to 50 action dimensions, even if all data actions lie on the bounds. [ours]
+"""
+
+RESIDUAL_SCALE = 1.0
+"""The same for `action_mode="residual"`: a constant residual of 1 moves the executed action by at
+most half the width of its box. [ours, untuned]
 """
 
 
@@ -40,7 +45,9 @@ class FlowSettings:
     states: str = "env"
     rho: float = 1.0
     divergence: str = "squared"
-    velocity_scale: float = VELOCITY_SCALE
+    velocity_scale: float | None = None
+    action_mode: str = "velocity"
+    noise_std: float = 0.0
     include_time: bool = True
     include_previous_action: bool = False
 
@@ -52,17 +59,30 @@ class FlowSettings:
         _choose("reward", self.reward, tuple(REWARDS))
         _choose("states", self.states, STATES)
         _choose("divergence", self.divergence, tuple(DIVERGENCES))
-        if not (math.isfinite(self.velocity_scale) and self.velocity_scale > 0):
-            raise ConfigurationError(
-                f"velocity_scale is {self.velocity_scale}: it must be positive and finite"
-            )
-        if not (math.isfinite(self.rho) and self.rho >= 0):
-            raise ConfigurationError(f"rho is {self.rho}: it must be zero or positive")
+        _choose("action_mode", self.action_mode, ACTION_MODES)
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ConfigurationError(f"velocity_scale is {self.scale}: it must be positive, finite")
+        for name, value in (("rho", self.rho), ("noise_std", self.noise_std)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigurationError(f"{name} is {value}: it must be zero or positive, finite")
         needed = REWARDS[self.reward].states
         if needed is not None and self.states != needed:
             raise ConfigurationError(
                 f"reward {self.reward!r} needs states={needed!r}, not {self.states!r}"
             )
+
+    @property
+    def scale(self) -> float:
+        """Velocity of a flow action of 1: `velocity_scale`, or the default of the action mode."""
+        if self.velocity_scale is not None:
+            return float(self.velocity_scale)
+        return VELOCITY_SCALE if self.action_mode == "velocity" else RESIDUAL_SCALE
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models the environment needs, "critic" and "behavior"."""
+        residual = ("behavior",) if self.action_mode == "residual" else ()
+        return tuple(dict.fromkeys(REWARDS[self.reward].models + residual))
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> FlowSettings:
@@ -79,57 +99,3 @@ class FlowSettings:
 def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigurationError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the parts of a flow observation lie: [s, x_t, (t), (a_{n-1}, its flag)].
-
-    Attributes:
-        obs_dim: Length of the outer observation s.
-        action_dim: Length of x_t and of every action.
-        time: Whether t is part of the observation.
-        previous: Whether a_{n-1} is, with a flag that is 0 at an episode's first action.
-    """
-
-    obs_dim: int
-    action_dim: int
-    time: bool
-    previous: bool
-
-    @property
-    def state(self) -> slice:
-        """s, the outer observation."""
-        return slice(0, self.obs_dim)
-
-    @property
-    def point(self) -> slice:
-        """x_t, the point on the path from noise to action."""
-        return slice(self.obs_dim, self.obs_dim + self.action_dim)
-
-    @property
-    def t(self) -> int:
-        """Index of the flow time, where `time` is True."""
-        return self.obs_dim + self.action_dim
-
-    @property
-    def previous_action(self) -> slice:
-        """a_{n-1}, where `previous` is True; the flag follows it."""
-        start = self.t + self.time
-        return slice(start, start + self.action_dim)
-
-    @property
-    def size(self) -> int:
-        """Length of a flow observation."""
-        return self.t + self.time + (self.action_dim + 1) * self.previous
-
-    def space(self) -> Box[np.float32]:
-        """The observation space: t and flag in [0, 1], a_{n-1} in [-1, 1], the rest unbounded."""
-        low = np.full(self.size, -np.inf, np.float32)
-        high = np.full(self.size, np.inf, np.float32)
-        if self.time:
-            low[self.t], high[self.t] = 0.0, 1.0
-        if self.previous:
-            low[self.previous_action], high[self.previous_action] = -1.0, 1.0
-            low[-1], high[-1] = 0.0, 1.0
-        return Box(low, high, dtype=np.float32)

@@ -1,0 +1,152 @@
+"""Spaces of the flow MDP: the layout of an observation, usable robots, usable actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from flowmdp.errors import ActionError, ConfigurationError
+from flowmdp.transitions import TransitionDataset
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the parts of a flow observation lie: [s, x_t, (t), (a_{n-1}, its flag)].
+
+    Attributes:
+        obs_dim: Length of the outer observation s.
+        action_dim: Length of x_t and of every action.
+        time: Whether t is part of the observation.
+        previous: Whether a_{n-1} is, with a flag that is 0 at an episode's first action.
+    """
+
+    obs_dim: int
+    action_dim: int
+    time: bool
+    previous: bool
+
+    @property
+    def state(self) -> slice:
+        """s, the outer observation."""
+        return slice(0, self.obs_dim)
+
+    @property
+    def point(self) -> slice:
+        """x_t, the point on the path from noise to action."""
+        return slice(self.obs_dim, self.obs_dim + self.action_dim)
+
+    @property
+    def t(self) -> int:
+        """Index of the flow time, where `time` is True."""
+        return self.obs_dim + self.action_dim
+
+    @property
+    def previous_action(self) -> slice:
+        """a_{n-1}, where `previous` is True; the flag follows it."""
+        start = self.t + self.time
+        return slice(start, start + self.action_dim)
+
+    @property
+    def size(self) -> int:
+        """Length of a flow observation."""
+        return self.t + self.time + (self.action_dim + 1) * self.previous
+
+    def space(self) -> Box[np.float32]:
+        """The observation space: t and flag in [0, 1], a_{n-1} in [-1, 1], the rest unbounded."""
+        low = np.full(self.size, -np.inf, np.float32)
+        high = np.full(self.size, np.inf, np.float32)
+        if self.time:
+            low[self.t], high[self.t] = 0.0, 1.0
+        if self.previous:
+            low[self.previous_action], high[self.previous_action] = -1.0, 1.0
+            low[-1], high[-1] = 0.0, 1.0
+        return Box(low, high, dtype=np.float32)
+
+
+def outer_spaces(
+    outer: gym.Env[Any, Any] | None, dataset: TransitionDataset | None
+) -> tuple[Box[Any], Box[Any]]:
+    """Observation and action space of the robot, or those that the dataset's arrays tell.
+
+    Raises:
+        ConfigurationError: When the robot's are not a flat Box and the box [-1, 1].
+    """
+    if outer is None:
+        assert dataset is not None
+        obs_dim, action_dim = dataset.observations.shape[1], dataset.actions.shape[1]
+        return Box(-np.inf, np.inf, (obs_dim,)), Box(-1.0, 1.0, (action_dim,))
+    observation, action = outer.observation_space, outer.action_space
+    if not isinstance(observation, Box) or len(observation.shape) != 1:
+        raise ConfigurationError(
+            f"the outer environment observes {observation}, not a flat Box: wrap it in "
+            "gymnasium.wrappers.FlattenObservation"
+        )
+    if not isinstance(action, Box) or len(action.shape) != 1:
+        raise ConfigurationError(
+            f"the outer environment acts in {action}, not a flat Box: flow policies need one"
+        )
+    if not (np.all(action.low == -1) and np.all(action.high == 1)):
+        raise ConfigurationError(
+            f"the outer environment acts in {action}, not in [-1, 1]: wrap it in "
+            "gymnasium.wrappers.RescaleAction(env, -1, 1)"
+        )
+    return observation, action
+
+
+def check_dataset(dataset: TransitionDataset, obs_dim: int, action_dim: int) -> TransitionDataset:
+    """The dataset, if its dimensions are the robot's.
+
+    Raises:
+        ConfigurationError: When they are not.
+    """
+    shapes = (dataset.observations.shape[1:], dataset.actions.shape[1:])
+    expected = ((obs_dim,), (action_dim,))
+    if shapes != expected:
+        raise ConfigurationError(
+            f"dataset {dataset.id} holds observations and actions of shapes {shapes}; "
+            f"the outer environment has {expected}"
+        )
+    return dataset
+
+
+def as_flow_action(action: Any, shape: tuple[int, ...]) -> Float:
+    """A float32 copy of an action that is floating point and of the right shape.
+
+    Raises:
+        ActionError: When it is neither.
+    """
+    try:
+        array = np.asarray(action)
+    except ValueError as error:
+        raise ActionError(f"the action is no array: {error}") from error
+    if array.dtype.kind != "f":
+        raise ActionError(f"the action has dtype {array.dtype}: it must be floating point")
+    if array.shape != shape:
+        raise ActionError(f"the action has shape {array.shape}: it must be {shape}")
+    return array.astype(np.float32)
+
+
+def take_option(
+    options: dict[str, Any], name: str, *shapes: tuple[int, ...]
+) -> NDArray[np.float32] | None:
+    """Take one array out of the reset options; None when it is not there.
+
+    Raises:
+        ConfigurationError: When it has none of the shapes, or is not finite.
+    """
+    if name not in options:
+        return None
+    value = np.array(options.pop(name), np.float32)
+    if value.shape not in shapes or not np.isfinite(value).all():
+        raise ConfigurationError(
+            f"options[{name!r}] has shape {value.shape}: it must be finite and of shape "
+            f"{' or '.join(map(str, shapes))}"
+        )
+    return value
