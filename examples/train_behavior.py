@@ -2,8 +2,7 @@
 
     python examples/train_behavior.py --env-id Hopper-v5 --steps 500000 --out behavior/hopper
 
-Every `--every` steps the actor is evaluated (stochastic actions, 10 episodes) and written to
-OUT/step-<n>.safetensors in float16, with command, versions, seed and returns in the metadata.
+The actor is evaluated (10 episodes) and written, in float16, with its command and its returns.
 """
 
 import importlib.metadata
@@ -12,6 +11,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -42,25 +42,25 @@ class Ladder(callbacks.BaseCallback):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config = config
-        self.eval_env = monitor.Monitor(gym.make(config.env_id))
+        self.config, self.eval_env = config, monitor.Monitor(gym.make(config.env_id))
 
     def _on_step(self) -> bool:
         if self.num_timesteps % self.config.every == 0:
             self.eval_env.reset(seed=self.config.seed + 10_000)
-            options = {"deterministic": False, "return_episode_rewards": True}
-            returns, _ = evaluation.evaluate_policy(self.model, self.eval_env, 10, **options)
+            model: Any = self.model
+            options: Any = {"deterministic": False, "return_episode_rewards": True}
+            returns, _ = evaluation.evaluate_policy(model, self.eval_env, 10, **options)
             metadata = {
                 "env_id": self.config.env_id,
                 "algorithm": "SAC",
                 "steps": str(self.num_timesteps),
                 "seed": str(self.config.seed),
-                "returns": json.dumps([round(r, 1) for r in returns]),
+                "returns": json.dumps(np.round(returns, 1).tolist()),
                 "command": shlex.join(["python", "examples/train_behavior.py", *sys.argv[1:]]),
                 "versions": json.dumps({p: importlib.metadata.version(p) for p in PACKAGES}),
             }
-            weights = self.model.policy.actor.state_dict()
-            weights = {name: w.to(torch.float16).contiguous() for name, w in weights.items()}
+            actor = model.policy.actor.state_dict()
+            weights = {name: w.half().contiguous() for name, w in actor.items()}
             path = self.config.out / f"step-{self.num_timesteps:07d}.safetensors"
             save_file(weights, path, metadata)
             print(f"{path}: return {np.mean(returns):.0f} ± {np.std(returns):.0f}", flush=True)

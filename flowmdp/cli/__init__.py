@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flowmdp {version('flowmdp')}")
         return 0
     command = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         prog="flowmdp",
         description=DESCRIPTION,
         args=argv or ["--help"],

@@ -80,7 +80,7 @@ def _readable(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, dict):
-        return "\n".join(f"{name}: {_readable(entry)}" for name, entry in value.items())
+        return ", ".join(f"{name} {_readable(entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(_readable(entry) for entry in value)
     return str(value)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -108,7 +108,7 @@ def get_algorithm(name: str) -> type[FlowAlgorithm]:
     if name not in ALGORITHMS:
         names = ", ".join(ALGORITHMS)
         raise ConfigurationError(f"unknown algorithm {name!r}: choose one of {names}")
-    return ALGORITHMS[name]
+    return cast(type[FlowAlgorithm], ALGORITHMS[name])
 
 
 def constructor_arguments(algorithm: type) -> set[str]:
@@ -116,7 +116,7 @@ def constructor_arguments(algorithm: type) -> set[str]:
     names: set[str] = set()
     for cls in algorithm.__mro__:
         if "__init__" in vars(cls) and cls.__module__.startswith("flowmdp."):
-            names |= set(inspect.signature(cls.__init__).parameters)
+            names |= set(inspect.signature(vars(cls)["__init__"]).parameters)
     names = {name for name in names if not name.startswith("_")} - OWN_OPTIONS
     return (names | {"net_arch"}) - {"self", "args", "kwargs", "policy_kwargs"}
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 Series = dict[str, list[tuple[int, float]]]
 
 BLUE, ORANGE, GREEN, GRAY = "#1f6fb2", "#d9731a", "#3a8f5c", "#777777"
-LOSSES = ("loss", "policy_loss", "value_loss", "critic_loss")
+PHASES = {
+    "train": ("losses", "policy updates"),
+    "pretrain": ("pre-training losses", "updates of behaviour flow, then critic"),
+}
 
 
 def plot_run(path: Path, out: Path | None = None, quiet: bool = False) -> Path:
@@ -53,16 +56,19 @@ def _draw(folder: RunFolder, config: dict[str, Any], out: Path) -> Path:
     series = read_progress(folder.progress)
     history = read_json(folder.history) if folder.history.exists() else {"evaluations": []}
     result = read_json(folder.result) if folder.result.exists() else None
-    figure = Figure(figsize=(12, 3.6), dpi=120, layout="constrained")
+    panels = 3 + any(name.startswith("pretrain/") for name in series)
+    figure = Figure(figsize=(4 * panels, 3.6), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     if out.suffix.lstrip(".").lower() not in canvas.get_supported_filetypes():
         raise ConfigurationError(f"cannot draw {out}: use a name that ends in .png, .pdf or .svg")
-    returns, gap, losses = figure.subplots(1, 3)
+    returns, gap, losses, *more = figure.subplots(1, panels)
     figure.suptitle(f"{config['algorithm']} on {config['task']}, seed {config['seed']}", size=11)
     _draw_returns(returns, history["evaluations"], result, config)
     _draw_gap(gap, series)
-    _draw_losses(losses, series)
-    for axes in (returns, gap, losses):
+    _draw_losses(losses, series, "train")
+    for axes in more:
+        _draw_losses(axes, series, "pretrain")
+    for axes in (returns, gap, losses, *more):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     replace_file(out, figure.savefig)
@@ -106,16 +112,24 @@ def _draw_gap(axes: Axes, series: Series) -> None:
     _finish(axes, bool(points), "not logged by this algorithm")
 
 
-def _draw_losses(axes: Axes, series: Series) -> None:
-    """Training losses by their own scale: each divided by its first absolute value."""
-    axes.set(title="losses, relative to their start", xlabel="policy updates")
+def _draw_losses(axes: Axes, series: Series, phase: str) -> None:
+    """A phase's losses, each on its own scale: divided by its first absolute value."""
+    title, updates = PHASES[phase]
+    axes.set(title=f"{title}, relative to their start", xlabel=updates)
     drawn = False
-    for name in LOSSES:
-        points = [point for point in series.get(f"train/{name}", []) if np.isfinite(point[1])]
+    for name in sorted(series):
+        if not (name.startswith(f"{phase}/") and name.endswith("loss")):
+            continue
+        points = [point for point in series[name] if np.isfinite(point[1])]
         if points:
             steps, values = zip(*points, strict=True)
             start = abs(values[0]) or 1.0
-            axes.plot(steps, np.array(values) / start, lw=1, label=name.replace("_", " "))
+            axes.plot(
+                steps,
+                np.array(values) / start,
+                lw=1,
+                label=name.partition("/")[2].replace("_", " "),
+            )
             drawn = True
     _finish(axes, drawn, "no updates yet")
 

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from flowmdp.agents.base import FlowAlgorithm
+from flowmdp.agents.decision_flow import DecisionFlow
 from flowmdp.cli.run_folder import replace_file
 from flowmdp.errors import CheckpointError
 
@@ -23,12 +23,12 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "flowmdp"
 
 
-def cached_file(agent: FlowAlgorithm) -> Path:
+def cached_file(agent: DecisionFlow) -> Path:
     """Where this agent's behaviour flow and critic lie, or would."""
     return cache_folder() / "pretrained" / f"{agent.pretrain_key()}.zip"
 
 
-def restore(agent: FlowAlgorithm) -> bool:
+def restore(agent: DecisionFlow) -> bool:
     """Take behaviour flow and critic from the cache; False when they are not there or damaged."""
     path = cached_file(agent)
     if not path.is_file():
@@ -41,7 +41,7 @@ def restore(agent: FlowAlgorithm) -> bool:
     return True
 
 
-def store(agent: FlowAlgorithm) -> Path | None:
+def store(agent: DecisionFlow) -> Path | None:
     """Put behaviour flow and critic into the cache, whole or not at all.
 
     Returns:

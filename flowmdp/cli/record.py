@@ -65,14 +65,13 @@ def record(options: Record) -> None:
     from flowmdp.envs.outer import make_outer
 
     agent = open_agent(options.run_folder, options.task, options.device)
-    env = make_outer(agent.spec.task, agent.spec.source, render_mode="rgb_array")
+    task = str(agent.spec.task)
+    env = make_outer(task, agent.spec.source, render_mode="rgb_array")
     prepare_scene(env, *SIZE)
     policy = agent.behavior_policy() if options.behavior else agent.outer_policy()
     player = ChainPlayer(agent, policy.field, options.seed)
     name = "behaviour flow" if options.behavior else type(agent).__name__
-    overlay = FlowOverlay(
-        actuator_names(env, agent.spec.action_dim), SIZE, f"{name} on {agent.spec.task}"
-    )
+    overlay = FlowOverlay(actuator_names(env, agent.spec.action_dim), SIZE, f"{name} on {task}")
     summary: list[float] = []
     try:
         replace_file(

@@ -13,6 +13,7 @@ from typing import Any
 from flowmdp.agents import load_agent
 from flowmdp.agents.acting import OuterPolicy
 from flowmdp.agents.base import FlowAlgorithm
+from flowmdp.agents.decision_flow import DecisionFlow
 from flowmdp.agents.evaluation import evaluate
 from flowmdp.cli import pretrained
 from flowmdp.cli.job import (
@@ -136,7 +137,9 @@ def _history(folder: RunFolder, agent: FlowAlgorithm) -> dict[str, Any]:
 
 def _pretrain_steps(agent: FlowAlgorithm) -> int:
     """Updates of behaviour flow and critic so far; 0 for agents that have none."""
-    return int(getattr(agent, "behavior_updates", 0) + getattr(agent, "critic_updates", 0))
+    if not isinstance(agent, DecisionFlow):
+        return 0
+    return agent.behavior_updates + agent.critic_updates
 
 
 def _learn(
@@ -171,12 +174,12 @@ def _learn(
                 progress_bar=True,
             )
             save()
-    return agent.num_timesteps >= config["steps"]
+    return bool(agent.num_timesteps >= config["steps"])
 
 
 def _pretrained(agent: FlowAlgorithm, interrupt: Interruptible, save: Any) -> bool:
     """Behaviour flow and critic, from the cache or by training; False when the user stopped it."""
-    if agent.pretrain_key() is None or agent.num_timesteps > 0:
+    if not isinstance(agent, DecisionFlow) or agent.num_timesteps > 0:
         return True
     if _pretrain_steps(agent) == 0 and pretrained.restore(agent):
         print(f"behaviour flow and critic from {pretrained.cached_file(agent)}", file=sys.stderr)
@@ -207,7 +210,7 @@ def _conclude(
         return {"episodes": episodes, **summary, "returns": result.returns}
 
     agent_outcome = outcome(agent.outer_policy())
-    improves = agent.pretrain_key() is not None
+    improves = isinstance(agent, DecisionFlow)
     behavior = outcome(agent.behavior_policy()) if improves else agent_outcome
     recorded = {"episodes": len(data.returns), **summarize(task, data.returns.tolist())}
     seconds = history["seconds"] + time.perf_counter() - start
