@@ -26,7 +26,8 @@ class Episode:
     """One recorded episode of n steps.
 
     Attributes:
-        seed: What the outer environment was reset with; the actions replay the episode from it.
+        seed: What the outer environment was reset with, from which the actions replay the episode;
+            None where nobody recorded it.
         observations: Shape (n + 1, obs_dim), in the environment's own dtype.
         actions: Shape (n, action_dim), float32, in [-1, 1].
         rewards: Shape (n,), float64.
@@ -34,7 +35,7 @@ class Episode:
         truncations: Shape (n,), bool.
     """
 
-    seed: int
+    seed: int | None
     observations: NDArray[Any]
     actions: NDArray[np.float32]
     rewards: NDArray[np.float64]

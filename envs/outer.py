@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -29,13 +30,13 @@ def make_outer(task: str, source: str | None = None, render_mode: str | None = N
     """
     row = get_task(task)
     env_id = row.outer_env[row.source(source)]
+    options: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        env: gym.Env[Any, Any] = gym.make(
-            env_id,
-            max_episode_steps=row.horizon,
-            disable_env_checker=True,
-            **({} if render_mode is None else {"render_mode": render_mode}),
-        )
+        with warnings.catch_warnings():  # D4RL's data need the older version
+            warnings.filterwarnings("ignore", ".* is out of date", DeprecationWarning)
+            env: gym.Env[Any, Any] = gym.make(
+                env_id, max_episode_steps=row.horizon, disable_env_checker=True, **options
+            )
     except (gym.error.DependencyNotInstalled, gym.error.UnregisteredEnv) as error:
         raise UnknownTaskError(f"cannot make {env_id} for task {task}: {error}") from error
     if isinstance(env.observation_space, gym.spaces.Dict):
