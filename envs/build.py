@@ -49,7 +49,7 @@ def build_dataset(
             the store cannot be written.
     """
     row = get_task(task)
-    dataset_id = builtin_dataset(row)
+    dataset_id = row.dataset("builtin")
     if steps < 1:
         raise ConfigurationError(f"steps is {steps}: a dataset needs at least 1")
     if seed < 0:
@@ -70,20 +70,6 @@ def build_dataset(
             for env in envs:
                 env.close()
     return dataset_id
-
-
-def builtin_dataset(row: Task) -> str:
-    """Minari id of a task's builtin dataset.
-
-    Raises:
-        DatasetError: When the package ships no behaviour policy for the task.
-    """
-    if "builtin" not in row.datasets:
-        raise DatasetError(
-            f"task {row.name} has no builtin dataset yet: name a Minari dataset of your own with "
-            f"--dataset ID (dataset_id=), or take another source ({', '.join(row.datasets)})"
-        )
-    return row.datasets["builtin"]
 
 
 def build_recipe(row: Task, steps: int, seed: int) -> dict[str, Any]:

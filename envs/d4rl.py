@@ -57,9 +57,7 @@ def import_d4rl(
             environment, was imported before, or the store cannot be written.
     """
     row = get_task(task)
-    if "d4rl" not in row.datasets:
-        raise DatasetError(f"task {task} has no d4rl source: choose a task that has one")
-    dataset_id, path = row.datasets["d4rl"], Path(file)
+    dataset_id, path = row.dataset("d4rl"), Path(file)
     _refuse_to_replace(dataset_id, force)
     outer = make_outer(task, "d4rl")
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from flowmdp.envs.build import build_dataset, builtin_dataset, is_current
+from flowmdp.envs.build import build_dataset, is_current
 from flowmdp.envs.info import dataset_info
 from flowmdp.envs.outer import make_outer
 from flowmdp.envs.reading import read_transitions
@@ -52,7 +52,7 @@ def load_dataset(
     row = get_task(task)
     source = row.source(source)
     if dataset_id is None:
-        dataset_id = builtin_dataset(row) if source == "builtin" else row.datasets[source]
+        dataset_id = row.dataset(source)
     if not is_present(dataset_id):
         _obtain(row, source, dataset_id, build)
     metadata = read_metadata(dataset_id)

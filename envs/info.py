@@ -8,7 +8,6 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flowmdp.envs.build import builtin_dataset
 from flowmdp.envs.reading import read_transitions
 from flowmdp.envs.scores import normalized_score
 from flowmdp.envs.store import broken, read_metadata
@@ -45,7 +44,7 @@ def dataset_info(
         row = get_task(name)
         source = row.source(source)
     if dataset_id is None and row is not None and source is not None:
-        dataset_id = builtin_dataset(row) if source == "builtin" else row.datasets[source]
+        dataset_id = row.dataset(source)
     assert dataset_id is not None
     metadata = read_metadata(dataset_id)
     dataset = read_transitions(metadata, *_dimensions(metadata))

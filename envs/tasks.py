@@ -15,7 +15,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flowmdp.errors import UnknownTaskError
+from flowmdp.errors import DatasetError, UnknownTaskError
 
 SOURCES = ("builtin", "minari", "d4rl")
 
@@ -67,34 +67,67 @@ class Task:
             )
         return source
 
+    def dataset(self, source: str | None = None) -> str:
+        """Minari id of the task's dataset of a source, or of the default source for None.
+
+        Raises:
+            UnknownTaskError: When the task has no such source.
+            DatasetError: When the source is known but holds no such dataset.
+        """
+        source = self.source(source)
+        if source not in self.datasets:
+            yet = " yet" if source == "builtin" else ""
+            raise DatasetError(
+                f"task {self.name} has no {source} dataset{yet}: name a Minari dataset of your own "
+                f"with --dataset ID (dataset_id=), or take another source "
+                f"({', '.join(self.datasets)})"
+            )
+        return self.datasets[source]
+
+
+KINDS = ("medium", "medium-replay", "medium-expert", "expert")
+"""What was recorded on a Gym-MuJoCo robot: a half-trained policy, the ladder of its earlier
+snapshots, half medium and half expert data, and a trained policy."""
+
+MINARI_KINDS = ("medium", "expert")
+"""Kinds among Farama's datasets of `-v5`; there is no replay and no mixture."""
+
 
 def _gym_mujoco(
-    robot: str, env: str, references: tuple[float, float], kinds: Mapping[str, tuple[str, ...]]
-) -> list[Task]:
-    """Rows of one Gym-MuJoCo robot: kind of behaviour -> the shipped policies behind it."""
-    return [
-        Task(
-            name=f"{robot}-{kind}",
-            outer_env={"builtin": f"{env}-v5", "minari": f"{env}-v5", "d4rl": f"{env}-v4"},
-            datasets={
-                **({"builtin": f"flowmdp/{robot}/{kind}-v0"} if behaviors else {}),
-                "minari": f"mujoco/{robot}/{kind}-v0",
-                "d4rl": f"d4rl/{robot}/{kind}-v2",
-            },
-            horizon=1000,
-            behaviors=behaviors,
-            reference_min=references[0],
-            reference_max=references[1],
-            reference_origin=D4RL_GYM,
-            reward_range_scaling=True,
+    robot: str,
+    env: str,
+    reference_min: float,
+    reference_max: float,
+    behaviors: Mapping[str, tuple[str, ...]],
+) -> tuple[Task, ...]:
+    """Rows of one Gym-MuJoCo robot; `behaviors` holds the shipped policies behind each kind."""
+    rows = []
+    for kind in KINDS:
+        datasets = {"d4rl": f"d4rl/{robot}/{kind}-v2"}
+        if kind in MINARI_KINDS:
+            datasets["minari"] = f"mujoco/{robot}/{kind}-v0"
+        if kind in behaviors:
+            datasets["builtin"] = f"flowmdp/{robot}/{kind}-v0"
+        rows.append(
+            Task(
+                name=f"{robot}-{kind}",
+                outer_env={"builtin": f"{env}-v5", "minari": f"{env}-v5", "d4rl": f"{env}-v4"},
+                datasets=datasets,
+                horizon=1000,
+                behaviors=behaviors.get(kind, ()),
+                reference_min=reference_min,
+                reference_max=reference_max,
+                reference_origin=D4RL_GYM,
+                reward_range_scaling=True,
+            )
         )
-        for kind, behaviors in kinds.items()
-    ]
+    return tuple(rows)
 
 
-_ROWS: tuple[Task, ...] = (
-    *_gym_mujoco("hopper", "Hopper", (-20.272305, 3234.3), {"medium": ("hopper-medium",)}),
-    *_gym_mujoco("walker2d", "Walker2d", (1.629008, 4592.3), {"medium": ()}),
+_ROWS = (
+    *_gym_mujoco("hopper", "Hopper", -20.272305, 3234.3, {"medium": ("hopper-medium",)}),
+    *_gym_mujoco("halfcheetah", "HalfCheetah", -280.178953, 12135.0, {}),
+    *_gym_mujoco("walker2d", "Walker2d", 1.629008, 4592.3, {}),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}

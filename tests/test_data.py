@@ -266,6 +266,8 @@ def test_absent_datasets_name_what_gets_them() -> None:
             load_dataset("hopper-medium", **options)
     with pytest.raises(DatasetError, match=r"no builtin dataset yet.*--dataset"):
         load_dataset("walker2d-medium")
+    with pytest.raises(DatasetError, match=r"no minari dataset: .*another source"):
+        load_dataset("walker2d-medium-replay", "minari")
 
 
 def test_info_of_a_hand_made_dataset() -> None:
