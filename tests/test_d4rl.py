@@ -154,3 +154,12 @@ def test_an_earlier_import_is_kept_unless_forced(path: Path) -> None:
         import_d4rl(path, TASK)
     import_d4rl(write(path, {k: a[:4] for k, a in recording().items()}), TASK, force=True)
     assert len(load_dataset(TASK, "d4rl")) == 4
+
+
+def test_the_command_imports(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from flowmdp.cli import main
+
+    code = main(["data", "import", str(write(path, recording())), "--task", TASK])
+    assert code in (0, None)
+    assert f"{ID} is in" in capsys.readouterr().out
+    assert len(load_dataset(TASK, "d4rl")) == 10

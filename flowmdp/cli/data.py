@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flowmdp.cli.options import Build, Info
+from flowmdp.cli.options import Build, Import, Info
 from flowmdp.envs.build import build_dataset
-from flowmdp.envs.store import is_present, list_datasets, store_root
+from flowmdp.envs.store import is_present, list_datasets, read_metadata, store_root
 from flowmdp.envs.tasks import TASKS
 
 
@@ -38,6 +38,16 @@ def build(options: Build) -> None:
         options.task, steps=options.steps, seed=options.seed, force=options.force
     )
     print(f"{dataset_id} is in {store_root()}")
+
+
+def import_file(options: Import) -> None:
+    """Import one of D4RL's files and say what came in."""
+    from flowmdp.envs.d4rl import import_d4rl
+
+    dataset_id = import_d4rl(options.file, options.task, options.clip_actions, options.force)
+    metadata = read_metadata(dataset_id)
+    episodes, steps = metadata["total_episodes"], metadata["total_steps"]
+    print(f"{dataset_id} is in {store_root()}: {episodes:,} episodes, {steps:,} steps")
 
 
 def print_datasets() -> None:

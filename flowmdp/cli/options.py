@@ -59,11 +59,11 @@ class Build:
     task: Annotated[Positional[str], arg(metavar="TASK")]
     """Name of the task; `flowmdp tasks` lists them."""
     steps: int = 200_000
-    """Transitions to record; another number than the default replaces the task's dataset."""
+    """Transitions to record."""
     seed: int = 0
     """Seed of the roll-outs."""
     force: bool = False
-    """Build again although the dataset is there."""
+    """Replace the dataset that is there; else one of another size or seed is kept and reported."""
 
     def run(self) -> None:
         """Build and say where it lies."""
@@ -109,17 +109,46 @@ class Info:
 
 
 @dataclass
+class Import:
+    """Import one of D4RL's original HDF5 files, for `--source d4rl`.
+
+    Download the file yourself; d4rl, gym and mujoco_py are not needed. The dataset goes into
+    Minari's local store and belongs to the task's -v4 environment, the one of D4RL's numbers.
+
+    For example:
+      flowmdp data import hopper_medium-v2.hdf5 --task hopper-medium
+    """
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """D4RL's file, such as hopper_medium-v2.hdf5."""
+    task: Annotated[str, arg(metavar="TASK")]
+    """The task it belongs to."""
+    clip_actions: bool = False
+    """Clip actions outside [-1, 1] instead of refusing the file."""
+    force: bool = False
+    """Replace the dataset that was imported before."""
+
+    def run(self) -> None:
+        """Import and say where it lies."""
+        from flowmdp.cli.data import import_file
+
+        import_file(self)
+
+
+@dataclass
 class Data:
-    """Build, list and describe datasets.
+    """Build, import, list and describe datasets.
 
     For example:
       flowmdp data build hopper-medium
+      flowmdp data import hopper_medium-v2.hdf5 --task hopper-medium
       flowmdp data list
       flowmdp data info hopper-medium
     """
 
     action: (
         Annotated[Build, subcommand("build")]
+        | Annotated[Import, subcommand("import")]
         | Annotated[List, subcommand("list")]
         | Annotated[Info, subcommand("info")]
     )
