@@ -118,27 +118,38 @@ def _play_chain(
 ) -> tuple[Float, bool]:
     """One chain from its first observation; returns the last observation, and whether it ended."""
     flow_steps = env.get_wrapper_attr("flow_steps")
+    scale = np.float32(env.get_wrapper_attr("velocity_scale"))
+    plain = _moves_by_its_action_alone(env)
     x_t, state = observation[layout.point], observation[layout.state]
     for k in range(flow_steps):
         if layout.time:
             assert observation[layout.t] == np.float32(flow_time(k, flow_steps)), "t is not k / T"
         assert np.array_equal(observation[layout.state], state), "s changed inside a chain"
-        assert np.array_equal(observation[layout.point], x_t), "x_t did not move by velocity / T"
-        action = rng.uniform(-1, 1, layout.action_dim).astype(np.float32) * np.float32(0.3)
-        x_t = flow_step(
-            x_t, action * np.float32(env.get_wrapper_attr("velocity_scale")), flow_steps
-        )
+        moved = np.array_equal(observation[layout.point], x_t)
+        assert moved or not plain, "x_t did not move by velocity / T"
+        action = rng.uniform(-0.3, 0.3, layout.action_dim).astype(np.float32)
+        x_t = flow_step(x_t, action * scale, flow_steps)
         before = observation.copy()
         after, reward, terminated, truncated, info = env.step(action)
         assert np.array_equal(observation, before), "step changed the observation it gave before"
         observation = after
         _check_step(reward, terminated, truncated, info)
         assert not (terminated or truncated) or k == flow_steps - 1, "ended inside a chain"
-    assert np.array_equal(info["executed_action"], np.clip(x_t, -1, 1)), (
+    executed = info["executed_action"]
+    assert np.array_equal(executed, np.clip(x_t, -1, 1)) or not plain, (
         "info['executed_action'] is not x_1, clipped"
     )
+    assert np.abs(executed).max() <= 1, "info['executed_action'] leaves [-1, 1]"
     assert 0 <= info["clipped_fraction"] <= 1, "info['clipped_fraction'] is no fraction"
     return observation, terminated or truncated
+
+
+def _moves_by_its_action_alone(env: FlowEnv) -> bool:
+    """Whether the next point follows from the action: no behaviour velocity, no noise."""
+    if not env.has_wrapper_attr("settings"):
+        return True
+    settings = env.get_wrapper_attr("settings")
+    return bool(settings.action_mode == "velocity" and settings.noise_std == 0)
 
 
 def _check_step(reward: Any, terminated: Any, truncated: Any, info: dict[str, Any]) -> None:

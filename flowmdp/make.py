@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ConfigurationError
+from flowmdp.noise import NOISE_SCALE, LatentNoiseEnv
 from flowmdp.settings import FlowSettings
 
 if TYPE_CHECKING:
@@ -24,17 +25,22 @@ def make_flow_env(
     source: str | None = None,
     *,
     states: str = "env",
+    decision: str = "velocity",
+    noise_scale: float | None = None,
     checkpoint: str | None = None,
     dataset_id: str | None = None,
     render_mode: str | None = None,
     **settings: Any,
-) -> FlowMDPEnv:
+) -> FlowMDPEnv | LatentNoiseEnv:
     """Build the flow environment of a task; every argument is JSON-able.
 
     Args:
         task: Name of the task, `hopper-medium`.
         source: "builtin", "minari" or "d4rl"; None takes the task's default.
         states: "env" runs the robot; "dataset" runs on recorded states, without a simulator.
+        decision: "velocity": every flow step is one; "noise": only the noise is, and the behaviour
+            flow does the rest (`LatentNoiseEnv`).
+        noise_scale: Of `decision="noise"`.
         checkpoint: File that holds a critic and a behaviour flow, for the rewards and action modes
             that need them; None takes the ones that ship for the task, where there are any.
         dataset_id: Minari id of another dataset with the task's outer environment.
@@ -52,9 +58,15 @@ def make_flow_env(
     source = get_task(task).source(source)
     if states == "dataset" and render_mode is not None:
         raise ConfigurationError("states='dataset' has no robot to render: leave out render_mode")
+    if decision not in ("velocity", "noise"):
+        raise ConfigurationError(f"unknown decision {decision!r}: choose 'velocity' or 'noise'")
+    if decision == "velocity" and noise_scale is not None:
+        raise ConfigurationError("noise_scale needs decision='noise'")
+    if decision == "noise":
+        settings["action_mode"] = "residual"
     needed = FlowSettings.of({"states": states, **settings}).models
     critic, behavior = _models(task, source, checkpoint, needed)
-    return FlowMDPEnv(
+    flow = FlowMDPEnv(
         None if states == "dataset" else make_outer(task, source, render_mode=render_mode),
         dataset=partial(_load_dataset, task, source, dataset_id),
         critic=critic,
@@ -64,6 +76,9 @@ def make_flow_env(
         states=states,
         **settings,
     )
+    if decision == "velocity":
+        return flow
+    return LatentNoiseEnv(flow, NOISE_SCALE if noise_scale is None else noise_scale)
 
 
 def make_flow_vector_env(

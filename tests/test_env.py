@@ -78,6 +78,13 @@ def test_contract_on_dataset_states(reward: str) -> None:
     check_flow_env(make_toy(reward=reward, states="dataset", include_previous_action=True))
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"action_mode": "residual"}, {"noise_std": 0.3}, {"flow_steps": 1}]
+)
+def test_contract_of_action_modes_and_noise(arguments: dict[str, Any]) -> None:
+    check_flow_env(make_toy(**arguments))
+
+
 def test_checker_finds_a_wrong_step() -> None:
     """Negative control: an environment that moves by twice the velocity does not pass."""
 
@@ -183,6 +190,35 @@ def test_data_reward_is_zero_on_the_way_to_the_dataset_action() -> None:
     assert total == pytest.approx(0, abs=1e-8) and terminated
     assert info["executed_action"] == pytest.approx(data.actions[index], abs=1e-5)
     assert last[-1] == 1.0
+
+
+def test_residual_of_zero_is_the_behaviour() -> None:
+    env = make_toy(action_mode="residual", flow_steps=5)
+    assert env.velocity_scale == 1
+    observation, _ = env.reset(seed=0)
+    state, x_0 = observation[None, :2], observation[None, 2:4]
+    x_1 = integrate(lambda x, t: behavior(state, x, np.full((1, 1), t, np.float32)), x_0, 5)
+    *_, info = play_chain(env, np.zeros(2, np.float32))
+    assert np.array_equal(info["executed_action"], np.clip(x_1[0], -1, 1))
+    env.reset(seed=0)
+    *_, shifted = play_chain(env, np.full(2, 0.01, np.float32))
+    assert not np.array_equal(shifted["executed_action"], info["executed_action"])
+
+
+def test_noise_has_the_stated_variance_and_density() -> None:
+    """Standard deviation noise_std over a chain; log_density of a step from its own formula."""
+    env = make_toy(noise_std=0.3, flow_steps=4, states="dataset", reward="direction")
+    zero, ends = np.zeros(2, np.float32), []
+    for seed in range(400):
+        before, _ = env.reset(seed=seed, options={"noise": zero})
+        for _ in range(4):
+            after, *_, info = env.step(zero)
+            error = (after[2:4] - before[2:4]) / (0.3 / 2)
+            expected = -0.5 * np.square(error).sum() - 2 * np.log(0.3 / 2) - np.log(2 * np.pi)
+            assert info["log_density"] == pytest.approx(expected, rel=1e-4)
+            before = after
+        ends.append(after[2:4])
+    assert np.std(ends) == pytest.approx(0.3, rel=0.1)
 
 
 def test_previous_action_is_the_executed_one() -> None:
@@ -317,6 +353,9 @@ def test_step_out_of_turn() -> None:
         ({"divergence": "kl"}, "unknown divergence 'kl'"),
         ({"velocity_scale": 0.0}, "velocity_scale is 0.0"),
         ({"rho": -1.0}, "rho is -1.0"),
+        ({"noise_std": float("nan")}, "noise_std is nan"),
+        ({"action_mode": "delta"}, "unknown action_mode 'delta'"),
+        ({"action_mode": "residual", "behavior": None}, "needs a behavior"),
         ({"flow_step": 3}, "unknown argument 'flow_step'"),
         ({"reward": "return", "states": "dataset"}, "needs states='env'"),
         ({"reward": "data"}, "needs states='dataset'"),

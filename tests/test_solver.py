@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from flowmdp.errors import ConfigurationError
-from flowmdp.path import linear_path, linear_velocity
+from flowmdp.path import PATHS, get_path, linear_path, linear_velocity
 from flowmdp.solver import SOLVERS, integrate
 
 Array = NDArray[np.float64]
@@ -65,8 +66,31 @@ def test_straight_velocity_is_integrated_exactly_by_one_step() -> None:
     assert linear_path(x_0, x_1, 0.25) == pytest.approx(x_0 + 0.25 * velocity)
 
 
+@pytest.mark.parametrize("name", sorted(PATHS))
+def test_paths_run_from_noise_to_data_with_their_velocity(name: str) -> None:
+    """Ends, derivative by central differences, and the same on torch tensors."""
+    path, rng = get_path(name), np.random.default_rng(0)
+    x_0, x_1 = rng.standard_normal((2, 5, 3))
+    t = np.linspace(0.1, 0.9, 5)[:, None]
+    assert path.point(x_0, x_1, 0.0) == pytest.approx(x_0)
+    assert path.point(x_0, x_1, 1.0) == pytest.approx(x_1)
+    slope = (path.point(x_0, x_1, t + 1e-5) - path.point(x_0, x_1, t - 1e-5)) / 2e-5
+    assert path.velocity(x_0, x_1, t) == pytest.approx(slope, abs=1e-6)
+    tensors = [torch.from_numpy(array) for array in (x_0, x_1, t)]
+    assert path.velocity(*tensors).numpy() == pytest.approx(path.velocity(x_0, x_1, t))
+
+
+def test_the_trigonometric_path_is_curved() -> None:
+    x_0, x_1 = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
+    middle = PATHS["trigonometric"].point(x_0, x_1, 0.5)
+    assert np.linalg.norm(middle) == pytest.approx(1)
+    assert np.linalg.norm(linear_path(x_0, x_1, 0.5)) == pytest.approx(0.5**0.5)
+
+
 def test_bad_input() -> None:
     with pytest.raises(ConfigurationError, match="unknown solver 'rk4'"):
         integrate(curved, np.zeros(1), 5, "rk4")
+    with pytest.raises(ConfigurationError, match="unknown path 'spiral'"):
+        get_path("spiral")
     with pytest.raises(ConfigurationError, match="flow_steps is 0"):
         integrate(curved, np.zeros(1), 0)

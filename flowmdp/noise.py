@@ -1,0 +1,95 @@
+"""The latent-noise environment: a frozen flow whose first state is the only decision."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from flowmdp.env import FlowMDPEnv
+from flowmdp.errors import ActionError, ConfigurationError
+from flowmdp.spaces import as_flow_action
+
+Float = NDArray[np.float32]
+
+NOISE_SCALE = 3.0
+"""Noise of an action of 1: the box holds 99.7 % of each component of N(0, I). [ours, untuned]"""
+
+
+class LatentNoiseEnv(gym.Env[Float, Float]):
+    """Steer a frozen flow policy by its noise, as DSRL does (Wagenmaker et al. 2025, 2506.15799).
+
+    ## Description
+    One step is a whole chain: the action becomes x_0, the behaviour flow carries it to an action in
+    `flow_steps` steps, which is executed outside. Any algorithm that trains on the robot trains on
+    this environment, and can only choose among actions that the behaviour flow produces.
+
+    ## Action Space
+    `Box(-1, 1, (action_dim,), float32)`; x_0 = noise_scale * action, clipped to the box.
+
+    ## Observation Space
+    The outer observation s_n, a flat float32 `Box`; with `include_previous_action` of the flow
+    environment followed by a_{n-1} and its flag.
+
+    ## Rewards, Starting State, Episode End, Info
+    Those of the flow environment at the end of a chain: the outer reward for `reward="return"`,
+    Q(s, a) for `"direction"`; with `states="dataset"` every episode is one step.
+
+    ## Arguments
+    | Argument      | Default | Description                                                        |
+    |---------------|---------|--------------------------------------------------------------------|
+    | `flow`        |         | a `FlowMDPEnv` with `action_mode="residual"`: the frozen flow is   |
+    |               |         | its behaviour; owned and closed by this environment                |
+    | `noise_scale` | 3.0     | noise of an action of 1                                            |
+
+    ## Version History
+    * v0: first release.
+    """
+
+    def __init__(self, flow: FlowMDPEnv, noise_scale: float = NOISE_SCALE) -> None:
+        if flow.settings.action_mode != "residual":
+            raise ConfigurationError("decision='noise' needs action_mode='residual': a frozen flow")
+        if not (math.isfinite(noise_scale) and noise_scale > 0):
+            raise ConfigurationError(f"noise_scale is {noise_scale}: it must be positive, finite")
+        self.flow, self.noise_scale = flow, noise_scale
+        self.metadata, self.render_mode = flow.metadata, flow.render_mode
+        layout = flow.layout
+        self._kept = np.r_[0 : layout.obs_dim, layout.t + layout.time : layout.size]
+        space = layout.space()
+        self.observation_space = Box(space.low[self._kept], space.high[self._kept])
+        self.action_space = Box(-1.0, 1.0, (layout.action_dim,), np.float32)
+        self._zero = np.zeros(layout.action_dim, np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Float, dict[str, Any]]:
+        """Start an episode of the flow environment, which draws from this one's generator."""
+        super().reset(seed=seed)
+        flow_seed = None if seed is None else int(self.np_random.integers(2**31))
+        observation, info = self.flow.reset(seed=flow_seed, options=options)
+        return observation[self._kept], info
+
+    def step(self, action: Float) -> tuple[Float, float, bool, bool, dict[str, Any]]:
+        """Start a chain at noise_scale * action and let the frozen flow finish it."""
+        action = as_flow_action(action, self._zero.shape)
+        if not np.isfinite(action).all():
+            raise ActionError(f"the action is not finite: {action}")
+        bounded = np.minimum(np.maximum(action, np.float32(-1)), np.float32(1))
+        self.flow.set_noise(bounded * np.float32(self.noise_scale))
+        total = 0.0
+        for _ in range(self.flow.flow_steps):
+            observation, reward, terminated, truncated, info = self.flow.step(self._zero)
+            total += reward
+        return observation[self._kept], total, terminated, truncated, info
+
+    def render(self) -> Any:
+        """The outer environment's frame."""
+        return self.flow.render()
+
+    def close(self) -> None:
+        """Close the flow environment."""
+        self.flow.close()
