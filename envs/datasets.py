@@ -84,7 +84,7 @@ def _obtain(row: Task, source: str, dataset_id: str, build: bool) -> None:
         return
     cure = {
         "builtin": f"build it with `flowmdp data build {row.name}`",
-        "minari": f"download it with `minari download {dataset_id}`",
+        "minari": f"download it with `flowmdp data download {row.name}`",
         "d4rl": f"import D4RL's file with `flowmdp data import FILE.hdf5 --task {row.name}`",
     }[source]
     raise DatasetError(f"dataset {dataset_id} is not in the local store {store_root()}: {cure}")

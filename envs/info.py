@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flowmdp.envs.reading import read_transitions
+from flowmdp.envs.reading import flat_dimensions, read_transitions
 from flowmdp.envs.scores import normalized_score
-from flowmdp.envs.store import broken, read_metadata
+from flowmdp.envs.store import read_metadata
 from flowmdp.envs.tasks import TASKS, Task, get_task
 from flowmdp.transitions import TransitionDataset
 
@@ -47,7 +46,7 @@ def dataset_info(
         dataset_id = row.dataset(source)
     assert dataset_id is not None
     metadata = read_metadata(dataset_id)
-    dataset = read_transitions(metadata, *_dimensions(metadata))
+    dataset = read_transitions(metadata, *flat_dimensions(metadata))
     return {
         "dataset": dataset_id,
         "task": row.name if row else "none of ours",
@@ -117,16 +116,3 @@ def _coverage(dataset: TransitionDataset) -> float:
 def _task_of(dataset_id: str) -> Task | None:
     """The task whose dataset this is, for its references."""
     return next((task for task in TASKS.values() if dataset_id in task.datasets.values()), None)
-
-
-def _dimensions(metadata: dict[str, Any]) -> tuple[int, int]:
-    from minari.serialization import deserialize_space
-
-    try:
-        spaces = (
-            deserialize_space(metadata[f"{name}_space"]) for name in ("observation", "action")
-        )
-        obs_dim, action_dim = (gym.spaces.flatdim(space) for space in spaces)
-    except (KeyError, TypeError, ValueError, NotImplementedError) as error:
-        raise broken(metadata["dataset_id"], f"its spaces cannot be read ({error})") from error
-    return obs_dim, action_dim

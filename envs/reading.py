@@ -131,6 +131,24 @@ def read_transitions(metadata: dict[str, Any], obs_dim: int, action_dim: int) ->
     return arrays.finish()
 
 
+def flat_dimensions(metadata: dict[str, Any]) -> tuple[int, int]:
+    """(obs_dim, action_dim) of a dataset's own spaces, flattened.
+
+    Raises:
+        DatasetError: When the metadata hold no spaces that Minari can read.
+    """
+    from minari.serialization import deserialize_space
+
+    try:
+        spaces = (
+            deserialize_space(metadata[f"{name}_space"]) for name in ("observation", "action")
+        )
+        obs_dim, action_dim = (gym.spaces.flatdim(space) for space in spaces)
+    except (KeyError, TypeError, ValueError, NotImplementedError) as error:
+        raise broken(metadata["dataset_id"], f"its spaces cannot be read ({error})") from error
+    return obs_dim, action_dim
+
+
 def _read_hdf5(arrays: Arrays, episodes: int) -> None:
     path = dataset_folder(arrays.id) / "data" / "main_data.hdf5"
     everything = h5py.h5s.ALL

@@ -5,7 +5,7 @@ Adding a task is adding a row to `TASKS`. The module uses the standard library o
 
 Sources:
     builtin: rolled out here, offline, from small behaviour policies that come with the package.
-    minari: Farama's published datasets, in Minari's local store (`minari download ID`).
+    minari: Farama's published datasets, in Minari's local store (`flowmdp data download`).
     d4rl: the original D4RL files, imported into Minari's local store; recorded on `-v4` physics.
 """
 

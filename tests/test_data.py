@@ -259,7 +259,7 @@ def test_absent_datasets_name_what_gets_them() -> None:
         ({"dataset_id": "hand/mode-v0"}, "did you mean hand/made-v0"),
         ({"dataset_id": "../../etc"}, "malformed dataset id"),
         ({"build": False}, "flowmdp data build hopper-medium"),
-        ({"source": "minari"}, "minari download mujoco/hopper/medium-v0"),
+        ({"source": "minari"}, "flowmdp data download hopper-medium"),
         ({"source": "d4rl"}, "flowmdp data import"),
     ):
         with pytest.raises(DatasetError, match=match):

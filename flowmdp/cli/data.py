@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flowmdp.cli.options import Build, Import, Info
+from flowmdp.cli.options import Build, Download, Import, Info
 from flowmdp.envs.build import build_dataset
 from flowmdp.envs.store import is_present, list_datasets, read_metadata, store_root
 from flowmdp.envs.tasks import TASKS
@@ -38,6 +38,13 @@ def build(options: Build) -> None:
         options.task, steps=options.steps, seed=options.seed, force=options.force
     )
     print(f"{dataset_id} is in {store_root()}")
+
+
+def download(options: Download) -> None:
+    """Download a task's published dataset and say where it lies."""
+    from flowmdp.envs.download import download_dataset
+
+    print(f"{download_dataset(options.task, options.force)} is in {store_root()}")
 
 
 def import_file(options: Import) -> None:

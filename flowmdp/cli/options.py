@@ -109,6 +109,29 @@ class Info:
 
 
 @dataclass
+class Download:
+    """Download a task's published dataset, for `--source minari`.
+
+    Minari fetches it from Farama's store at Hugging Face; this needs a network and the extra `hf`
+    (pip install "flowmdp[hf]"). A download that breaks off leaves nothing behind.
+
+    For example:
+      flowmdp data download hopper-medium
+    """
+
+    task: Annotated[Positional[str], arg(metavar="TASK")]
+    """Name of the task; `flowmdp tasks` lists them."""
+    force: bool = False
+    """Replace the dataset that is there."""
+
+    def run(self) -> None:
+        """Download and say where it lies."""
+        from flowmdp.cli.data import download
+
+        download(self)
+
+
+@dataclass
 class Import:
     """Import one of D4RL's original HDF5 files, for `--source d4rl`.
 
@@ -137,7 +160,7 @@ class Import:
 
 @dataclass
 class Data:
-    """Build, import, list and describe datasets.
+    """Build, download, import, list and describe datasets.
 
     For example:
       flowmdp data build hopper-medium
@@ -148,6 +171,7 @@ class Data:
 
     action: (
         Annotated[Build, subcommand("build")]
+        | Annotated[Download, subcommand("download")]
         | Annotated[Import, subcommand("import")]
         | Annotated[List, subcommand("list")]
         | Annotated[Info, subcommand("info")]
