@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         command.run()
-    except KeyboardInterrupt:
-        print("flowmdp: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\nflowmdp: interrupted{'; ' if error.args else ''}{error}", file=sys.stderr)
         return 130
     except (FlowMDPError, OSError) as error:
         print(f"flowmdp: {_one_line(error)}", file=sys.stderr)
@@ -64,7 +64,7 @@ def _one_line(error: Exception) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in message:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in message:
             return (
                 f"the disk is full{where and ' at'}{where}: free some space and repeat the "
                 "command; what was saved before is whole"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flowmdp.agents import load_agent
 from flowmdp.agents.base import FlowAlgorithm
 from flowmdp.agents.evaluation import Policy, evaluate
-from flowmdp.cli.job import check_device, checkpoint_file
+from flowmdp.cli.job import algorithm_name, check_device, checkpoint_file
 from flowmdp.cli.options import Eval
 from flowmdp.cli.report import print_table, summarize
 from flowmdp.envs.outer import make_outer
@@ -101,8 +101,8 @@ def _policy(agent: FlowAlgorithm, options: Eval) -> tuple[Policy, str]:
     if options.behavior:
         return agent.behavior_policy(), "behaviour flow"
     if not special:
-        return agent.outer_policy(), type(agent).__name__
+        return agent.outer_policy(), algorithm_name(agent)
     chosen: dict[str, Any] = {"n_steps": options.flow_steps, "solver": options.solver}
     if options.best_of > 1:
         chosen["best_of"] = options.best_of
-    return Acting(agent, **chosen), type(agent).__name__
+    return Acting(agent, **chosen), algorithm_name(agent)

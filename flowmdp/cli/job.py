@@ -111,6 +111,14 @@ def get_algorithm(name: str) -> type[FlowAlgorithm]:
     return cast(type[FlowAlgorithm], ALGORITHMS[name])
 
 
+def algorithm_name(agent: FlowAlgorithm) -> str:
+    """The name under which the command knows an agent's class; the class's own for others."""
+    for name, algorithm in ALGORITHMS.items():
+        if type(agent) is algorithm:
+            return name
+    return type(agent).__name__
+
+
 def constructor_arguments(algorithm: type) -> set[str]:
     """Names of the constructor's arguments that --set accepts, through all base classes."""
     names: set[str] = set()

@@ -9,6 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from stable_baselines3.common.callbacks import BaseCallback
+from tqdm import tqdm
 
 
 class Interruptible:
@@ -50,9 +51,10 @@ class Interruptible:
 
 
 class Keeper(BaseCallback):
-    """Evaluates and saves every so many steps, and stops when asked to.
+    """Evaluates and saves every so many steps, shows progress, and stops when asked to.
 
     Args:
+        goal: The run's steps.
         evaluate: Plays the robot a few times; returns the episodes' returns.
         save: Writes checkpoint and history.
         history: What `history.json` holds; evaluations and clocks are added to it.
@@ -63,6 +65,7 @@ class Keeper(BaseCallback):
 
     def __init__(
         self,
+        goal: int,
         evaluate: Callable[[], list[float]],
         save: Callable[[], None],
         history: dict[str, Any],
@@ -71,6 +74,7 @@ class Keeper(BaseCallback):
         interrupt: Interruptible,
     ) -> None:
         super().__init__()
+        self._bar = tqdm(total=goal, desc="training")
         self.evaluate, self.save, self.history = evaluate, save, history
         self.eval_every, self.save_every = eval_every, save_every
         self.interrupt = interrupt
@@ -78,8 +82,10 @@ class Keeper(BaseCallback):
     def _on_training_start(self) -> None:
         self._since = time.perf_counter()
         self._updates = self.model.num_timesteps
+        self._bar.update(self._updates - self._bar.n)
 
     def _on_step(self) -> bool:
+        self._bar.update()
         if self.num_timesteps % self.eval_every == 0:
             self._stop_clock()
             self._evaluate()
@@ -92,6 +98,10 @@ class Keeper(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._stop_clock()
+
+    def close(self) -> None:
+        """End the progress bar's line."""
+        self._bar.close()
 
     def _stop_clock(self) -> None:
         """Count the updates since the clock ran, without what evaluation and saving take."""

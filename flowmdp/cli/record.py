@@ -62,6 +62,7 @@ def record(options: Record) -> None:
         raise ConfigurationError(f"--out {options.out}: the folder does not exist, create it")
     backend = choose_backend()  # before anything imports mujoco
     from flowmdp.cli.eval import open_agent
+    from flowmdp.cli.job import algorithm_name
     from flowmdp.envs.outer import make_outer
 
     agent = open_agent(options.run_folder, options.task, options.device)
@@ -70,7 +71,7 @@ def record(options: Record) -> None:
     prepare_scene(env, *SIZE)
     policy = agent.behavior_policy() if options.behavior else agent.outer_policy()
     player = ChainPlayer(agent, policy.field, options.seed)
-    name = "behaviour flow" if options.behavior else type(agent).__name__
+    name = "behaviour flow" if options.behavior else algorithm_name(agent)
     overlay = FlowOverlay(actuator_names(env, agent.spec.action_dim), SIZE, f"{name} on {task}")
     summary: list[float] = []
     try:

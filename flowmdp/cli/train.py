@@ -44,6 +44,15 @@ FRESH: dict[str, Any] = {"evaluations": [], "updates": 0, "update_seconds": 0.0,
 def train(options: Train) -> None:
     """Run the whole job, or continue it."""
     folder, config = _continue(options) if options.resume else _start(options)
+    try:
+        _run(folder, config, options.verbose)
+    except KeyboardInterrupt:
+        command = f"flowmdp train --resume {shlex.quote(str(folder.path))}"
+        raise KeyboardInterrupt(f"continue with: {command}") from None
+
+
+def _run(folder: RunFolder, config: dict[str, Any], verbose: bool) -> None:
+    """All phases, from the data to the table."""
     start = time.perf_counter()
     data = make_data(config)
     env = make_env(config, data)
@@ -51,7 +60,7 @@ def train(options: Train) -> None:
     history = _history(folder, agent)
     progress = ProgressFile(folder.progress)
     progress.forget_after(_pretrain_steps(agent), agent.num_timesteps)
-    agent.set_logger(make_logger(folder, progress, options.verbose))
+    agent.set_logger(make_logger(folder, progress, verbose))
     before = history["seconds"]
 
     def save() -> None:
@@ -159,6 +168,7 @@ def _learn(
             return False
         if remaining > 0:
             keeper = Keeper(
+                config["steps"],
                 evaluate_now,
                 save,
                 history,
@@ -166,13 +176,11 @@ def _learn(
                 config["save_every"] or tenth,
                 interrupt,
             )
-            agent.learn(
-                remaining,
-                callback=keeper,
-                log_interval=min(LOG_INTERVAL, tenth),
-                reset_num_timesteps=False,
-                progress_bar=True,
-            )
+            interval = min(LOG_INTERVAL, tenth)
+            try:
+                agent.learn(remaining, keeper, log_interval=interval, reset_num_timesteps=False)
+            finally:
+                keeper.close()
             save()
     return bool(agent.num_timesteps >= config["steps"])
 
