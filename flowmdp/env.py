@@ -103,6 +103,11 @@ class FlowMDPEnv(gym.Env[Float, Float]):
     at or beyond the bounds) and, for `states="env"`, `outer_reward` and `outer_info`. `reset` gives
     `outer_info` there.
 
+    ## Rendering
+    The outer environment's modes and frame rate. The robot moves once per chain, so `rgb_array`
+    returns the same array all along a chain: a recorder holds one picture per outer step. With
+    `rgb_array_list`, `render` gives one frame per outer step: a video at `render_fps` is real time.
+
     ## Arguments
     | Argument                  | Default     | Description                                       |
     |---------------------------|-------------|---------------------------------------------------|
@@ -185,6 +190,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         self._frame = np.zeros(self.layout.size, np.float32)
         self._k = self._clipped = 0
         self._running = self._outer_seeded = False
+        self._picture: NDArray[np.uint8] | None = None
 
     @property
     def dataset(self) -> TransitionDataset:
@@ -257,8 +263,13 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         return self._end_chain(reward, info)
 
     def render(self) -> Any:
-        """The outer environment's frame; None without an outer environment."""
-        return self.outer.render() if self.outer is not None else None
+        """The outer environment's frame; drawn once per chain and read-only for "rgb_array"."""
+        if self.outer is None or self.render_mode != "rgb_array":
+            return self.outer.render() if self.outer is not None else None
+        if self._picture is None:
+            self._picture = np.array(self.outer.render())
+            self._picture.flags.writeable = False
+        return self._picture
 
     def close(self) -> None:
         """Close the outer environment."""
@@ -296,6 +307,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
 
     def _set_state(self, state: NDArray[Any], previous: Float | None) -> None:
         """Write the parts of an observation that stay the same along a chain."""
+        self._picture = None
         self._frame = np.zeros(self.layout.size, np.float32)
         self._frame[self.layout.state] = state
         if self.include_previous_action and previous is not None:

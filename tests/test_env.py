@@ -291,13 +291,30 @@ def test_dataset_is_loaded_late_and_once() -> None:
     assert env.dataset is env.dataset and loads == [1]
 
 
-def test_render_gives_the_outer_frame() -> None:
-    env = FlowMDPEnv(PointRobot(render_mode="rgb_array"))
+def test_render_draws_one_picture_per_outer_step() -> None:
+    robot = PointRobot(render_mode="rgb_array")
+    env = FlowMDPEnv(robot, flow_steps=4)
     assert env.render_mode == "rgb_array" and env.metadata["render_fps"] == 20
     env.reset(seed=0)
-    frame = env.render()
-    assert frame is not None and frame.shape == (8, 8, 3)
+    frames = [env.render()]
+    for _ in range(12):
+        env.step(np.zeros(2, np.float32))
+        frames.append(env.render())
+    assert len({id(frame) for frame in frames}) == robot.frames == 4
+    assert [int(frame[0, 0, 0]) for frame in frames] == [0] * 4 + [1] * 4 + [2] * 4 + [3]
+    with pytest.raises(ValueError, match="read-only"):
+        frames[0][0] = 1
     env.close()
+
+
+def test_frame_list_has_one_frame_per_outer_step() -> None:
+    robot = PointRobot(render_mode="rgb_array")
+    env = FlowMDPEnv(gym.wrappers.RenderCollection(robot), flow_steps=4)
+    assert env.render_mode == "rgb_array_list"
+    env.reset(seed=0)
+    for _ in range(12):
+        env.step(np.zeros(2, np.float32))
+    assert [int(frame[0, 0, 0]) for frame in env.render()] == [0, 1, 2, 3]
 
 
 # -- bad input --------------------------------------------------------------------------------
