@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from flowmdp.env import FlowMDPEnv
 from flowmdp.transitions import TransitionDataset
 
 Float = NDArray[np.float32]
@@ -76,3 +77,10 @@ def behavior(observations: Float, x_t: Float, t: Float) -> Float:
     """Velocity of the straight path from x_t to the action s / 2."""
     remaining: Float = np.maximum(1 - t, np.float32(0.05))
     return (observations / np.float32(2) - x_t) / remaining
+
+
+def make_toy(**arguments: Any) -> FlowMDPEnv:
+    """A flow environment around the point robot, or on toy data, with both models."""
+    outer = None if arguments.get("states") == "dataset" else PointRobot()
+    models: dict[str, Any] = {"critic": critic, "behavior": behavior}
+    return FlowMDPEnv(outer, **{"dataset": toy_dataset(), **models, **arguments})

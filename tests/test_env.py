@@ -14,20 +14,13 @@ from stable_baselines3.common.env_checker import check_env as check_sb3_env
 import flowmdp
 from flowmdp.checks import check_flow_env
 from flowmdp.env import FlowMDPEnv
-from flowmdp.errors import ActionError, ConfigurationError, FlowMDPError, ResetNeededError
+from flowmdp.errors import UnknownTaskError
 from flowmdp.mdp import flow_step
 from flowmdp.settings import VELOCITY_SCALE
 from flowmdp.solver import integrate
-from tests.flow_toys import PointRobot, behavior, critic, toy_dataset
+from tests.flow_toys import PointRobot, behavior, critic, make_toy, toy_dataset
 
 IDS = sorted(name for name in gym.registry if name.startswith("FlowMDP-"))
-MODELS: dict[str, Any] = {"critic": critic, "behavior": behavior}
-
-
-def make_toy(**arguments: Any) -> FlowMDPEnv:
-    """A flow environment around the point robot, or on toy data."""
-    outer = None if arguments.get("states") == "dataset" else PointRobot()
-    return FlowMDPEnv(outer, **{"dataset": toy_dataset(), **MODELS, **arguments})
 
 
 def play_chain(
@@ -53,7 +46,10 @@ def test_every_task_is_registered() -> None:
 
 @pytest.mark.parametrize("name", IDS)
 def test_contract_of_every_id(name: str) -> None:
-    env = gym.make(name)
+    try:
+        env = gym.make(name)
+    except UnknownTaskError as error:  # its robot comes with the extra `robotics`
+        pytest.skip(str(error))
     check_flow_env(env)
     env.close()
 
@@ -119,6 +115,30 @@ def test_gymnasium_wrappers(wrapper: str) -> None:
     for _ in range(30):
         observation, _, _, truncated, _ = env.step(np.zeros(2, np.float32))
     assert truncated == (wrapper == "limit") and observation.shape == (5,)
+
+
+def test_cleanrl_stack() -> None:
+    """The wrappers of CleanRL's continuous-action PPO, from nothing but the id."""
+
+    def make() -> gym.Env[Any, Any]:
+        env = gym.make("FlowMDP-hopper-medium-v0")
+        env = gym.wrappers.FlattenObservation(env)
+        env = gym.wrappers.RecordEpisodeStatistics(env)
+        env = gym.wrappers.ClipAction(env)
+        env = gym.wrappers.NormalizeObservation(env)
+        env = gym.wrappers.TransformObservation(env, lambda o: o.clip(-10, 10), None)
+        env = gym.wrappers.NormalizeReward(env)
+        return gym.wrappers.TransformReward(env, lambda r: max(-10.0, min(10.0, float(r))))
+
+    envs = gym.vector.SyncVectorEnv([make] * 2)
+    envs.reset(seed=1)
+    envs.action_space.seed(1)
+    finished = 0
+    for _ in range(600):
+        *_, infos = envs.step(envs.action_space.sample())
+        finished += int(np.sum(infos.get("_episode", 0)))
+    assert finished > 0
+    envs.close()
 
 
 # -- equality with the mathematics ------------------------------------------------------------
@@ -315,118 +335,3 @@ def test_frame_list_has_one_frame_per_outer_step() -> None:
     for _ in range(12):
         env.step(np.zeros(2, np.float32))
     assert [int(frame[0, 0, 0]) for frame in env.render()] == [0, 1, 2, 3]
-
-
-# -- bad input --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("action", "message"),
-    [
-        (np.zeros(3, np.float32), r"shape \(3,\): it must be \(2,\)"),
-        (np.float32(0.0), r"shape \(\)"),
-        (np.zeros(2, np.int64), "dtype int64"),
-        (["a", "b"], "dtype"),
-        ([[0.0], [0.0, 1.0]], "no array"),
-        (np.array([np.nan, 0], np.float32), "not finite"),
-        (np.array([0, np.inf], np.float32), "not finite"),
-    ],
-)
-def test_bad_actions(action: Any, message: str) -> None:
-    env = make_toy()
-    before, _ = env.reset(seed=0)
-    with pytest.raises(ActionError, match=message):
-        env.step(action)
-    after, *_ = env.step(np.zeros(2, np.float32))
-    assert np.array_equal(before[:4], after[:4])  # the refused action moved nothing
-
-
-def test_lists_and_other_floats_are_actions() -> None:
-    env = make_toy()
-    env.reset(seed=0)
-    for action in ([0.1, 0.2], np.array([0.1, 0.2]), np.array([1e9, 0.2], np.float32)):
-        observation, *_ = env.step(action)  # type: ignore[arg-type]
-        assert observation.dtype == np.float32 and np.isfinite(observation).all()
-
-
-def test_step_out_of_turn() -> None:
-    env = make_toy(states="dataset", reward="direction", flow_steps=1)
-    zero = np.zeros(2, np.float32)
-    with pytest.raises(ResetNeededError, match=r"call reset\(\)"):
-        env.step(zero)
-    env.reset(seed=0)
-    env.step(zero)
-    with pytest.raises(gym.error.ResetNeeded):
-        env.step(zero)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"flow_steps": 0}, "flow_steps is 0"),
-        ({"flow_steps": 2.5}, "must be an integer"),
-        ({"reward": "value"}, "unknown reward 'value'"),
-        ({"states": "live"}, "unknown states 'live'"),
-        ({"divergence": "kl"}, "unknown divergence 'kl'"),
-        ({"velocity_scale": 0.0}, "velocity_scale is 0.0"),
-        ({"rho": -1.0}, "rho is -1.0"),
-        ({"noise_std": float("nan")}, "noise_std is nan"),
-        ({"action_mode": "delta"}, "unknown action_mode 'delta'"),
-        ({"action_mode": "residual", "behavior": None}, "needs a behavior"),
-        ({"flow_step": 3}, "unknown argument 'flow_step'"),
-        ({"reward": "return", "states": "dataset"}, "needs states='env'"),
-        ({"reward": "data"}, "needs states='dataset'"),
-        ({"reward": "direction", "critic": None}, "needs a critic"),
-        ({"reward": "divergence", "behavior": None}, "needs a behavior"),
-        ({"reward": "direction", "critic": lambda s, a: a}, r"answers shape \(1, 2\)"),
-        ({"reward": "direction", "critic": lambda s, a: s @ np.ones(3)}, "the critic fails on"),
-        ({"behavior": lambda s, x, t: x[:, :1]}, "the behavior answers"),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        make_toy(**arguments)
-
-
-@pytest.mark.parametrize(
-    "options", [{"noise": np.zeros(3)}, {"state": [np.nan, 0]}, {"states": np.zeros(2)}]
-)
-def test_bad_options(options: dict[str, Any]) -> None:
-    env = make_toy(states="dataset", reward="direction")
-    with pytest.raises(ConfigurationError, match="options"):
-        env.reset(options=options)
-
-
-def test_state_option_needs_dataset_states_and_a_dataset_action() -> None:
-    for env in (make_toy(), make_toy(states="dataset", reward="data")):
-        with pytest.raises(ConfigurationError, match=r"options\['state'\]"):
-            env.reset(options={"state": np.zeros(2)})
-
-
-def test_unusable_outer_environments() -> None:
-    nested = PointRobot()
-    nested.observation_space = gym.spaces.Dict({"x": nested.observation_space})  # type: ignore[assignment]
-    with pytest.raises(ConfigurationError, match=r"Dict\('x'"):
-        FlowMDPEnv(nested)
-    wide = PointRobot()
-    wide.action_space = gym.spaces.Box(-2.0, 2.0, (2,), np.float32)
-    with pytest.raises(ConfigurationError, match="RescaleAction"):
-        FlowMDPEnv(wide)
-    with pytest.raises(ConfigurationError, match="Discrete"):
-        FlowMDPEnv(gym.make("CartPole-v1"))
-    with pytest.raises(ConfigurationError, match="outer environment"):
-        FlowMDPEnv()
-
-
-def test_dataset_of_other_dimensions_or_none() -> None:
-    with pytest.raises(ConfigurationError, match="the outer environment has"):
-        _ = make_toy(dataset=toy_dataset(obs_dim=3)).dataset
-    with pytest.raises(ConfigurationError, match="no dataset"):
-        _ = make_toy(dataset=None).dataset
-
-
-def test_errors_of_make() -> None:
-    with pytest.raises(FlowMDPError, match="did you mean hopper-medium"):
-        gym.make("FlowMDP-hopper-medium-v0", task="hoper-medium")
-    with pytest.raises(ConfigurationError, match="no robot to render"):
-        gym.make("FlowMDP-hopper-medium-v0", states="dataset", render_mode="rgb_array")
