@@ -1,0 +1,74 @@
+"""The shipped contract testers, on every agent, and on things that break the contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowmdp.agents import ALGORITHMS, FlowBC
+from flowmdp.checks import check_agent, check_flow_env
+from flowmdp.env import FlowMDPEnv
+from tests.flow_toys import PointRobot, make_toy
+
+SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [16]}, "device": "cpu", "seed": 0}
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+@pytest.mark.parametrize("previous", [False, True])
+def test_every_agent_keeps_the_contract(name: str, previous: bool) -> None:
+    env = make_toy(flow_steps=4, include_previous_action=previous)
+    check_agent(ALGORITHMS[name]("MlpPolicy", env, **SMALL), env)
+
+
+def test_agent_checker_finds_an_agent_that_acts_otherwise_than_it_predicts() -> None:
+    class Crooked(FlowBC):
+        def predict(self, *args: Any, **kwargs: Any) -> Any:
+            action, state = super().predict(*args, **kwargs)
+            return np.clip(action + np.float32(0.1), -1, 1), state
+
+    env = make_toy(flow_steps=4)
+    with pytest.raises(AssertionError, match="act says"):
+        check_agent(Crooked("MlpPolicy", env, **SMALL), env)
+
+
+def test_agent_checker_wants_an_sb3_algorithm() -> None:
+    with pytest.raises(AssertionError, match="BaseAlgorithm"):
+        check_agent(object(), make_toy())
+
+
+class Broken(FlowMDPEnv):
+    """A flow environment with one fault, chosen by name."""
+
+    fault = ""
+
+    def step(self, action: Any) -> Any:
+        if self.fault == "accepts NaN":
+            action = np.nan_to_num(action)
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.fault == "reward":
+            reward += 1.0
+        if self.fault == "executed" and "executed_action" in info:
+            info["executed_action"] = info["executed_action"] * np.float32(0.5)
+        if self.fault == "time":
+            observation[self.layout.t] = 0.5
+        return observation, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("accepts NaN", "step accepted the action"),
+        ("reward", "not the sum of"),
+        ("executed", "not x_1, clipped"),
+        ("time", "t is not k / T"),
+    ],
+)
+def test_env_checker_finds_faults(
+    fault: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_flow_env(Broken(PointRobot()))
+    monkeypatch.setattr(Broken, "fault", fault)
+    with pytest.raises(AssertionError, match=message):
+        check_flow_env(Broken(PointRobot()))
