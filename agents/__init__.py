@@ -1,9 +1,9 @@
 """Agents that learn offline in the flow MDP, behind Stable-Baselines3's interface."""
 
-from flowmdp.agents.base import load_agent
 from flowmdp.agents.df_dir import DFDir
 from flowmdp.agents.df_div import DFDiv
 from flowmdp.agents.flow_bc import FlowBC
+from flowmdp.agents.saving import load_agent
 
 ALGORITHMS = {"flow-bc": FlowBC, "df-dir": DFDir, "df-div": DFDiv}
 

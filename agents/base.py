@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from torch import Tensor, nn
 
-from flowmdp.agents import checkpoint
 from flowmdp.agents.acting import OuterPolicy, State
 from flowmdp.agents.critics import Info
 from flowmdp.agents.data import Batch, DeviceDataset, check_fit
 from flowmdp.agents.policy import FlowPolicy, FlowSpec
-from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.agents.saving import CheckpointedAlgorithm
+from flowmdp.errors import ConfigurationError
 from flowmdp.transitions import TransitionDataset
 
 Array = NDArray[np.float32]
 
 
-class FlowAlgorithm(BaseAlgorithm):
+class FlowAlgorithm(CheckpointedAlgorithm):
     """Base of the agents: data on the device, the learning loop, acting, exact checkpoints.
 
     One timestep of `learn` is one gradient step of the policy. The outer environment is never
@@ -57,6 +55,7 @@ class FlowAlgorithm(BaseAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": FlowPolicy}
     policy: FlowPolicy
+    learning_rate: float
 
     def __init__(
         self,
@@ -98,7 +97,7 @@ class FlowAlgorithm(BaseAlgorithm):
         self.batch_size, self.gamma, self.ema_rate = batch_size, gamma, ema_rate
         self.precision, self.compile = precision, compile
         self._dataset = dataset
-        if env is not None:
+        if self.env is not None:
             self.spec = FlowSpec.of(self.env)
         if _init_setup_model:
             self._setup_model()
@@ -150,9 +149,9 @@ class FlowAlgorithm(BaseAlgorithm):
         """A uniform batch of transitions, with replacement."""
         return self.data.sample(self.batch_size, self.generator)
 
-    def randn(self, shape: Iterable[int]) -> Tensor:
-        """Standard Gaussian noise from the agent's own generator."""
-        return torch.randn(tuple(shape), generator=self.generator, device=self.device)
+    def noise_like(self, actions: Tensor) -> Tensor:
+        """x_0 ~ N(0, I) from the agent's own generator, of the shape of `actions`."""
+        return torch.randn(actions.shape, generator=self.generator, device=self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Matrix products in the agent's precision."""
@@ -268,15 +267,15 @@ class FlowAlgorithm(BaseAlgorithm):
                 observation, (observation_dim,), gets the whole chain's action. Both may be batched.
             state: See `OuterPolicy.predict`.
             episode_start: See `OuterPolicy.predict`.
-            deterministic: For outer observations: start the chain at zero noise. The velocity field
-                itself is deterministic, so nothing changes on the flow environment, which draws x_0.
+            deterministic: For outer observations: start the chain at zero noise. Without effect on
+                the flow environment, which draws x_0: the velocity field is deterministic.
 
         Returns:
             Actions in [-1, 1], and the new state.
         """
-        if np.shape(observation)[-1:] == (self.spec.observation_dim,):
+        if np.asarray(observation).shape[-1:] == (self.spec.observation_dim,):
             return self.outer_policy().predict(observation, state, episode_start, deterministic)
-        return self.policy.predict(observation, state, episode_start, deterministic)  # type: ignore[arg-type]
+        return self.policy.predict(observation, state, episode_start, deterministic)
 
     def chain(
         self,
@@ -314,7 +313,8 @@ class FlowAlgorithm(BaseAlgorithm):
         previous: Array | None = None,
     ) -> Array:
         """Outer actions in [-1, 1], shape (n, action_dim), by whole chains; see `chain`."""
-        return np.clip(self.chain(observations, noise, previous, n_steps, solver)[-1], -1, 1)
+        actions: Array = self.chain(observations, noise, previous, n_steps, solver)[-1]
+        return actions.clip(-1, 1)
 
     def outer_policy(self) -> OuterPolicy:
         """The agent as a policy for the bare outer environment."""
@@ -324,10 +324,10 @@ class FlowAlgorithm(BaseAlgorithm):
         """The cloned behaviour as a policy for the bare outer environment."""
         return OuterPolicy(self, self.policy.ema)
 
-    # -- checkpoints ------------------------------------------------------------------------
+    # -- what a checkpoint holds --------------------------------------------------------------
 
     def hyperparameters(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-able; what a checkpoint needs to make the agent again."""
+        """The constructor's arguments, JSON-able."""
         return {
             "learning_rate": self.learning_rate,
             "batch_size": self.batch_size,
@@ -342,131 +342,3 @@ class FlowAlgorithm(BaseAlgorithm):
     def _modules(self) -> dict[str, nn.Module]:
         """Everything with weights that a checkpoint holds."""
         return {"policy": self.policy}
-
-    def _counters(self) -> dict[str, int]:
-        return {"num_timesteps": self.num_timesteps, "_n_updates": self._n_updates}
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return list(self._modules()), []
-
-    def save(
-        self,
-        path: checkpoint.Target,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """Write a checkpoint from which training resumes exactly.
-
-        Args:
-            path: ".zip" is added where there is no suffix.
-            exclude: For SB3's signature only; must be empty.
-            include: For SB3's signature only; must be empty.
-
-        Raises:
-            OSError: If it cannot be written; a checkpoint that was there before stays whole.
-        """
-        if exclude or include:
-            raise ConfigurationError("a checkpoint is always whole: leave exclude and include out")
-        space = self.observation_space
-        tensors = {
-            "generator/learn": self.generator.get_state(),
-            "generator/act": self.act_generator.get_state(),
-            "space/low": torch.as_tensor(space.low),  # type: ignore[attr-defined]
-            "space/high": torch.as_tensor(space.high),  # type: ignore[attr-defined]
-        }
-        for name, module in self._modules().items():
-            tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
-        for name, optimizer in self.optimizers.items():
-            tensors |= checkpoint.flatten_optimizer(name, optimizer)
-        manifest = {
-            "algorithm": type(self).__name__,
-            "dataset": None if self._dataset is None else self._dataset.id,
-            "spec": dataclasses.asdict(self.spec),
-            "hyperparameters": self.hyperparameters(),
-            "counters": self._counters(),
-        }
-        checkpoint.write(path, manifest, tensors)
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        path: checkpoint.Target,
-        env: Any = None,
-        device: torch.device | str = "auto",
-        dataset: TransitionDataset | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Make the agent again from a checkpoint; no code from the file is run.
-
-        Args:
-            path: The checkpoint.
-            env: The flow environment, needed to learn on unless `dataset` is given.
-            device: "auto", "cpu" or "cuda".
-            dataset: Transitions to learn from; None takes the environment's.
-            **kwargs: Override hyper-parameters.
-
-        Raises:
-            CheckpointError: If the file is missing, damaged, of another algorithm, or made for
-                another environment than `env`.
-        """
-        manifest, tensors = checkpoint.read(path)
-        if manifest.get("algorithm") != cls.__name__:
-            raise CheckpointError(
-                f"{path} holds a {manifest.get('algorithm')}, not a {cls.__name__}: "
-                "load it with its own class or with load_agent"
-            )
-        try:
-            agent = cls(
-                "MlpPolicy",
-                env,
-                device=device,
-                dataset=dataset,
-                _init_setup_model=False,
-                **manifest["hyperparameters"] | kwargs,
-            )
-            agent._restore(manifest, tensors)
-        except CheckpointError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{path} is damaged: {reason}") from None
-        return agent
-
-    def _restore(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Take the state that `save` wrote."""
-        spec = FlowSpec(**manifest["spec"])
-        if self.env is None:
-            low, high = tensors["space/low"].numpy(), tensors["space/high"].numpy()
-            self.spec, self.n_envs = spec, 1
-            self.observation_space = spaces.Box(low, high, dtype=np.float32)
-            self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
-        elif self.spec != spec:
-            names = [f.name for f in dataclasses.fields(spec)]
-            other = [n for n in names if getattr(spec, n) != getattr(self.spec, n)]
-            difference = ", ".join(
-                f"{n} is {getattr(spec, n)!r} there and {getattr(self.spec, n)!r} here"
-                for n in other
-            )
-            raise CheckpointError(f"the checkpoint is of another environment: {difference}")
-        self._setup_model()
-        checkpoint.restore_modules(self._modules(), tensors)
-        for name, optimizer in self.optimizers.items():
-            checkpoint.restore_optimizer(name, optimizer, tensors)
-        self.generator.set_state(tensors["generator/learn"])
-        self.act_generator.set_state(tensors["generator/act"])
-        for name, value in manifest["counters"].items():
-            if name not in self._counters():
-                raise CheckpointError(f"unknown counter {name!r}")
-            setattr(self, name, int(value))
-
-
-def load_agent(path: checkpoint.Target, **kwargs: Any) -> FlowAlgorithm:
-    """Load a checkpoint with the class it was saved by; arguments as in `FlowAlgorithm.load`."""
-    name = checkpoint.read(path)[0].get("algorithm")
-    stack = list(FlowAlgorithm.__subclasses__())
-    while stack:
-        cls = stack.pop()
-        if cls.__name__ == name:
-            return cls.load(path, **kwargs)
-        stack += cls.__subclasses__()
-    raise CheckpointError(f"{path} holds an agent of the unknown class {name!r}")

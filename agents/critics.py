@@ -13,11 +13,12 @@ difference between Q at the data's action and Q at the behaviour flow's action i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flowmdp.agents.data import Batch
+from flowmdp.agents.data import Batch, DeviceDataset, lambda_returns
 from flowmdp.agents.networks import EnsembleMlp, frozen_copy, polyak
 from flowmdp.errors import ConfigurationError
 
@@ -69,24 +70,23 @@ class Critic(nn.Module):
 
     def advantages(self, observations: Tensor, actions: Tensor) -> Tensor:
         """(Q(s, a) - V(s)) / nu, shape (batch,); no gradient reaches the critic's parameters."""
-        q = self._aggregate(self._members(self.q, observations, actions))
+        q = self.values(observations, actions)
         with torch.no_grad():
-            baseline = self.v(observations)[0, :, 0]
+            baseline: Tensor = self.v(observations)[0, :, 0]
         return (q - baseline) / self.scale
 
     @torch.no_grad()
     def fit_scale(self, observations: Tensor, data: Tensor, flow: Tensor) -> None:
-        """Set nu to the mean |Q(s, a_data) - Q(s, a_flow)|; actions of shape (batch, action_dim)."""
+        """Set nu to the mean |Q(s, a_data) - Q(s, a_flow)|; actions (batch, action_dim)."""
         difference = self.values(observations, data) - self.values(observations, flow)
         self.scale.copy_(difference.abs().mean().clamp_min(1e-6))
 
-    def loss(self, batch: Batch, next_actions: Tensor, weights: Tensor) -> tuple[Tensor, Info]:
+    def loss(self, batch: Batch, next_actions: Tensor) -> tuple[Tensor, Info]:
         """Sum of the Q and V losses, and what to log.
 
         Args:
             batch: Transitions.
-            next_actions: The policy's actions at s', shape (batch, action_dim).
-            weights: Weight of each transition in Q's loss, shape (batch,).
+            next_actions: The policy's at s', shape (batch, action_dim); IQL ignores them.
         """
         with torch.no_grad():
             target_q = self._aggregate(
@@ -98,7 +98,7 @@ class Critic(nn.Module):
         residual = target_q - v
         v_loss = ((self.expectile - (residual < 0).float()).abs() * residual.square()).mean()
         q = self._members(self.q, batch.observations, batch.actions)
-        q_loss = (weights * (q - target).square()).mean(-1).sum()  # over the batch, then members
+        q_loss = (q - target).square().mean(-1).sum()  # over the batch, then members
         info = {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_data": q.detach().mean()}
         return q_loss + v_loss, info
 
@@ -116,7 +116,7 @@ class Critic(nn.Module):
         return q.mean(0) - self.pessimism * q.std(0)
 
     @staticmethod
-    def _members(network: EnsembleMlp, observations: Tensor, actions: Tensor) -> Tensor:
+    def _members(network: nn.Module, observations: Tensor, actions: Tensor) -> Tensor:
         q: Tensor = network(torch.cat([observations, actions], dim=-1))[..., 0]
         return q
 
@@ -130,7 +130,37 @@ class IQLCritic(Critic):
 
 
 class TDCritic(Critic):
-    """Q regresses to r + gamma (1 - terminated) Q'(s', a') with the policy's own a' [ours]."""
+    """Q regresses to r + gamma (1 - terminated) Q'(s', a') with the policy's own a' [ours].
+
+    While there is no policy but the behaviour, Q and V regress to the TD(lambda) returns of the
+    data's own trajectories instead, which are the behaviour's: one-step targets carry value back
+    by one step per target update and need ten times as many updates for the same Q.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.target_v = frozen_copy(self.v)
+
+    @torch.no_grad()
+    def behavior_returns(self, data: DeviceDataset, lam: float) -> Tensor:
+        """TD(lambda) returns of all transitions under `target_v`, shape (n,)."""
+        values = [self.target_v(chunk)[0, :, 0] for chunk in data.next_observations.split(1 << 14)]
+        return lambda_returns(
+            data.rewards,
+            torch.cat(values),
+            data.masks,
+            data.continues,
+            self.gamma,
+            lam,
+        )
+
+    def behavior_loss(self, batch: Batch, returns: Tensor) -> tuple[Tensor, Info]:
+        """Squared errors of Q and V against the behaviour's returns (batch,), and what to log."""
+        q = self._members(self.q, batch.observations, batch.actions)
+        q_loss = (q - returns).square().mean(-1).sum()
+        v_loss = (self.v(batch.observations)[0, :, 0] - returns).square().mean()
+        info = {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_data": q.detach().mean()}
+        return q_loss + v_loss, info
 
     def _bootstrap(self, next_observations: Tensor, next_actions: Tensor) -> Tensor:
         return self._aggregate(self._members(self.target_q, next_observations, next_actions))

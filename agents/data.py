@@ -22,15 +22,23 @@ class Batch(NamedTuple):
     action and its flag where the flow state includes them.
     """
 
+    rows: Tensor  # (batch,), which transitions these are
     observations: Tensor  # (batch, obs_dim)
     contexts: Tensor  # (batch, context_dim)
     actions: Tensor  # (batch, action_dim)
     rewards: Tensor  # (batch,)
     next_observations: Tensor  # (batch, obs_dim)
     next_contexts: Tensor  # (batch, context_dim)
-    next_actions: Tensor  # (batch, action_dim), of the same episode; zeros at its last transition
-    has_next_action: Tensor  # (batch,), 0 at an episode's last transition
     masks: Tensor  # (batch,), 1 - termination
+
+    @property
+    def flow_states(self) -> tuple[Tensor, Tensor]:
+        """Observations and contexts where chains start: s', or s itself where s' is terminal."""
+        mask = self.masks[:, None] > 0
+        return (
+            torch.where(mask, self.next_observations, self.observations),
+            torch.where(mask, self.next_contexts, self.contexts),
+        )
 
 
 class DeviceDataset:
@@ -59,11 +67,11 @@ class DeviceDataset:
             return torch.as_tensor(array, dtype=torch.float32, device=device)
 
         starts = tensor(dataset.starts)
-        self.has_next_action = torch.cat([1 - starts[1:], starts.new_zeros(1)])
+        # 0 at an episode's last transition
+        self.continues = torch.cat([1 - starts[1:], starts.new_zeros(1)])
         self.observations = normalizer(tensor(dataset.observations))
         self.next_observations = normalizer(tensor(dataset.next_observations))
         self.actions = tensor(dataset.actions)
-        self.next_actions = torch.roll(self.actions, -1, 0) * self.has_next_action[:, None]
         self.rewards = tensor(dataset.rewards) * reward_scale(dataset)
         self.masks = tensor(dataset.masks)
         self.previous: Tensor | None = None
@@ -88,16 +96,49 @@ class DeviceDataset:
             flag = torch.ones_like(rewards)[:, None]
             next_contexts = torch.cat([next_observations, actions, flag], 1)
         return Batch(
+            index,
             observations,
             contexts,
             actions,
             rewards,
             next_observations,
             next_contexts,
-            self.next_actions[index],
-            self.has_next_action[index],
             self.masks[index],
         )
+
+
+def lambda_returns(
+    rewards: Tensor,
+    next_values: Tensor,
+    masks: Tensor,
+    continues: Tensor,
+    gamma: float,
+    lam: float,
+) -> Tensor:
+    """TD(lambda) targets G_n = r_n + gamma mask_n ((1 - lam) V(s_{n+1}) + lam G_{n+1}).
+
+    At an episode's last transition G_{n+1} is V(s_{n+1}): a truncated episode bootstraps, a
+    terminated one ends, and nothing crosses from one episode to the next.
+
+    Args:
+        rewards: Of all transitions in time order, shape (n,).
+        next_values: V(s_{n+1}), shape (n,).
+        masks: 1 - termination, shape (n,).
+        continues: 0 at an episode's last transition, shape (n,).
+        gamma: Discount.
+        lam: In [0, 1]; 1 is the Monte-Carlo return.
+
+    Returns:
+        Shape (n,), on the device of `rewards`.
+    """
+    mix = lam * continues
+    constant = (rewards + gamma * masks * (1 - mix) * next_values).tolist()
+    factor = (gamma * masks * mix).tolist()
+    result, following = [], 0.0
+    for c, f in zip(reversed(constant), reversed(factor), strict=True):
+        following = c + f * following
+        result.append(following)
+    return torch.tensor(result[::-1], dtype=rewards.dtype, device=rewards.device)
 
 
 def check_fit(dataset: TransitionDataset, spec: FlowSpec) -> None:

@@ -5,8 +5,7 @@ flow u_v by flow matching, a critic Q(s, a), then the policy u_theta, which star
 and climbs Q through the flow MDP. The first two are `pretrain`.
 
 Ours: one roll-out from the next states serves both the critic's target (mode "td") and the flow
-critic; "td" is pre-trained on the data's own next actions, which are samples of the behaviour;
-values are measured in advantage units (see `critics`).
+critic; values are measured in advantage units (see `critics`).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 from flowmdp.agents import checkpoint
 from flowmdp.agents.acting import OuterPolicy
 from flowmdp.agents.base import FlowAlgorithm
-from flowmdp.agents.critics import CRITICS, Info
+from flowmdp.agents.critics import CRITICS, Info, TDCritic
 from flowmdp.agents.data import Batch
 from flowmdp.agents.flow_bc import flow_matching_loss
 from flowmdp.agents.networks import Descent, frozen_copy
@@ -35,11 +34,15 @@ from flowmdp.mdp import flow_step, flow_time
 
 SCALE_SAMPLES = 4096  # states from which the advantage unit nu is measured
 DIAGNOSTIC_SAMPLES = 1024
+LAMBDA = 0.95  # of the behaviour's returns, after a first round of Monte-Carlo returns
+RETURNS_INTERVAL = 2000  # critic updates between two computations of the data's returns
 
 
 class Rollout(NamedTuple):
-    """Chains of the acting policy from next states; no gradient."""
+    """Chains of a velocity field; no gradient."""
 
+    observations: Tensor  # (batch, observation_dim)
+    contexts: Tensor  # (batch, context_dim)
     points: Tensor  # (flow_steps + 1, batch, action_dim), x_0 first
     velocities: Tensor  # (flow_steps, batch, action_dim)
 
@@ -120,6 +123,7 @@ class DecisionFlow(FlowAlgorithm):
             gamma=self.gamma,
             expectile=self.expectile,
         ).to(self.device)
+        self._returns: Tensor | None = None  # of the data, under critic.target_v
         self.critic_descent = Descent(self.critic, self.critic_learning_rate, 10.0)
         self.optimizers |= {
             "behavior": self.behavior_descent.adam,
@@ -161,7 +165,7 @@ class DecisionFlow(FlowAlgorithm):
 
     def _update_behavior(self) -> Info:
         batch = self.sample()
-        x_0 = self.randn(batch.actions.shape)
+        x_0 = self.noise_like(batch.actions)
         t = torch.rand((len(x_0), 1), generator=self.generator, device=self.device)
         with self.autocast():
             loss = self.compiled(flow_matching_loss)(
@@ -172,15 +176,27 @@ class DecisionFlow(FlowAlgorithm):
         return {"behavior_loss": loss.detach(), "behavior_grad_norm": grad_norm}
 
     def _update_critic(self) -> Info:
+        if isinstance(self.critic, TDCritic) and self.critic_updates % RETURNS_INTERVAL == 0:
+            self.critic.target_v.load_state_dict(self.critic.v.state_dict())
+            self._returns = None
         batch = self.sample()
-        weights = torch.maximum(batch.has_next_action, 1 - batch.masks)
-        info = self._critic_step(batch, batch.next_actions, weights)
+        info = self._critic_step(batch, None)
         self.critic_updates += 1
         return info
 
-    def _critic_step(self, batch: Batch, next_actions: Tensor, weights: Tensor) -> Info:
+    def _critic_step(self, batch: Batch, next_actions: Tensor | None) -> Info:
+        """One step of the critic; without the policy's next actions, under the behaviour."""
         with self.autocast():
-            loss, info = self.compiled(self.critic.loss)(batch, next_actions, weights)
+            if isinstance(self.critic, TDCritic) and next_actions is None:
+                if self._returns is None:
+                    first = self.critic_updates < RETURNS_INTERVAL
+                    self._returns = self.critic.behavior_returns(
+                        self.data, 1.0 if first else LAMBDA
+                    )
+                returns = self._returns[batch.rows]
+                loss, info = self.compiled(self.critic.behavior_loss)(batch, returns)
+            else:
+                loss, info = self.compiled(self.critic.loss)(batch, next_actions)
         info["grad_norm"] = self.critic_descent.step(loss)
         self.critic.update_target()
         return {f"critic_{key}": value for key, value in info.items()}
@@ -193,7 +209,8 @@ class DecisionFlow(FlowAlgorithm):
 
     def _fit_scale(self) -> None:
         batch = self.data.sample(SCALE_SAMPLES, self.generator)
-        flow_actions = self.roll_out(self.behavior, batch.contexts).actions
+        states = batch.observations, batch.contexts
+        flow_actions = self.roll_out(self.behavior, *states, self.noise_like(batch.actions)).actions
         self.critic.fit_scale(batch.observations, batch.actions, flow_actions)
 
     # -- checkpoints ------------------------------------------------------------------------
@@ -230,7 +247,7 @@ class DecisionFlow(FlowAlgorithm):
         digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
         digest.update(json.dumps(dataclasses.asdict(self.spec), sort_keys=True).encode())
         for array in (self.dataset.observations, self.dataset.actions, self.dataset.rewards):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
     def save_pretrained(self, path: checkpoint.Target) -> None:
@@ -274,25 +291,27 @@ class DecisionFlow(FlowAlgorithm):
     # -- the flow MDP -----------------------------------------------------------------------
 
     @torch.no_grad()
-    def roll_out(self, field: nn.Module, contexts: Tensor) -> Rollout:
-        """Chains of `field` from fresh noise, one for each context of shape (n, context_dim)."""
-        x_t = self.randn((len(contexts), self.spec.action_dim))
+    def roll_out(
+        self, field: nn.Module, observations: Tensor, contexts: Tensor, x_0: Tensor
+    ) -> Rollout:
+        """Chains of `field` from noise x_0, shape (batch, action_dim), one for each state."""
         with self.autocast():
-            return Rollout(*self.compiled(chains)(field, contexts, x_t, self.spec.flow_steps))
+            points, velocities = self.compiled(chains)(field, contexts, x_0, self.spec.flow_steps)
+        return Rollout(observations, contexts, points, velocities)
 
     @torch.no_grad()
     def _diagnostics(self) -> dict[str, float]:
         """On fresh states: is Q exploited, how far have actions moved, how many are clipped."""
         batch = self.data.sample(DIAGNOSTIC_SAMPLES, self.act_generator)
-        policy = self.roll_out(self.policy.ema, batch.contexts)
-        behavior = chains(self.behavior, batch.contexts, policy.points[0], self.spec.flow_steps)[0][
-            -1
-        ].clamp(-1, 1)
+        x_0 = torch.randn(batch.actions.shape, generator=self.act_generator, device=self.device)
+        states = batch.observations, batch.contexts
+        policy = self.roll_out(self.policy.ema, *states, x_0)
+        behavior = self.roll_out(self.behavior, *states, x_0)
         gain = self.critic.advantages(batch.observations, policy.actions)
         data = self.critic.advantages(batch.observations, batch.actions)
         return {
             "q_gap": (gain - data).mean().item(),
-            "transport": (policy.actions - behavior).square().sum(-1).mean().item(),
+            "transport": (policy.actions - behavior.actions).square().sum(-1).mean().item(),
             "clipped_fraction": (policy.points[-1].abs() > 1).float().mean().item(),
         }
 

@@ -53,7 +53,6 @@ class FlowPairs(NamedTuple):
     t: Tensor  # (batch, 1)
     velocities: Tensor  # (batch, action_dim)
     values: Tensor  # (batch,)
-    weights: Tensor  # (batch,), 0 where the chain starts from a terminal state
 
 
 def flow_critic_loss(flow_q: nn.Module, flow_v: nn.Module, pairs: FlowPairs) -> tuple[Tensor, Info]:
@@ -61,8 +60,8 @@ def flow_critic_loss(flow_q: nn.Module, flow_v: nn.Module, pairs: FlowPairs) -> 
     unit = direction(pairs.velocities, DIRECTION_EPS)
     q = flow_q(pairs.contexts, pairs.points, pairs.t, pairs.velocities)
     v = flow_v(pairs.contexts, pairs.points, pairs.t, unit)
-    q_loss = (pairs.weights * (q - pairs.values).square()).mean()
-    v_loss = (pairs.weights * (v - pairs.values).square()).mean()
+    q_loss = (q - pairs.values).square().mean()
+    v_loss = (v - pairs.values).square().mean()
     return q_loss + v_loss, {"flow_q_loss": q_loss.detach(), "flow_v_loss": v_loss.detach()}
 
 
@@ -83,7 +82,8 @@ def critic_objective(
     with torch.no_grad():
         baseline = flow_v(pairs.contexts, pairs.points, pairs.t, unit)
     q: Tensor = flow_q(pairs.contexts, pairs.points, pairs.t, velocity)
-    return q - baseline
+    gain: Tensor = q - baseline
+    return gain
 
 
 class DFDir(DecisionFlow):
@@ -133,10 +133,11 @@ class DFDir(DecisionFlow):
 
     def _update(self) -> Info:
         batch = self.sample()
-        rollout = self.roll_out(self.policy.ema, batch.next_contexts)
+        x_0 = self.noise_like(batch.actions)
+        rollout = self.roll_out(self.policy.ema, *batch.flow_states, x_0)
         info: Info = {}
         if self.critic_mode == "td":
-            info |= self._critic_step(batch, rollout.actions, torch.ones_like(batch.masks))
+            info |= self._critic_step(batch, rollout.actions)
         pairs = self.pairs(batch, rollout)
         if self.objective != "endpoint":
             info |= self._evaluate(pairs)
@@ -150,21 +151,20 @@ class DFDir(DecisionFlow):
         rows = torch.arange(size, device=self.device)
         steps = rows % flow_steps
         t = (steps / flow_steps)[:, None]
-        x_1, x_0 = batch.actions[:half], self.randn(batch.actions[:half].shape)
-        observations, contexts, points, velocities, actions, weights = (
+        x_1, x_0 = batch.actions[:half], self.noise_like(batch.actions[:half])
+        observations, contexts, points, velocities, actions = (
             torch.cat([data[:half], policy[half:]])
             for data, policy in (
-                (batch.observations, batch.next_observations),
-                (batch.contexts, batch.next_contexts),
+                (batch.observations, rollout.observations),
+                (batch.contexts, rollout.contexts),
                 (linear_path(x_0, x_1, t[:half]), rollout.points[steps, rows]),
                 (linear_velocity(x_0, x_1), rollout.velocities[steps, rows]),
                 (batch.actions, rollout.actions),
-                (torch.ones_like(batch.masks), batch.masks),
             )
         )
         with self.autocast():
             values = self.critic.advantages(observations, actions)
-        return FlowPairs(observations, contexts, points, t, velocities, values, weights)
+        return FlowPairs(observations, contexts, points, t, velocities, values)
 
     def _evaluate(self, pairs: FlowPairs) -> Info:
         """Both flow critics regress to the value at the chain's end."""
@@ -191,8 +191,8 @@ class DFDir(DecisionFlow):
         else:
             q, v = self.flow_critics["q"], self.flow_critics["v"]
             gain = critic_objective(q, v, pairs, velocity, self.objective)
-        anchor = (pairs.weights * squared(velocity, reference)).mean()
-        objective = (pairs.weights * gain).mean()
+        anchor = squared(velocity, reference).mean()
+        objective = gain.mean()
         loss = self.rho * anchor - objective
         info = {"policy_loss": loss, "objective": objective, "anchor": anchor}
         return loss, {key: value.detach() for key, value in info.items()}

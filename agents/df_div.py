@@ -35,7 +35,6 @@ import torch
 from torch import Tensor, nn
 
 from flowmdp.agents.critics import Critic, Info
-from flowmdp.agents.data import Batch
 from flowmdp.agents.decision_flow import DecisionFlow, Rollout
 from flowmdp.agents.divergences import DIVERGENCES, Divergence
 from flowmdp.agents.networks import Descent, FlowCritic
@@ -52,7 +51,6 @@ class FlowRows(NamedTuple):
     points: Tensor  # x_k, (batch, action_dim)
     t: Tensor  # t_k, (batch, 1)
     reference: Tensor  # u_v(x_k), (batch, action_dim)
-    weights: Tensor  # (batch,), 0 where the chain starts from a terminal state
 
 
 def flow_returns(
@@ -110,8 +108,8 @@ def improvement_loss(
     values = value(rows.contexts, following, t + 1 / flow_steps).clone()
     last = slice(flow_steps - 1, None, flow_steps)
     values[last] = critic.advantages(rows.observations[last], following[last].clamp(-1, 1))
-    cost = rho * divergence(velocity, rows.reference)
-    return (rows.weights * (cost - flow_steps * values)).mean()
+    loss: Tensor = rho * divergence(velocity, rows.reference) - flow_steps * values
+    return loss.mean()
 
 
 class DFDiv(DecisionFlow):
@@ -165,25 +163,26 @@ class DFDiv(DecisionFlow):
 
     def _update(self) -> Info:
         batch = self.sample()
-        rollout = self.roll_out(self.policy.ema, batch.next_contexts)
+        x_0 = self.noise_like(batch.actions)
+        rollout = self.roll_out(self.policy.ema, *batch.flow_states, x_0)
         info: Info = {}
         if self.critic_mode == "td":
-            info |= self._critic_step(batch, rollout.actions, torch.ones_like(batch.masks))
-        rows, returns, evaluation = self.score(batch, rollout)
+            info |= self._critic_step(batch, rollout.actions)
+        rows, returns, evaluation = self.score(rollout)
         return info | evaluation | self._evaluate(rows, returns) | self._improve(rows)
 
     @torch.no_grad()
-    def score(self, batch: Batch, rollout: Rollout) -> tuple[FlowRows, Tensor, Info]:
+    def score(self, rollout: Rollout) -> tuple[FlowRows, Tensor, Info]:
         """The rows to learn from, their returns G_k (batch,), and what to log of the chains."""
         flow_steps, (size, _) = self.spec.flow_steps, rollout.actions.shape
         times = torch.arange(flow_steps, device=self.device) / flow_steps
         t = times.repeat_interleave(size)[:, None]
-        contexts = batch.next_contexts.repeat(flow_steps, 1)
+        contexts = rollout.contexts.repeat(flow_steps, 1)
         with self.autocast():
             reference = self.compiled(evaluate_field)(
                 self.behavior, contexts, rollout.points[:-1].flatten(0, 1), t
             ).unflatten(0, (flow_steps, size))
-            terminal = self.critic.advantages(batch.next_observations, rollout.actions)
+            terminal = self.critic.advantages(rollout.observations, rollout.actions)
             values = None
             if self.lam < 1 and flow_steps > 1:
                 inner = rollout.points[1:-1].flatten(0, 1)
@@ -195,12 +194,11 @@ class DFDiv(DecisionFlow):
         info = {"divergence": divergences.mean(), "g_0": returns[0].mean()}
         flow_rows = FlowRows(
             flow_steps,
-            batch.next_observations,
-            batch.next_contexts,
+            rollout.observations,
+            rollout.contexts,
             rollout.points[steps, rows],
             times[steps][:, None],
             reference[steps, rows],
-            batch.masks,
         )
         return flow_rows, returns[steps, rows], info
 
@@ -227,8 +225,8 @@ class DFDiv(DecisionFlow):
 
 def value_loss(value: nn.Module, rows: FlowRows, returns: Tensor) -> Tensor:
     """Mean of (V(s, x_k, t_k) - G_k)^2."""
-    residual = value(rows.contexts, rows.points, rows.t) - returns
-    return (rows.weights * residual.square()).mean()
+    residual: Tensor = value(rows.contexts, rows.points, rows.t) - returns
+    return residual.square().mean()
 
 
 def evaluate_field(field: nn.Module, contexts: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

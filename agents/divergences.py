@@ -35,7 +35,7 @@ def cosine(velocity: Tensor, reference: Tensor) -> Tensor:
 
 
 def gaussian_kl(velocity: Tensor, reference: Tensor) -> Tensor:
-    """KL of two Gaussian velocities with standard deviation KL_STD, ||u - u_v||^2 / (2 KL_STD^2)."""
+    """KL of Gaussian velocities of standard deviation KL_STD, ||u - u_v||^2 / (2 KL_STD^2)."""
     return squared(velocity, reference) / (2 * KL_STD**2)
 
 

@@ -60,7 +60,7 @@ class FlowBC(FlowAlgorithm):
 
     def _update(self) -> Info:
         batch = self.sample()
-        x_0 = self.randn(batch.actions.shape)
+        x_0 = self.noise_like(batch.actions)
         t = torch.rand((len(x_0), 1), generator=self.generator, device=self.device)
         with self.autocast():
             loss = self.compiled(flow_matching_loss)(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class EnsembleMlp(nn.Module):
@@ -40,7 +44,7 @@ class EnsembleMlp(nn.Module):
         self.members = members
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(widths):
             bound = 1 / math.sqrt(fan_in)  # nn.Linear's initial distribution
             self.weights.append(nn.init.uniform_(_new(members, fan_in, fan_out), -bound, bound))
             self.biases.append(nn.init.uniform_(_new(members, 1, fan_out), -bound, bound))
@@ -131,7 +135,14 @@ class FlowCritic(nn.Module):
     def forward(
         self, context: Tensor, x_t: Tensor, t: Tensor, velocity: Tensor | None = None
     ) -> Tensor:
-        """Shape (batch,); context (batch, context_dim), x_t and velocity (batch, action_dim), t (batch, 1)."""
+        """The scalar, shape (batch,).
+
+        Args:
+            context: Shape (batch, context_dim).
+            x_t: Shape (batch, action_dim).
+            t: Shape (batch, 1).
+            velocity: Shape (batch, action_dim), where the critic sees it.
+        """
         inputs = [context, x_t, t] if velocity is None else [context, x_t, t, velocity]
         value: Tensor = self.mlp(torch.cat(inputs, dim=-1))[0, :, 0]
         return value
@@ -196,7 +207,7 @@ class Descent:
         return grad_norm
 
 
-def frozen_copy(module: nn.Module) -> nn.Module:
+def frozen_copy(module: Module) -> Module:
     """A copy of `module` whose parameters take no gradient."""
     return copy.deepcopy(module).requires_grad_(False)
 

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
@@ -110,9 +110,10 @@ class FlowPolicy(BasePolicy):
         )
         self.ema = frozen_copy(self.field)
 
-    def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Flow observations (batch, flow_obs_dim) -> flow actions (batch, action_dim)."""
         spec = self.spec
+        assert isinstance(observation, Tensor)
         widths = [spec.observation_dim, spec.action_dim, int(spec.include_time)]
         state, x_t, t, rest = observation.split(
             [*widths, observation.shape[-1] - sum(widths)], dim=-1

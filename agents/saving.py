@@ -1,0 +1,164 @@
+"""Exact checkpoints for SB3 algorithms, without pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, Self
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import Tensor, nn
+
+from flowmdp.agents import checkpoint
+from flowmdp.agents.policy import FlowSpec
+from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.transitions import TransitionDataset
+
+
+class CheckpointedAlgorithm(BaseAlgorithm):
+    """Replaces SB3's pickled `save` and `load` by JSON and safetensors.
+
+    A subclass says what is to be kept: its constructor's arguments, modules, optimisers, counters,
+    and two random generators.
+    """
+
+    spec: FlowSpec
+    optimizers: dict[str, torch.optim.Optimizer]
+    generator: torch.Generator
+    act_generator: torch.Generator
+    _dataset: TransitionDataset | None
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-able; what it takes to make the agent again."""
+        raise TypeError(f"{type(self).__name__} must say its hyper-parameters")
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """Everything with weights that a checkpoint holds."""
+        raise TypeError(f"{type(self).__name__} must name its modules")
+
+    def _counters(self) -> dict[str, int]:
+        """Attributes that count steps."""
+        return {"num_timesteps": self.num_timesteps, "_n_updates": self._n_updates}
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return list(self._modules()), []
+
+    def save(
+        self,
+        path: checkpoint.Target,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Write a checkpoint from which training resumes exactly.
+
+        Args:
+            path: ".zip" is added where there is no suffix.
+            exclude: For SB3's signature only; must be empty.
+            include: For SB3's signature only; must be empty.
+
+        Raises:
+            OSError: If it cannot be written; a checkpoint that was there before stays whole.
+        """
+        if exclude or include:
+            raise ConfigurationError("a checkpoint is always whole: leave exclude and include out")
+        space = self.observation_space
+        tensors = {
+            "generator/learn": self.generator.get_state(),
+            "generator/act": self.act_generator.get_state(),
+            "space/low": torch.as_tensor(space.low),  # type: ignore[attr-defined]
+            "space/high": torch.as_tensor(space.high),  # type: ignore[attr-defined]
+        }
+        for name, module in self._modules().items():
+            tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
+        for name, optimizer in self.optimizers.items():
+            tensors |= checkpoint.flatten_optimizer(name, optimizer)
+        manifest = {
+            "algorithm": type(self).__name__,
+            "dataset": None if self._dataset is None else self._dataset.id,
+            "spec": dataclasses.asdict(self.spec),
+            "hyperparameters": self.hyperparameters(),
+            "counters": self._counters(),
+        }
+        checkpoint.write(path, manifest, tensors)
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        path: checkpoint.Target,
+        env: Any = None,
+        device: torch.device | str = "auto",
+        dataset: TransitionDataset | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Make the agent again from a checkpoint; no code from the file is run.
+
+        Args:
+            path: The checkpoint.
+            env: The flow environment, needed to learn on unless `dataset` is given.
+            device: "auto", "cpu" or "cuda".
+            dataset: Transitions to learn from; None takes the environment's.
+            **kwargs: Override hyper-parameters.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged, of another algorithm, or made for
+                another environment than `env`.
+        """
+        manifest, tensors = checkpoint.read(path)
+        if manifest.get("algorithm") != cls.__name__:
+            raise CheckpointError(
+                f"{path} holds a {manifest.get('algorithm')}, not a {cls.__name__}: "
+                "load it with its own class or with load_agent"
+            )
+        try:
+            arguments: dict[str, Any] = {"dataset": dataset, "_init_setup_model": False}
+            arguments |= manifest["hyperparameters"] | kwargs
+            agent = cls("MlpPolicy", env, device=device, **arguments)
+            agent._restore(manifest, tensors)
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{path} is damaged: {reason}") from None
+        return agent
+
+    def _restore(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Take the state that `save` wrote."""
+        spec = FlowSpec(**manifest["spec"])
+        if self.env is None:
+            low, high = tensors["space/low"].numpy(), tensors["space/high"].numpy()
+            self.spec, self.n_envs = spec, 1
+            self.observation_space = spaces.Box(low, high, dtype=np.float32)
+            self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
+        elif self.spec != spec:
+            names = [f.name for f in dataclasses.fields(spec)]
+            other = [n for n in names if getattr(spec, n) != getattr(self.spec, n)]
+            difference = ", ".join(
+                f"{n} is {getattr(spec, n)!r} there and {getattr(self.spec, n)!r} here"
+                for n in other
+            )
+            raise CheckpointError(f"the checkpoint is of another environment: {difference}")
+        self._setup_model()
+        checkpoint.restore_modules(self._modules(), tensors)
+        for name, optimizer in self.optimizers.items():
+            checkpoint.restore_optimizer(name, optimizer, tensors)
+        self.generator.set_state(tensors["generator/learn"])
+        self.act_generator.set_state(tensors["generator/act"])
+        for name, value in manifest["counters"].items():
+            if name not in self._counters():
+                raise CheckpointError(f"unknown counter {name!r}")
+            setattr(self, name, int(value))
+
+
+def load_agent(path: checkpoint.Target, **kwargs: Any) -> Any:
+    """Load a checkpoint with the class that saved it; arguments as in `FlowAlgorithm.load`."""
+    name = checkpoint.read(path)[0].get("algorithm")
+    stack = list(CheckpointedAlgorithm.__subclasses__())
+    while stack:
+        cls = stack.pop()
+        if cls.__name__ == name:
+            return cls.load(path, **kwargs)
+        stack += cls.__subclasses__()
+    raise CheckpointError(f"{path} holds an agent of the unknown class {name!r}")
