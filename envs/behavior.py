@@ -1,7 +1,8 @@
-"""The behaviour policies that come with the package: small SAC actors, evaluated with NumPy.
+"""The behaviour policies that come with the package: small actors, evaluated with NumPy.
 
-`behaviors/<name>.safetensors` holds the actor of a Stable-Baselines3 SAC agent in float16; the
-file's metadata hold the command that trained it, its seed, the versions and the returns it reached.
+`behaviors/<name>.safetensors` holds the actor of a Stable-Baselines3 agent (SAC or PPO) in float16;
+the file's metadata hold the command that trained it, its seed, the versions and the returns it
+reached. The files are written by examples/train_behavior.py.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from flowmdp.errors import DatasetError
 LOG_STD_RANGE = (-20.0, 2.0)
 """Clip range of the Gaussian's log standard deviation (Stable-Baselines3, sac/policies.py)."""
 
-HEADS = ("mu", "log_std")
-
 ROWS = 4
 """Observations per matrix product. Products this small stay on one thread in OpenBLAS (at most
 262,144 multiplications): waking threads for 12,000 larger ones took 150 s instead of 20 on two busy
@@ -29,7 +28,10 @@ cores. And the result for an observation does not depend on how many others ther
 
 
 class BehaviorPolicy:
-    """A stochastic policy a = tanh(mu(s) + exp(log_std(s)) * noise), noise ~ N(0, I).
+    """A stochastic policy of a multilayer perceptron's mean and noise ~ N(0, I).
+
+    SAC: a = tanh(mu(s) + exp(log_std(s)) noise), ReLU layers.
+    PPO: a = clip(mu(s) + exp(log_std) noise, -1, 1), tanh layers.
 
     Attributes:
         name: File name without suffix.
@@ -46,9 +48,12 @@ class BehaviorPolicy:
         layers = sorted(int(key.split(".")[1]) for key in weights if key.startswith("latent_pi"))
         hidden = [f"latent_pi.{layer}" for layer in sorted(set(layers))]
         self.hidden = [(weights[f"{key}.weight"].T, weights[f"{key}.bias"]) for key in hidden]
-        self.mu, self.log_std = (
-            (weights[f"{key}.weight"].T, weights[f"{key}.bias"]) for key in HEADS
-        )
+        self.mu = weights["mu.weight"].T, weights["mu.bias"]
+        self.squashed = metadata["algorithm"] == "SAC"
+        if self.squashed:
+            self.log_std = weights["log_std.weight"].T, weights["log_std.bias"]
+        else:  # the same for every observation
+            self.log_std = np.zeros_like(self.mu[0]), weights["log_std"]
         self.obs_dim = self.hidden[0][0].shape[0]
         self.action_dim = self.mu[0].shape[1]
 
@@ -57,7 +62,7 @@ class BehaviorPolicy:
         """Read an actor from a safetensors file; loading runs no code.
 
         Raises:
-            DatasetError: When the file is missing, torn, or holds no SAC actor.
+            DatasetError: When the file is missing, torn, or holds no actor.
         """
         try:
             with safe_open(path, "np") as file:
@@ -92,10 +97,12 @@ class BehaviorPolicy:
             rows = slice(start, start + ROWS)
             x = observations[rows].astype(np.float32)
             for weight, bias in self.hidden:
-                x = np.maximum(x @ weight + bias, 0)
+                x = x @ weight + bias
+                x = np.maximum(x, 0) if self.squashed else np.tanh(x)
             mean = x @ self.mu[0] + self.mu[1]
             log_std = np.clip(x @ self.log_std[0] + self.log_std[1], *LOG_STD_RANGE)
-            actions[rows] = np.tanh(mean + np.exp(log_std) * noise[rows].astype(np.float32))
+            action = mean + np.exp(log_std) * noise[rows].astype(np.float32)
+            actions[rows] = np.tanh(action) if self.squashed else np.clip(action, -1, 1)
         return actions
 
     @property
