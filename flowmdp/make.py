@@ -63,7 +63,7 @@ def make_flow_env(
     if decision == "velocity" and noise_scale is not None:
         raise ConfigurationError("noise_scale needs decision='noise'")
     if decision == "noise":
-        settings["action_mode"] = "residual"
+        settings.setdefault("action_mode", "residual")
     needed = FlowSettings.of({"states": states, **settings}).models
     critic, behavior = _models(task, source, checkpoint, needed)
     flow = FlowMDPEnv(

@@ -38,7 +38,7 @@ SOLVERS = {"euler": euler, "midpoint": midpoint, "heun": heun}
 
 
 def integrate(velocity: Velocity, x_0: Any, flow_steps: int, solver: str = "euler") -> Any:
-    """Carry noise to an action in `flow_steps` steps; the caller clips the result to the action box.
+    """Carry noise to an action in `flow_steps` steps; the caller clips it to the action box.
 
     Args:
         velocity: The field, velocity(x_t, t).

@@ -22,9 +22,10 @@ class TransitionDataset:
         rewards: r_n, shape (n,), float32, unscaled.
         next_observations: s_{n+1}, shape (n, obs_dim), float32; at an episode's last step the
             observation that followed it, never the next episode's first.
-        terminations: shape (n,), bool; True where the task ended and nothing is to be bootstrapped.
+        terminations: shape (n,), bool; True where the task ended: nothing is to be bootstrapped.
         truncations: shape (n,), bool; True where only the time limit or the recording ended.
-        previous_actions: a_{n-1} of the same episode, shape (n, action_dim), float32; zeros at starts.
+        previous_actions: a_{n-1} of the same episode, shape (n, action_dim), float32; zeros at
+            starts.
         starts: shape (n,), bool; True at the first transition of an episode.
     """
 

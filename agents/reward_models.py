@@ -1,0 +1,68 @@
+"""A trained agent's critic and behaviour flow, as the functions that flow environments call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flowmdp.agents.decision_flow import DecisionFlow
+from flowmdp.agents.saving import load_agent
+from flowmdp.errors import CheckpointError
+
+Array = NDArray[np.float32]
+CriticFunction = Callable[[Array, Array], Array]
+BehaviorFunction = Callable[[Array, Array, Array], Array]
+
+
+def load_models(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu"
+) -> tuple[CriticFunction | None, BehaviorFunction]:
+    """The critic, in advantage units, and the behaviour flow of a checkpoint.
+
+    Args:
+        path: What `agent.save` wrote; a `FlowBC` agent has no critic.
+        device: Where the networks run. Chains of one environment are fastest on "cpu".
+
+    Returns:
+        critic(observations (n, obs_dim), actions (n, action_dim)) -> (n,), or None; and
+        behavior(observations, x_t (n, action_dim), t (n, 1)) -> velocity (n, action_dim).
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or its behaviour flow depends on the
+            previous action, which the reward's state does not hold.
+    """
+    agent = load_agent(path, device=device)
+    if agent.spec.include_previous_action:
+        raise CheckpointError(f"{path} depends on the previous action: use one that does not")
+    normalizer: nn.Module = agent.policy.normalizer
+    has_critic = isinstance(agent, DecisionFlow)
+    field: nn.Module = agent.behavior if has_critic else agent.policy.ema
+
+    def tensors(*arrays: Array) -> list[Tensor]:
+        return [torch.as_tensor(a, dtype=torch.float32, device=agent.device) for a in arrays]
+
+    @torch.inference_mode()
+    def critic(observations: Array, actions: Array) -> Array:
+        states, chosen = tensors(observations, actions)
+        values: Array = agent.critic.advantages(normalizer(states), chosen).cpu().numpy()
+        return values
+
+    @torch.inference_mode()
+    def behavior(observations: Array, x_t: Array, t: Array) -> Array:
+        states, points, times = tensors(observations, x_t, t)
+        velocity: Array = field(normalizer(states), points, times).cpu().numpy()
+        return velocity
+
+    return (critic if has_critic else None), behavior
+
+
+def pretrained_path(task: str) -> Path | None:
+    """The checkpoint that ships for a task, or None where none does."""
+    path = Path(__file__).resolve().parent / "pretrained" / f"{task}.zip"
+    return path if path.is_file() else None

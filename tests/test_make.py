@@ -1,0 +1,97 @@
+"""Flow environments made by id with the models of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from flowmdp.agents import DFDiv, FlowBC, load_models, pretrained_path
+from flowmdp.checks import check_flow_env
+from flowmdp.errors import CheckpointError, ConfigurationError, FlowMDPError
+from flowmdp.noise import LatentNoiseEnv
+
+HOPPER = "FlowMDP-hopper-medium-v0"
+SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [16]}, "device": "cpu", "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained DF-div agent of the hopper."""
+    path = tmp_path_factory.mktemp("models") / "agent.zip"
+    DFDiv("MlpPolicy", gym.make(HOPPER), **SMALL).save(path)
+    return str(path)
+
+
+def test_models_are_those_of_the_agent(checkpoint: str) -> None:
+    agent = DFDiv.load(checkpoint, device="cpu")
+    critic, behavior = load_models(checkpoint)
+    assert critic is not None
+    rng = np.random.default_rng(0)
+    states, noise = (
+        rng.standard_normal((4, 11), np.float32),
+        rng.standard_normal((4, 3), np.float32),
+    )
+    chain = agent.chain(states, noise, field=agent.behavior)
+    assert chain[1] == pytest.approx(
+        noise + behavior(states, noise, np.zeros((4, 1), np.float32)) / 10, abs=1e-5
+    )
+    values = critic(states, np.clip(chain[-1], -1, 1))
+    assert values.shape == (4,) and values.dtype == np.float32 and values.std() > 0
+
+
+@pytest.mark.parametrize("reward", ["direction", "divergence"])
+def test_rewards_by_id(checkpoint: str, reward: str) -> None:
+    check_flow_env(gym.make(HOPPER, reward=reward, checkpoint=checkpoint, flow_steps=3))
+
+
+def test_vector_and_sync_agree_with_a_trained_models_file(
+    checkpoint: str, hopper_data: Path
+) -> None:
+    settings: dict[str, Any] = {"reward": "divergence", "checkpoint": checkpoint, "flow_steps": 3}
+    ours = gym.make_vec(HOPPER, num_envs=3, **settings)
+    theirs = gym.make_vec(
+        HOPPER, num_envs=3, vectorization_mode="sync", states="dataset", **settings
+    )
+    assert np.array_equal(ours.reset(seed=0)[0], theirs.reset(seed=0)[0])
+    for _ in range(7):
+        actions = ours.action_space.sample()
+        one, other = ours.step(actions), theirs.step(actions)
+        for mine, yours in zip(one[:4], other[:4], strict=True):
+            np.testing.assert_allclose(mine, yours, rtol=1e-4, atol=1e-4)
+
+
+def test_latent_noise_by_id(checkpoint: str) -> None:
+    env = gym.make(HOPPER, decision="noise", checkpoint=checkpoint)
+    assert isinstance(env.unwrapped, LatentNoiseEnv)
+    observation, _ = env.reset(seed=0)
+    assert observation.shape == (11,)
+    *_, info = env.step(env.action_space.sample())
+    assert "executed_action" in info and "outer_reward" in info
+
+
+def test_errors(checkpoint: str, tmp_path: Path) -> None:
+    env = gym.make(HOPPER)
+    FlowBC("MlpPolicy", env, **SMALL).save(tmp_path / "clone.zip")
+    with pytest.raises(ConfigurationError, match="needs a critic"):
+        gym.make(HOPPER, reward="direction", checkpoint=str(tmp_path / "clone.zip"))
+    gym.make(HOPPER, action_mode="residual", checkpoint=str(tmp_path / "clone.zip"))
+    with pytest.raises(CheckpointError):
+        gym.make(HOPPER, reward="direction", checkpoint=str(tmp_path / "none.zip"))
+    with pytest.raises(ConfigurationError, match="the critic fails on"):
+        gym.make("FlowMDP-walker2d-medium-v0", reward="direction", checkpoint=checkpoint)
+    with pytest.raises(ConfigurationError, match="action_mode='residual'"):
+        gym.make(HOPPER, decision="noise", action_mode="velocity", checkpoint=checkpoint)
+    previous = gym.make(HOPPER, include_previous_action=True)
+    DFDiv("MlpPolicy", previous, **SMALL).save(tmp_path / "previous.zip")
+    with pytest.raises(CheckpointError, match="previous action"):
+        load_models(tmp_path / "previous.zip")
+
+
+def test_a_task_without_shipped_models_says_what_to_run() -> None:
+    assert pretrained_path("walker2d-medium") is None
+    with pytest.raises(FlowMDPError, match="flowmdp train df-div walker2d-medium"):
+        gym.make("FlowMDP-walker2d-medium-v0", reward="divergence")
