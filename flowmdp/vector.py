@@ -208,24 +208,25 @@ class FlowMDPVectorEnv(VectorEnv[Array, Array, Array]):
             raise ConfigurationError(
                 "options['state'] has no dataset action: reward 'data' cannot use it"
             )
-        generators = [self._generators[i] for i in rows]
         self._frames[rows] = 0.0
         if state is None:
             size = len(self.dataset)
-            draws = [(g.integers(size), self._draw(g, noise is None)) for g in generators]
-            self._read_dataset(rows, np.array([index for index, _ in draws]))
-            x_0 = [x for _, x in draws]
+            draws = [self._generators[i].integers(size) for i in rows]
+            self._read_dataset(rows, np.array(draws))
         else:
             self._frames[rows, layout.state] = np.broadcast_to(state, (n, layout.obs_dim))[rows]
-            x_0 = [self._draw(g, noise is None) for g in generators]
-        self._x_t[rows] = x_0 if noise is None else np.broadcast_to(noise, self._x_t.shape)[rows]
+        if noise is None:
+            self._x_t[rows] = self._noise(rows)
+        else:
+            self._x_t[rows] = np.broadcast_to(noise, self._x_t.shape)[rows]
         self._k[rows] = 0
         self._clipped[rows] = 0
         self._ended[rows] = False
 
-    def _draw(self, generator: np.random.Generator, wanted: bool) -> Array:
-        size = self.layout.action_dim if wanted else 0
-        return generator.standard_normal(size, np.float32)
+    def _noise(self, rows: Rows) -> Array:
+        """N(0, I), one row per chain, each from the chain's own generator."""
+        size, indices = self.layout.action_dim, np.arange(self.num_envs)[rows]
+        return np.stack([self._generators[i].standard_normal(size, np.float32) for i in indices])
 
     def _read_dataset(self, rows: NDArray[np.intp], index: NDArray[np.intp]) -> None:
         data, layout = self.dataset, self.layout
@@ -280,8 +281,7 @@ class FlowMDPVectorEnv(VectorEnv[Array, Array, Array]):
             reward = data_reward(velocity, x_t, self._x_data[rows], t, self.flow_steps)
             self._put(infos, "reward_data", rows, reward)
         if settings.noise_std:
-            generators = np.array(self._generators, object)[rows]
-            noise = np.stack([self._draw(g, True) for g in generators])
+            noise = self._noise(rows)
             x_next = noisy_flow_step(x_t, velocity, self.flow_steps, settings.noise_std, noise)
             density = step_log_density(x_next, x_t, velocity, self.flow_steps, settings.noise_std)
             self._put(infos, "log_density", rows, density)

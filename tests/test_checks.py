@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flowmdp.agents import ALGORITHMS, FlowBC
 from flowmdp.checks import check_agent, check_flow_env
 from flowmdp.env import FlowMDPEnv
-from tests.flow_toys import PointRobot, make_toy
+from tests.flow_toys import PointRobot, make_toy, toy_dataset
 
 SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [16]}, "device": "cpu", "seed": 0}
 
@@ -54,6 +56,20 @@ class Broken(FlowMDPEnv):
         if self.fault == "time":
             observation[self.layout.t] = 0.5
         return observation, reward, terminated, truncated, info
+
+
+@given(
+    obs_dim=st.integers(1, 40),
+    action_dim=st.integers(1, 30),
+    flow_steps=st.integers(1, 12),
+    velocity_scale=st.floats(0.1, 20),
+    include_time=st.booleans(),
+    include_previous_action=st.booleans(),
+)
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_contract_for_any_dimensions(obs_dim: int, action_dim: int, **arguments: Any) -> None:
+    data = toy_dataset(obs_dim=obs_dim, action_dim=action_dim)
+    check_flow_env(FlowMDPEnv(states="dataset", reward="data", dataset=data, **arguments))
 
 
 @pytest.mark.parametrize(
