@@ -13,7 +13,7 @@ difference between Q at the data's action and Q at the behaviour flow's action i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -129,12 +129,20 @@ class IQLCritic(Critic):
         return value
 
 
+class BehaviorTargets(NamedTuple):
+    """What Q and V regress to while the policy is the behaviour; both of shape (n,)."""
+
+    q: Tensor
+    v: Tensor
+
+
 class TDCritic(Critic):
     """Q regresses to r + gamma (1 - terminated) Q'(s', a') with the policy's own a' [ours].
 
-    While there is no policy but the behaviour, Q and V regress to the TD(lambda) returns of the
-    data's own trajectories instead, which are the behaviour's: one-step targets carry value back
-    by one step per target update and need ten times as many updates for the same Q.
+    While there is no policy but the behaviour, the targets come from the data's own trajectories:
+    V regresses to their TD(lambda) returns, which carry value back many times faster than one-step
+    targets do, and Q to r + gamma (1 - terminated) V(s'), which in a deterministic simulator is
+    free of the returns' noise, a hundred times larger than the differences between actions.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -142,23 +150,18 @@ class TDCritic(Critic):
         self.target_v = frozen_copy(self.v)
 
     @torch.no_grad()
-    def behavior_returns(self, data: DeviceDataset, lam: float) -> Tensor:
-        """TD(lambda) returns of all transitions under `target_v`, shape (n,)."""
-        values = [self.target_v(chunk)[0, :, 0] for chunk in data.next_observations.split(1 << 14)]
-        return lambda_returns(
-            data.rewards,
-            torch.cat(values),
-            data.masks,
-            data.continues,
-            self.gamma,
-            lam,
-        )
+    def behavior_targets(self, data: DeviceDataset, lam: float) -> BehaviorTargets:
+        """Targets of all transitions under `target_v`; `lam` is TD(lambda)'s."""
+        chunks = data.next_observations.split(1 << 14)
+        next_values = torch.cat([self.target_v(chunk)[0, :, 0] for chunk in chunks])
+        v = lambda_returns(data.rewards, next_values, data.masks, data.continues, self.gamma, lam)
+        return BehaviorTargets(data.rewards + self.gamma * data.masks * next_values, v)
 
-    def behavior_loss(self, batch: Batch, returns: Tensor) -> tuple[Tensor, Info]:
-        """Squared errors of Q and V against the behaviour's returns (batch,), and what to log."""
+    def behavior_loss(self, batch: Batch, targets: BehaviorTargets) -> tuple[Tensor, Info]:
+        """Squared errors of Q and V against the batch's targets, and what to log."""
         q = self._members(self.q, batch.observations, batch.actions)
-        q_loss = (q - returns).square().mean(-1).sum()
-        v_loss = (self.v(batch.observations)[0, :, 0] - returns).square().mean()
+        q_loss = (q - targets.q).square().mean(-1).sum()
+        v_loss = (self.v(batch.observations)[0, :, 0] - targets.v).square().mean()
         info = {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_data": q.detach().mean()}
         return q_loss + v_loss, info
 

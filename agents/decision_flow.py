@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 
 from flowmdp.agents import checkpoint
 from flowmdp.agents.acting import OuterPolicy
-from flowmdp.agents.base import FlowAlgorithm
-from flowmdp.agents.critics import CRITICS, Info, TDCritic
+from flowmdp.agents.base import Array, FlowAlgorithm
+from flowmdp.agents.critics import CRITICS, BehaviorTargets, Info, TDCritic
 from flowmdp.agents.data import Batch
 from flowmdp.agents.flow_bc import flow_matching_loss
 from flowmdp.agents.networks import Descent, frozen_copy
@@ -35,7 +35,7 @@ from flowmdp.mdp import flow_step, flow_time
 SCALE_SAMPLES = 4096  # states from which the advantage unit nu is measured
 DIAGNOSTIC_SAMPLES = 1024
 LAMBDA = 0.95  # of the behaviour's returns, after a first round of Monte-Carlo returns
-RETURNS_INTERVAL = 2000  # critic updates between two computations of the data's returns
+TARGETS_INTERVAL = 2000  # critic updates between two computations of the data's targets
 
 
 class Rollout(NamedTuple):
@@ -123,7 +123,7 @@ class DecisionFlow(FlowAlgorithm):
             gamma=self.gamma,
             expectile=self.expectile,
         ).to(self.device)
-        self._returns: Tensor | None = None  # of the data, under critic.target_v
+        self._targets: BehaviorTargets | None = None  # of the data, under critic.target_v
         self.critic_descent = Descent(self.critic, self.critic_learning_rate, 10.0)
         self.optimizers |= {
             "behavior": self.behavior_descent.adam,
@@ -176,9 +176,9 @@ class DecisionFlow(FlowAlgorithm):
         return {"behavior_loss": loss.detach(), "behavior_grad_norm": grad_norm}
 
     def _update_critic(self) -> Info:
-        if isinstance(self.critic, TDCritic) and self.critic_updates % RETURNS_INTERVAL == 0:
+        if isinstance(self.critic, TDCritic) and self.critic_updates % TARGETS_INTERVAL == 0:
             self.critic.target_v.load_state_dict(self.critic.v.state_dict())
-            self._returns = None
+            self._targets = None
         batch = self.sample()
         info = self._critic_step(batch, None)
         self.critic_updates += 1
@@ -188,13 +188,11 @@ class DecisionFlow(FlowAlgorithm):
         """One step of the critic; without the policy's next actions, under the behaviour."""
         with self.autocast():
             if isinstance(self.critic, TDCritic) and next_actions is None:
-                if self._returns is None:
-                    first = self.critic_updates < RETURNS_INTERVAL
-                    self._returns = self.critic.behavior_returns(
-                        self.data, 1.0 if first else LAMBDA
-                    )
-                returns = self._returns[batch.rows]
-                loss, info = self.compiled(self.critic.behavior_loss)(batch, returns)
+                if self._targets is None:
+                    lam = 1.0 if self.critic_updates < TARGETS_INTERVAL else LAMBDA
+                    self._targets = self.critic.behavior_targets(self.data, lam)
+                targets = BehaviorTargets(*(target[batch.rows] for target in self._targets))
+                loss, info = self.compiled(self.critic.behavior_loss)(batch, targets)
             else:
                 loss, info = self.compiled(self.critic.loss)(batch, next_actions)
         info["grad_norm"] = self.critic_descent.step(loss)
@@ -314,6 +312,51 @@ class DecisionFlow(FlowAlgorithm):
             "transport": (policy.actions - behavior.actions).square().sum(-1).mean().item(),
             "clipped_fraction": (policy.points[-1].abs() > 1).float().mean().item(),
         }
+
+    def act(
+        self,
+        observations: Array,
+        n_steps: int | None = None,
+        solver: str = "euler",
+        noise: Array | None = None,
+        previous: Array | None = None,
+        best_of: int = 1,
+    ) -> Array:
+        """Outer actions by whole chains; see `FlowAlgorithm.act`.
+
+        Args:
+            observations: Shape (n, observation_dim).
+            n_steps: Flow steps, None for the environment's.
+            solver: "euler", "midpoint" or "heun".
+            noise: x_0, shape (n * best_of, action_dim); None draws it.
+            previous: Previous actions and flags, where the flow state includes them.
+            best_of: Chains per observation; the action that the critic values most is taken.
+
+        Returns:
+            Shape (n, action_dim), in [-1, 1].
+        """
+        if best_of < 1:
+            raise ConfigurationError(f"best_of is {best_of}: it must be at least 1")
+        states = np.repeat(observations, best_of, axis=0)
+        if previous is not None:
+            previous = np.repeat(previous, best_of, axis=0)
+        actions = super().act(states, n_steps, solver, noise, previous)
+        if best_of == 1:
+            return actions
+        values = self.q_values(states, actions).reshape(-1, best_of)
+        best: Array = actions.reshape(-1, best_of, self.spec.action_dim)[
+            np.arange(len(values)), values.argmax(1)
+        ]
+        return best
+
+    @torch.no_grad()
+    def q_values(self, observations: Array, actions: Array) -> Array:
+        """The critic's Q(s, a) in scaled reward units, shape (n,); rows are state-action pairs."""
+        states = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
+        q = self.critic.values(
+            self.policy.normalizer(states), torch.as_tensor(actions, device=self.device)
+        )
+        return q.cpu().numpy()
 
     def behavior_policy(self) -> OuterPolicy:
         """The behaviour flow u_v as a policy for the bare outer environment."""
