@@ -37,17 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"flowmdp {version('flowmdp')}")
         return 0
-    command = tyro.cli(
-        Command,
-        prog="flowmdp",
-        description=DESCRIPTION,
-        args=argv or ["--help"],
-        config=(
-            tyro.conf.OmitArgPrefixes,
-            tyro.conf.OmitSubcommandPrefixes,
-            tyro.conf.FlagCreatePairsOff,
-        ),
-    )
+    command = parse(argv or ["--help"])
     try:
         command.run()
     except KeyboardInterrupt as error:
@@ -57,6 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flowmdp: {_one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """The subcommand with its options; `--help` and unknown options leave by SystemExit."""
+    return tyro.cli(
+        Command,
+        prog="flowmdp",
+        description=DESCRIPTION,
+        args=argv,
+        config=(
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.FlagCreatePairsOff,
+        ),
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -55,7 +55,7 @@ def open_agent(run_folder: Path, task: str | None, device: str) -> FlowAlgorithm
         raise CheckpointError(
             f"{path} does not exist: name a folder that `flowmdp train` made, or a checkpoint file"
         )
-    agent = load_agent(path, device=device)
+    agent: FlowAlgorithm = load_agent(path, device=device)
     if agent.spec.task is None:
         raise CheckpointError(
             f"{path} was trained on an environment of its own, not on a task: play it from Python, "

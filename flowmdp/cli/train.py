@@ -127,7 +127,8 @@ def _continue(options: Train) -> tuple[RunFolder, dict[str, Any]]:
 def _agent(folder: RunFolder, config: dict[str, Any], env: Any) -> FlowAlgorithm:
     """The agent of the checkpoint, or a new one where there is none yet."""
     if folder.checkpoint.exists():
-        return load_agent(folder.checkpoint, env=env, device=config["device"])
+        agent: FlowAlgorithm = load_agent(folder.checkpoint, env=env, device=config["device"])
+        return agent
     return make_agent(config, env)
 
 
