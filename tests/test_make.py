@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from examples import steer_flow
 from flowmdp.agents import DFDiv, FlowBC, load_models, pretrained_path
 from flowmdp.checks import check_flow_env
 from flowmdp.errors import CheckpointError, ConfigurationError, FlowMDPError
@@ -95,3 +96,11 @@ def test_a_task_without_shipped_models_says_what_to_run() -> None:
     assert pretrained_path("walker2d-medium") is None
     with pytest.raises(FlowMDPError, match="flowmdp train df-div walker2d-medium"):
         gym.make("FlowMDP-walker2d-medium-v0", reward="divergence")
+
+
+@pytest.mark.parametrize("decision", ["noise", "velocity"])
+def test_steering_example(checkpoint: str, decision: str) -> None:
+    config = steer_flow.Config(
+        Path(checkpoint), decision=decision, steps=30, learning_starts=20, episodes=1
+    )
+    assert len(steer_flow.main(config)) == 3
