@@ -65,7 +65,9 @@ def build_dataset(
             episodes = _episodes(row, envs, steps, seed)
             with new_dataset(dataset_id) as folder:
                 shown = _with_progress(episodes, dataset_id, steps) if progress else episodes
-                write_dataset(folder, dataset_id, envs[0], shown, {BUILD_KEY: recipe})
+                algorithms = sorted({p["algorithm"] for p in recipe["policies"].values()})
+                metadata = {"algorithm_name": "+".join(algorithms), BUILD_KEY: recipe}
+                write_dataset(folder, dataset_id, envs[0], shown, metadata)
         finally:
             for env in envs:
                 env.close()
@@ -127,7 +129,6 @@ def write_dataset(
         {
             "dataset_id": dataset_id,
             "minari_version": minari.__version__,
-            "algorithm_name": "SAC",
             "requirements": requirements,
             **metadata,
         }

@@ -93,6 +93,16 @@ MINARI_KINDS = ("medium", "expert")
 """Kinds among Farama's datasets of `-v5`; there is no replay and no mixture."""
 
 
+HOPPER = {
+    "medium": ("hopper-medium",),
+    "medium-replay": (
+        *(f"ladder/hopper/step-{steps:07d}" for steps in range(50_000, 300_000, 50_000)),
+        "hopper-medium",
+    ),
+}
+"""The shipped policies (envs/behaviors) behind every kind of builtin hopper data."""
+
+
 def _gym_mujoco(
     robot: str,
     env: str,
@@ -125,7 +135,7 @@ def _gym_mujoco(
 
 
 _ROWS = (
-    *_gym_mujoco("hopper", "Hopper", -20.272305, 3234.3, {"medium": ("hopper-medium",)}),
+    *_gym_mujoco("hopper", "Hopper", -20.272305, 3234.3, HOPPER),
     *_gym_mujoco("halfcheetah", "HalfCheetah", -280.178953, 12135.0, {}),
     *_gym_mujoco("walker2d", "Walker2d", 1.629008, 4592.3, {}),
 )
