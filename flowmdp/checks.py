@@ -86,7 +86,7 @@ def layout_of(env: FlowEnv) -> Layout:
 
 
 def _check_refusals(env: FlowEnv, layout: Layout) -> None:
-    """Unusable actions get a FlowMDPError, and do not move the chain."""
+    """Actions of another length or with NaN get a FlowMDPError."""
     env.reset(seed=0)
     size = layout.action_dim
     for action in (np.zeros(size + 1, np.float32), np.full(size, np.nan, np.float32)):
