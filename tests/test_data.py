@@ -19,7 +19,7 @@ from minari.data_collector import EpisodeBuffer
 from flowmdp.envs.collect import Episode
 from flowmdp.envs.datasets import dataset_info, list_datasets, load_dataset
 from flowmdp.envs.info import describe
-from flowmdp.envs.reading import FIELDS, minari_episodes
+from flowmdp.envs.reading import FIELDS, minari_episodes, read_transitions
 from flowmdp.envs.store import dataset_folder, read_metadata
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import DatasetError, FlowMDPError
@@ -135,6 +135,9 @@ def test_dict_observations_are_flattened_by_sorted_key() -> None:
     assert values["observations"].shape == (4, 6)
     assert values["observations"][0].tolist() == [0, 0, 1, 1, 2, 2]
     assert list(space.spaces) == ["achieved", "desired", "observation"]
+    data = read_transitions(read_metadata(ID), 6, 3)
+    np.testing.assert_array_equal(data.next_observations, values["observations"][1:])
+    assert data.truncations.tolist() == [False, False, True]
     with pytest.raises(DatasetError, match="observation space"):
         load()
 
