@@ -99,6 +99,8 @@ HOPPER = {
         *(f"ladder/hopper/step-{steps:07d}" for steps in range(50_000, 300_000, 50_000)),
         "hopper-medium",
     ),
+    "medium-expert": ("hopper-medium", "hopper-expert"),
+    "expert": ("hopper-expert",),
 }
 """The shipped policies (envs/behaviors) behind every kind of builtin hopper data."""
 
