@@ -1,0 +1,313 @@
+"""The agents' contract: SB3's interface, exact checkpoints, acting on both levels."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+
+from flowmdp.agents import ALGORITHMS, DFDir, DFDiv, FlowBC, load_agent
+from flowmdp.agents.evaluation import evaluate
+from flowmdp.env import FlowMDPEnv
+from flowmdp.errors import CheckpointError, ConfigurationError, DatasetError
+from tests.flow_toys import PointRobot, toy_dataset
+
+TINY: dict[str, Any] = {
+    "policy_kwargs": {"net_arch": [16, 16]},
+    "batch_size": 16,
+    "seed": 1,
+    "device": "cpu",
+}
+
+
+def flow_env(**settings: Any) -> FlowMDPEnv:
+    return FlowMDPEnv(PointRobot(), dataset=toy_dataset(), flow_steps=3, **settings)
+
+
+def make(name: str, env: FlowMDPEnv | None = None, **kwargs: Any) -> Any:
+    steps = {} if name == "flow-bc" else {"behavior_steps": 4, "critic_steps": 4}
+    cls = ALGORITHMS[name]
+    return cls("MlpPolicy", env or flow_env(), **{**TINY, **steps, **kwargs})  # type: ignore[arg-type]
+
+
+def weights(agent: Any) -> list[torch.Tensor]:
+    return [
+        tensor.clone()
+        for module in agent._modules().values()
+        for tensor in module.state_dict().values()
+    ]
+
+
+def equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
+
+
+@each_algorithm
+def test_it_is_an_sb3_algorithm(name: str, tmp_path: Path) -> None:
+    agent = make(name)
+    assert isinstance(agent, BaseAlgorithm)
+    agent.set_logger(configure(str(tmp_path), ["csv"]))
+    callbacks = [
+        CheckpointCallback(5, str(tmp_path / "checkpoints")),
+        EvalCallback(Monitor(flow_env()), eval_freq=5, n_eval_episodes=1, verbose=0),
+    ]
+    assert agent.learn(10, callback=callbacks, log_interval=5) is agent
+    agent.logger.close()
+    assert agent.num_timesteps == 10
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    header = (tmp_path / "progress.csv").read_text().splitlines()[0]
+    assert "time/updates_per_second" in header and "train/grad_norm" in header
+
+
+@each_algorithm
+def test_evaluate_policy_plays_both_levels(name: str) -> None:
+    agent = make(name).learn(2)
+    for env, policy in (
+        (flow_env(), agent),
+        (PointRobot(), agent),
+        (PointRobot(), agent.outer_policy()),
+        (PointRobot(), agent.behavior_policy()),
+    ):
+        returns, lengths = evaluate_policy(
+            policy, Monitor(env), n_eval_episodes=2, return_episode_rewards=True
+        )
+        assert len(returns) == 2 and np.isfinite(returns).all() and min(lengths) > 0  # type: ignore[arg-type,type-var]
+
+
+@each_algorithm
+def test_training_resumes_exactly(name: str, tmp_path: Path) -> None:
+    whole = make(name).learn(8, log_interval=2)
+    half = make(name).learn(4, log_interval=2)
+    half.save(tmp_path / "half")
+    resumed = load_agent(tmp_path / "half", env=flow_env(), device="cpu")
+    resumed.learn(4, log_interval=2, reset_num_timesteps=False)
+    assert resumed.num_timesteps == 8
+    assert equal(weights(whole), weights(resumed))
+    other_seed = make(name, seed=2).learn(8, log_interval=2)
+    assert not equal(weights(whole), weights(other_seed))
+
+
+@pytest.mark.parametrize("name", ["df-dir", "df-div"])
+@pytest.mark.parametrize("stop_after", [2, 6])
+def test_pretraining_resumes_exactly(name: str, stop_after: int, tmp_path: Path) -> None:
+    whole = make(name).learn(2)
+    part = make(name)
+    calls = iter(range(1, 100))
+    assert not part.pretrain(callback=lambda: next(calls) < stop_after)
+    assert part.behavior_updates + part.critic_updates == stop_after
+    part.save(tmp_path / "part.zip")
+    resumed = load_agent(tmp_path / "part.zip", env=flow_env(), device="cpu").learn(2)
+    assert equal(weights(whole), weights(resumed))
+
+
+def test_pretraining_is_shared_between_the_agents(tmp_path: Path) -> None:
+    direct = make("df-div")
+    direct.pretrain()
+    direct.save_pretrained(tmp_path / "pretrained.zip")
+    assert make("df-dir").pretrain_key() == direct.pretrain_key()
+    assert make("df-dir", seed=2).pretrain_key() != direct.pretrain_key()
+    cached = make("df-div")
+    cached.load_pretrained(tmp_path / "pretrained.zip")
+    assert cached.pretrain()  # nothing left to do
+    assert equal(weights(direct.learn(3)), weights(cached.learn(3)))
+    with pytest.raises(CheckpointError, match="other data or with other settings"):
+        make("df-div", critic="iql").load_pretrained(tmp_path / "pretrained.zip")
+
+
+@each_algorithm
+def test_predict_tells_the_levels_apart(name: str) -> None:
+    env = flow_env()
+    agent = make(name, env).learn(1)
+    observation, _ = env.reset(seed=0)
+    flow_action, _ = agent.predict(observation)
+    assert flow_action.shape == (2,) and np.abs(flow_action).max() <= 1
+    action, _ = agent.predict(observation[:2])
+    assert action.shape == (2,) and np.abs(action).max() <= 1
+    batch, _ = agent.predict(np.zeros((5, 2), np.float32), deterministic=True)
+    assert batch.shape == (5, 2) and np.ptp(batch, axis=0).max() == 0
+
+
+@each_algorithm
+def test_playing_the_flow_env_equals_acting_at_once(name: str) -> None:
+    env = flow_env()
+    agent = make(name, env).learn(5)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        x_0 = rng.standard_normal(2).astype(np.float32)
+        observation, _ = env.reset(seed=3, options={"noise": x_0})
+        state = observation[:2].copy()
+        for _ in range(env.flow_steps):
+            observation, _, _, _, info = env.step(agent.predict(observation)[0])
+        expected = agent.act(state[None], noise=x_0[None])[0]
+        np.testing.assert_allclose(info["executed_action"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["flow-bc", "df-div"])
+def test_the_previous_action_is_fed_everywhere(name: str) -> None:
+    env = flow_env(include_previous_action=True)
+    agent = make(name, env).learn(3)
+    policy = agent.outer_policy()
+    observations = np.zeros((3, 2), np.float32)
+    first, state = policy.predict(observations, None, np.ones(3, bool), deterministic=True)
+    assert state is not None
+    np.testing.assert_array_equal(state[0], np.column_stack([first, np.ones(3)]))
+    second, _ = policy.predict(observations, state, np.zeros(3, bool), deterministic=True)
+    assert not np.allclose(first, second)  # it is seen
+    again, _ = policy.predict(observations, state, np.ones(3, bool), deterministic=True)
+    np.testing.assert_array_equal(first, again)  # and forgotten at an episode's start
+    mean = evaluate(policy, PointRobot, episodes=3).mean
+    assert np.isfinite(mean)
+
+
+def test_best_of_takes_what_the_critic_values() -> None:
+    agent = make("df-div").learn(1)
+    observations = np.random.default_rng(0).standard_normal((6, 2)).astype(np.float32)
+    noise = np.random.default_rng(1).standard_normal((24, 2)).astype(np.float32)
+    best = agent.act(observations, noise=noise, best_of=4)
+    candidates = agent.act(np.repeat(observations, 4, 0), noise=noise)
+    values = agent.q_values(np.repeat(observations, 4, 0), candidates).reshape(6, 4)
+    np.testing.assert_allclose(agent.q_values(observations, best), values.max(1), rtol=1e-5)
+
+
+def test_bfloat16_learns_the_same_within_its_rounding() -> None:
+    errors = []
+    for precision in ("float32", "bfloat16"):
+        agent = make("flow-bc", precision=precision, seed=0, policy_kwargs={"net_arch": [64, 64]})
+        agent.learn(100)
+        states = toy_dataset().observations
+        errors.append(agent.act(states, noise=np.zeros((len(states), 2), np.float32)))
+    assert np.abs(errors[0] - errors[1]).mean() < 0.05
+    assert np.abs(errors[0] - errors[1]).max() > 0  # it is another arithmetic
+
+
+@pytest.mark.parametrize(
+    ("cls", "kwargs"),
+    [
+        (FlowBC, {"batch_size": 0}),
+        (FlowBC, {"precision": "float16"}),
+        (FlowBC, {"gamma": 1.0}),
+        (DFDir, {"objective": "best"}),
+        (DFDir, {"rho": -1.0}),
+        (DFDiv, {"divergence": "js"}),
+        (DFDiv, {"lam": 1.5}),
+        (DFDiv, {"critic": "sarsa"}),
+        (DFDiv, {"expectile": 1.0}),
+        (DFDiv, {"behavior_steps": -1}),
+    ],
+)
+def test_arguments_out_of_range_are_refused(cls: Any, kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(kwargs)).split("_")[0]):
+        cls("MlpPolicy", flow_env(), **{**TINY, **kwargs})
+
+
+def test_other_bad_input_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="flow environment"):
+        FlowBC("MlpPolicy", gym.make("Pendulum-v1"), **TINY)
+    with pytest.raises(ConfigurationError, match="must not be negative"):
+        make("flow-bc").learn(-1)
+    with pytest.raises(DatasetError, match="width"):
+        make("flow-bc", dataset=toy_dataset(obs_dim=3)).learn(1)
+    with pytest.raises(ConfigurationError, match="episodes"):
+        evaluate(make("flow-bc").outer_policy(), PointRobot, 0)
+
+
+# -- checkpoints that are damaged or hostile ----------------------------------------------------
+
+
+class Bomb:
+    """Sets a flag when it is unpickled."""
+
+    exploded = False
+
+    def __reduce__(self) -> Any:
+        return (setattr, (Bomb, "exploded", True))
+
+
+def test_a_checkpoint_holds_no_code(tmp_path: Path) -> None:
+    agent = make("flow-bc").learn(1)
+    agent.save(tmp_path / "agent.zip")
+    with zipfile.ZipFile(tmp_path / "agent.zip") as archive:
+        assert sorted(archive.namelist()) == ["agent.json", "tensors.safetensors"]
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w") as archive:
+        archive.writestr("agent.json", pickle.dumps(Bomb()))
+        archive.writestr("tensors.safetensors", pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_agent(tmp_path / "bomb.zip")
+    assert not Bomb.exploded
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Change entries of the manifest."""
+    with zipfile.ZipFile(path) as archive:
+        manifest = json.loads(archive.read("agent.json"))
+        tensors = archive.read("tensors.safetensors")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("agent.json", json.dumps(manifest | changes))
+        archive.writestr("tensors.safetensors", tensors)
+
+
+def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "agent.zip"
+    agent = make("df-div").learn(1)
+    narrow = agent.hyperparameters() | {"policy_kwargs": {"net_arch": [8]}}
+
+    def fails(match: str, **kwargs: Any) -> None:
+        with pytest.raises(CheckpointError, match=match):
+            load_agent(path, **kwargs)
+
+    fails("no checkpoint at")
+    agent.save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    fails("damaged")
+    for changes, match in (
+        ({"format": 99}, "format"),
+        ({"algorithm": "Unknown"}, "unknown class"),
+        ({"hyperparameters": {"learning_rate": "x", "verbose": {}, "what": 1}}, "damaged"),
+        (
+            {"hyperparameters": narrow},
+            "fit",
+        ),
+        ({"counters": {"__class__": 1}}, "counter"),
+        ({"spec": {}}, "damaged"),
+    ):
+        path.write_bytes(content)
+        rewrite(path, **changes)
+        fails(match)
+    path.write_bytes(content)
+    fails("another environment: flow_steps", env=FlowMDPEnv(PointRobot(), flow_steps=7))
+    with pytest.raises(CheckpointError, match="DFDiv"):
+        DFDir.load(path)
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make("flow-bc").learn(1)
+    agent.save(tmp_path / "agent.zip")
+    before = (tmp_path / "agent.zip").read_bytes()
+    agent.learn(1)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        agent.save(tmp_path / "agent.zip")
+    assert (tmp_path / "agent.zip").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["agent.zip"]
