@@ -142,7 +142,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             normalizer = self.policy.normalizer
             if not normalizer.fitted:
                 normalizer.fit(torch.as_tensor(self.dataset.observations, device=self.device))
-            self._data = DeviceDataset(self.dataset, self.spec, normalizer, self.device)
+            self._data = DeviceDataset(self.dataset, self.spec, normalizer, self.gamma, self.device)
         return self._data
 
     def sample(self) -> Batch:

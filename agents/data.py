@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -48,6 +47,7 @@ class DeviceDataset:
         dataset: The transitions.
         spec: Of the flow environment.
         normalizer: Applied to the observations, once.
+        gamma: Discount, by which rewards are scaled to returns of order one.
         device: Where the tensors live.
 
     Raises:
@@ -59,6 +59,7 @@ class DeviceDataset:
         dataset: TransitionDataset,
         spec: FlowSpec,
         normalizer: Normalizer,
+        gamma: float,
         device: torch.device,
     ) -> None:
         check_fit(dataset, spec)
@@ -72,8 +73,9 @@ class DeviceDataset:
         self.observations = normalizer(tensor(dataset.observations))
         self.next_observations = normalizer(tensor(dataset.next_observations))
         self.actions = tensor(dataset.actions)
-        self.rewards = tensor(dataset.rewards) * reward_scale(dataset)
         self.masks = tensor(dataset.masks)
+        rewards = tensor(dataset.rewards)
+        self.rewards = rewards * reward_scale(rewards, self.masks, self.continues, gamma)
         self.previous: Tensor | None = None
         if spec.include_previous_action:
             flags = 1 - starts[:, None]
@@ -154,7 +156,18 @@ def check_fit(dataset: TransitionDataset, spec: FlowSpec) -> None:
         )
 
 
-def reward_scale(dataset: TransitionDataset) -> float:
-    """1000 / (largest - smallest return), the scaling usual for Gym-MuJoCo; 1 if all are equal."""
-    spread = float(np.ptp(dataset.returns))
-    return 1000.0 / spread if spread > 0 else 1.0
+def reward_scale(rewards: Tensor, masks: Tensor, continues: Tensor, gamma: float) -> float:
+    """1 / standard deviation of the discounted returns, 1 where they are all equal [ours].
+
+    Values of order one are learned ten times faster than values of order one hundred; flows see
+    advantages in units of nu, for which the scale is immaterial.
+
+    Args:
+        rewards: Shape (n,), unscaled; also `masks` and `continues`, as in `lambda_returns`.
+        masks: 1 - termination.
+        continues: 0 at an episode's last transition.
+        gamma: Discount.
+    """
+    zeros = torch.zeros_like(rewards)
+    spread = lambda_returns(rewards, zeros, masks, continues, gamma, 1.0).std().item()
+    return 1.0 / spread if spread > 0 else 1.0
