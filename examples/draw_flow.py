@@ -26,8 +26,8 @@ class Config:
     """Train on the bandit and draw."""
 
     out: Path = Path("docs/flow.png")
-    pretraining: int = 3_000  # updates of the behaviour flow, and of the critic
-    steps: int = 2_000
+    pretraining: int = 2_000  # updates of the behaviour flow, and of the critic
+    steps: int = 1_500
     rho: float = 0.2
     chains: int = 160
     seed: int = 0
