@@ -23,7 +23,26 @@ CELLS_PER_DIMENSION = 5
 def dataset_info(
     name: str, source: str | None = None, dataset_id: str | None = None
 ) -> dict[str, Any]:
-    """Describe a dataset of the local store; nothing is built or downloaded.
+    """Describe a dataset of the local store; arguments and errors are those of `open_dataset`.
+
+    Returns:
+        JSON-able: numbers, strings and dictionaries of them; see `describe`.
+    """
+    dataset, row, metadata = open_dataset(name, source, dataset_id)
+    return {
+        "dataset": dataset.id,
+        "task": row.name if row else "none of ours",
+        "recorded_by": metadata.get("algorithm_name", "unknown"),
+        "episodes": len(dataset.returns),
+        "steps": len(dataset),
+        **describe(dataset, row),
+    }
+
+
+def open_dataset(
+    name: str, source: str | None = None, dataset_id: str | None = None
+) -> tuple[TransitionDataset, Task | None, dict[str, Any]]:
+    """Read a dataset of the local store as it is; nothing is built, downloaded or refused.
 
     Args:
         name: A task, `hopper-medium`, or any Minari id of the local store.
@@ -31,30 +50,20 @@ def dataset_info(
         dataset_id: Another Minari id; `name` must then be the task it is scored as.
 
     Returns:
-        JSON-able: numbers, strings and dictionaries of them.
+        The transitions, the task (None where the id belongs to none) and the metadata.
 
     Raises:
         UnknownTaskError: For an unknown task or source.
         DatasetError: When the dataset is absent, half-written or unreadable.
     """
+    row: Task | None
     if "/" in name:
         dataset_id, row = name, _task_of(name)
     else:
         row = get_task(name)
-        source = row.source(source)
-    if dataset_id is None and row is not None and source is not None:
-        dataset_id = row.dataset(source)
-    assert dataset_id is not None
+        dataset_id = dataset_id or row.dataset(source)
     metadata = read_metadata(dataset_id)
-    dataset = read_transitions(metadata, *flat_dimensions(metadata))
-    return {
-        "dataset": dataset_id,
-        "task": row.name if row else "none of ours",
-        "recorded_by": metadata.get("algorithm_name", "unknown"),
-        "episodes": len(dataset.returns),
-        "steps": len(dataset),
-        **describe(dataset, row),
-    }
+    return read_transitions(metadata, *flat_dimensions(metadata)), row, metadata
 
 
 def describe(dataset: TransitionDataset, row: Task | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 
+from flowmdp.cli import main
 from flowmdp.envs.collect import Episode
 from flowmdp.envs.datasets import dataset_info, list_datasets, load_dataset
 from flowmdp.envs.info import describe
@@ -300,3 +301,16 @@ def test_coverage_counts_distinct_pairs() -> None:
     )
     assert once == 1.0
     assert describe(twice, get_task("hopper-medium"))["state_action_coverage"] == 0.5
+
+
+def test_the_command_describes_and_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(ID, [episode(4, terminated=True), episode(2, truncated=True, seed=1)])
+    picture = tmp_path / "data.png"
+    assert main(["data", "info", ID, "--plot", str(picture)]) == 0
+    printed = capsys.readouterr()
+    assert "episodes" in printed.out and "drawn into" in printed.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["data", "info", ID, "--plot", str(tmp_path / "data.txt")]) == 2
+    assert "end its name in one of" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def print_datasets() -> None:
 
 def print_info(options: Info) -> None:
     """What is known of one dataset."""
-    from flowmdp.envs.info import dataset_info
+    from flowmdp.envs.info import dataset_info, open_dataset
 
     info = dataset_info(options.name, options.source)
     table = Table(show_header=False, box=None)
@@ -88,6 +88,11 @@ def print_info(options: Info) -> None:
     for name, value in info.items():
         table.add_row(name.replace("_", " "), _readable(value))
     Console(file=sys.stdout).print(table)
+    if options.plot is not None:
+        from flowmdp.cli.data_plot import draw_dataset
+
+        dataset, _, _ = open_dataset(options.name, options.source)
+        print(f"drawn into {draw_dataset(dataset, options.plot)}")
 
 
 def _readable(value: Any) -> str:

@@ -93,13 +93,15 @@ class Info:
 
     For example:
       flowmdp data info hopper-medium
-      flowmdp data info zoo/hopper/medium-v0
+      flowmdp data info zoo/hopper/medium-v0 --plot medium.png
     """
 
     name: Annotated[Positional[str], arg(metavar="TASK|ID")]
     """A task, or any dataset id of Minari's local store."""
     source: Source = None
     """For a task: which of its datasets; the task's default when not given."""
+    plot: File = None
+    """Draw returns, lengths and actions into this picture as well."""
 
     def run(self) -> None:
         """Print what is known."""
