@@ -40,7 +40,8 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         batch_size: Transitions per gradient step.
         gamma: Discount per outer step.
         ema_rate: Weight of the new parameters in the moving average that acts.
-        precision: "float32" or "bfloat16" (matrix products in bfloat16, weights in float32).
+        precision: "float32", "bfloat16" (hidden layers' products in bfloat16, weights and output
+            layers in float32), or "auto": bfloat16 where the hardware multiplies it natively.
         compile: Compile the losses with `torch.compile`; the first steps take a minute longer.
         policy_kwargs: `net_arch`: hidden widths, [256, 256, 256] if not given.
         tensorboard_log: Folder for TensorBoard files.
@@ -67,7 +68,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         batch_size: int = 256,
         gamma: float = 0.99,
         ema_rate: float = 0.005,
-        precision: str = "float32",
+        precision: str = "auto",
         compile: bool = False,
         policy_kwargs: dict[str, Any] | None = None,
         tensorboard_log: str | None = None,
@@ -88,14 +89,17 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             support_multi_env=True,
             supported_action_spaces=(spaces.Box,),
         )
-        if precision not in ("float32", "bfloat16"):
-            raise ConfigurationError(f"precision is {precision!r}: choose 'float32' or 'bfloat16'")
+        if precision not in ("auto", "float32", "bfloat16"):
+            raise ConfigurationError(
+                f"precision is {precision!r}: choose 'auto', 'float32' or 'bfloat16'"
+            )
         if batch_size < 1:
             raise ConfigurationError(f"batch_size is {batch_size}: it must be at least 1")
         if not 0 <= gamma < 1:
             raise ConfigurationError(f"gamma is {gamma}: it must be in [0, 1)")
         self.batch_size, self.gamma, self.ema_rate = batch_size, gamma, ema_rate
-        self.precision, self.compile = precision, compile
+        self.precision = fastest_precision(self.device) if precision == "auto" else precision
+        self.compile = compile
         self._dataset = dataset
         if self.env is not None:
             self.spec = FlowSpec.of(self.env)
@@ -342,3 +346,12 @@ class FlowAlgorithm(CheckpointedAlgorithm):
     def _modules(self) -> dict[str, nn.Module]:
         """Everything with weights that a checkpoint holds."""
         return {"policy": self.policy}
+
+
+def fastest_precision(device: torch.device) -> str:
+    """Return "bfloat16" where the device multiplies it natively, else "float32"."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if native else "float32"

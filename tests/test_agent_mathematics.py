@@ -212,7 +212,13 @@ def test_half_of_the_pairs_come_from_the_data() -> None:
 
     env = FlowMDPEnv(states="dataset", reward="data", dataset=toy_dataset(), flow_steps=4)
     agent = DFDir(
-        "MlpPolicy", env, policy_kwargs={"net_arch": [8]}, batch_size=32, device="cpu", seed=0
+        "MlpPolicy",
+        env,
+        policy_kwargs={"net_arch": [8]},
+        batch_size=32,
+        precision="float32",
+        device="cpu",
+        seed=0,
     )
     batch = agent.sample()
     x_0 = agent.noise_like(batch.actions)
