@@ -66,3 +66,18 @@ def hopper_data(hopper_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Points Minari at the small hopper-medium dataset; the test must not change it."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(hopper_store))
     return hopper_store
+
+
+@pytest.fixture(scope="session")
+def runs(hopper_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of one finished tiny run of every algorithm; tests copy what they change."""
+    from flowmdp.agents import ALGORITHMS
+    from flowmdp.cli import main
+    from tests.tiny_run import tiny_run
+
+    folders = {name: tmp_path_factory.mktemp("runs") / name for name in ALGORITHMS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(hopper_store))
+        for name, folder in folders.items():
+            assert main(tiny_run(name, folder)) == 0
+    return folders

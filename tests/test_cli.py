@@ -19,10 +19,8 @@ from flowmdp.agents import ALGORITHMS
 from flowmdp.cli import main
 from flowmdp.cli.job import QUICK
 from flowmdp.cli.run_folder import read_progress
+from tests.tiny_run import tiny_run
 
-TINY = ["--set", "net_arch=[16,16]", "batch_size=32"]
-PRETRAIN = ["behavior_steps=20", "critic_steps=20"]
-SHORT = ["--episodes", "2", "--eval-episodes", "1"]
 RESULT = {
     "task": "hopper-medium",
     "source": "builtin",
@@ -33,22 +31,8 @@ RESULT = {
 
 
 def train(algorithm: str, out: Path, *more: str, steps: int = 20) -> int:
-    """`flowmdp train` with networks and budgets as small as they get."""
-    pretrain = [] if algorithm == "flow-bc" else PRETRAIN
-    argv = ["train", algorithm, "hopper-medium", "--out", str(out), "--steps", str(steps)]
-    return main([*argv, *TINY, *pretrain, *SHORT, *more])
-
-
-@pytest.fixture(scope="session")
-def runs(hopper_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One finished run of every algorithm; tests copy what they change."""
-    folders = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINARI_DATASETS_PATH", str(hopper_store))
-        for name in ALGORITHMS:
-            folders[name] = tmp_path_factory.mktemp("runs") / name
-            assert train(name, folders[name]) == 0
-    return folders
+    """`flowmdp train` on hopper-medium, as small as it gets."""
+    return main(tiny_run(algorithm, out, *more, steps=steps))
 
 
 @pytest.fixture
@@ -132,10 +116,9 @@ def test_ctrl_c_saves_and_resume_equals_an_uninterrupted_run(
 ) -> None:
     steps, whole, broken = 120, tmp_path / "whole", tmp_path / "broken"
     options = ["--eval-every", "60", "--save-every", "1000"]
-    argv = ["train", "df-div", "hopper-medium", "--out", str(broken), "--steps", str(steps)]
     code = "import sys; from flowmdp.cli import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *argv, *TINY, *PRETRAIN, *SHORT, *options],
+        [sys.executable, "-c", code, *tiny_run("df-div", broken, *options, steps=steps)],
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -1,0 +1,120 @@
+"""Videos: the flow drawn over the picture, the choice of an OpenGL backend, what is written."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+
+from flowmdp.cli import main, rendering
+from flowmdp.cli.overlay import FlowOverlay
+from flowmdp.errors import RenderingError
+
+SIZE = (640, 480)
+
+
+@pytest.fixture(scope="session")
+def gl() -> str:
+    """A working OpenGL backend; tests that draw robots are skipped without one."""
+    try:
+        return rendering.choose_backend()
+    except RenderingError as error:
+        pytest.skip(str(error))
+
+
+def chain(action: list[float], steps: int = 10) -> Any:
+    """A straight chain from zero noise to an action."""
+    return np.linspace(np.zeros(len(action)), action, steps + 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("dimensions", [1, 3, 6, 24])
+def test_overlay_draws_beside_the_robot_only(dimensions: int) -> None:
+    overlay = FlowOverlay([f"joint {i}" for i in range(dimensions)], SIZE, "title")
+    frame = np.full((480, 640, 3), 100, np.uint8)
+    before = frame.copy()
+    drawn = overlay.draw(frame, chain([0.5] * dimensions), "step 0")
+    assert drawn.shape == frame.shape and drawn.dtype == np.uint8
+    np.testing.assert_array_equal(frame, before)
+    assert (drawn[60:, :280] == 100).all(), "the robot's side of the picture is untouched"
+    assert (drawn[20:460, 640 - 150 : 620] != 100).mean() > 0.9
+
+
+def test_overlay_shows_where_the_action_goes() -> None:
+    """The disc of the executed action is higher for a larger action, and clipped at the bound."""
+
+    def height(action: float) -> float:
+        overlay = FlowOverlay(["joint"], SIZE, "")
+        drawn = overlay.draw(np.zeros((480, 640, 3), np.uint8), chain([action]), "")
+        ring = (drawn[:, 560:] > 180).all(axis=2)  # the disc's white edge
+        return float(np.nonzero(ring)[0].mean())
+
+    assert height(0.8) < height(0.0) - 20 < height(-0.8) - 40
+    assert height(3.0) == pytest.approx(height(1.0), abs=3)
+
+
+def test_past_actions_fade() -> None:
+    overlay = FlowOverlay(["joint"], SIZE, "")
+    black = np.zeros((480, 640, 3), np.uint8)
+    first = overlay.draw(black, chain([0.9]), "")
+    second = overlay.draw(black, chain([-0.9]), "")
+    alone = FlowOverlay(["joint"], SIZE, "").draw(black, chain([-0.9]), "")
+    differs = (second != alone).any(axis=2)
+    assert differs.any(), "the first action is still there"
+    assert second[differs].mean() < first[differs].mean(), "and fainter than it was"
+
+
+def test_video_has_the_robots_rate_and_the_episodes_length(
+    gl: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = str(runs["flow-bc"]), tmp_path / "video.mp4"
+    assert main(["record", run, "--out", str(out), "--steps", "4"]) == 0
+    assert "4 steps" in capsys.readouterr().out
+    with imageio.get_reader(out) as reader:
+        meta: Any = reader.get_meta_data()
+        frames = [np.asarray(frame) for frame in reader.iter_data()]
+    assert meta["fps"] == 125 and meta["size"] == SIZE
+    assert len(frames) == 4
+    robot = frames[0][100:440, 200:440]
+    assert robot.std() > 20, "there is something to see"
+    plain = tmp_path / "plain.mp4"
+    assert main(["record", run, "--out", str(plain), "--steps", "2", "--plain"]) == 0
+    assert main(["record", run, "--out", str(plain), "--steps", "2", "--behavior"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.mp4", "video.mp4"]
+
+
+def test_without_gl_a_line_names_the_packages(
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    assert main(["record", str(runs["flow-bc"]), "--out", str(tmp_path / "video.mp4")]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("flowmdp: no OpenGL") and "apt-get install libegl1" in line
+    assert "unset MUJOCO_GL" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_backends_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    asked: list[str] = []
+
+    def failure(backend: str) -> str | None:
+        asked.append(backend)
+        return "no library" if backend == "egl" else None
+
+    monkeypatch.setattr(rendering, "_failure", failure)
+    assert rendering.choose_backend() == "osmesa"
+    assert asked == ["egl", "osmesa"]
+
+
+def test_a_failing_probe_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "_PROBE", "raise ImportError('no libEGL')")
+    assert rendering._failure("egl") == "ImportError: no libEGL"
+    monkeypatch.setattr(rendering, "_PROBE", f"import sys; sys.exit({sys.maxsize % 2})")
+    assert rendering._failure("egl") == "crashed"
