@@ -73,8 +73,9 @@ def test_video_has_the_robots_rate_and_the_episodes_length(
     run, out = str(runs["flow-bc"]), tmp_path / "video.mp4"
     assert main(["record", run, "--out", str(out), "--steps", "4"]) == 0
     assert "4 steps" in capsys.readouterr().out
-    with imageio.get_reader(out) as reader:
-        meta: Any = reader.get_meta_data()
+    video: Any = imageio.get_reader(out)
+    with video as reader:
+        meta = reader.get_meta_data()
         frames = [np.asarray(frame) for frame in reader.iter_data()]
     assert meta["fps"] == 125 and meta["size"] == SIZE
     assert len(frames) == 4
