@@ -63,6 +63,7 @@ class DecisionFlow(FlowAlgorithm):
         critic: "iql" (frozen after pre-training) or "td" (goes on learning under the policy).
         expectile: Of the critic's state value.
         critic_members: Q networks in the ensemble.
+        ema_rate: Weight of the new parameters in the moving average that acts.
         critic_learning_rate: Adam's, of the critic and the flow critics.
         behavior_learning_rate: Adam's, of the behaviour flow.
         behavior_steps: Gradient steps of the behaviour flow.
@@ -77,16 +78,17 @@ class DecisionFlow(FlowAlgorithm):
         self,
         policy: Any,
         env: Any,
-        learning_rate: float = 1e-4,
+        learning_rate: float = 3e-4,
         *,
         rho: float = 1.0,
         critic: str = "td",
         expectile: float = 0.7,
         critic_members: int = 2,
+        ema_rate: float = 0.001,
         critic_learning_rate: float = 3e-4,
         behavior_learning_rate: float = 3e-4,
-        behavior_steps: int = 20_000,
-        critic_steps: int = 50_000,
+        behavior_steps: int = 15_000,
+        critic_steps: int = 5_000,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -96,7 +98,9 @@ class DecisionFlow(FlowAlgorithm):
             raise ConfigurationError(f"rho is {rho}: it must not be negative")
         if min(behavior_steps, critic_steps) < 0:
             raise ConfigurationError("behavior_steps and critic_steps must not be negative")
-        super().__init__(policy, env, learning_rate, _init_setup_model=False, **kwargs)
+        super().__init__(
+            policy, env, learning_rate, ema_rate=ema_rate, _init_setup_model=False, **kwargs
+        )
         self.rho, self.critic_mode, self.expectile = rho, critic, expectile
         self.critic_members = critic_members
         self.critic_learning_rate = critic_learning_rate

@@ -100,9 +100,9 @@ class DFDir(DecisionFlow):
         self,
         policy: Any,
         env: Any,
-        learning_rate: float = 1e-4,
+        learning_rate: float = 3e-4,
         *,
-        objective: str = "advantage",
+        objective: str = "endpoint",
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:

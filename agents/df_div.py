@@ -128,7 +128,7 @@ class DFDiv(DecisionFlow):
         self,
         policy: Any,
         env: Any,
-        learning_rate: float = 1e-4,
+        learning_rate: float = 3e-4,
         *,
         divergence: str = "squared",
         lam: float = 1.0,

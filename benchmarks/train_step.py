@@ -63,8 +63,7 @@ class Products(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func.overloadpacket.__name__ in PRODUCTS:
-            operands = [torch.empty_strided(a.size(), a.stride(), dtype=a.dtype) for a in args]
-            self.calls.append((func, [operand.normal_() for operand in operands]))
+            self.calls.append((func, [operand.detach() for operand in args]))
         return func(*args, **(kwargs or {}))
 
 
