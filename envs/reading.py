@@ -118,7 +118,10 @@ def read_transitions(metadata: dict[str, Any], obs_dim: int, action_dim: int) ->
     steps = metadata["total_steps"]
     if not (isinstance(steps, int) and isinstance(episodes, int)) or steps < 1 or episodes < 1:
         raise broken(dataset_id, f"it holds {episodes} episodes and {steps} steps")
-    arrays = Arrays(dataset_id, steps, obs_dim, action_dim)
+    try:
+        arrays = Arrays(dataset_id, steps, obs_dim, action_dim)
+    except (MemoryError, ValueError) as error:
+        raise broken(dataset_id, f"its {steps} promised steps do not fit into memory") from error
     if metadata["data_format"] == "hdf5" and '"Dict"' not in metadata["observation_space"]:
         _read_hdf5(arrays, episodes)
     else:

@@ -245,6 +245,8 @@ def test_half_written_datasets_are_refused_and_listed_as_such() -> None:
     (data / "main_data.hdf5").write_bytes(whole)
     change_metadata(total_steps=6)
     refuse("5 of the promised 6 steps")
+    change_metadata(total_steps=10**17)
+    refuse("do not fit into memory")
     change_metadata(total_steps=4)
     refuse("more than the 4 steps it promises")
     change_metadata(total_episodes=0)
