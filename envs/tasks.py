@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flowmdp.errors import DatasetError, UnknownTaskError
 
@@ -37,8 +37,6 @@ class Task:
         reference_min: Return that scores 0; None where nobody measured one.
         reference_max: Return that scores 100; None where nobody measured one.
         reference_origin: Who measured the two, and on which environment.
-        reward_range_scaling: Whether rewards are scaled by 1000 / (best - worst return) for
-            training critics, as is usual on Gym-MuJoCo.
     """
 
     name: str
@@ -50,7 +48,6 @@ class Task:
     reference_min: float | None = None
     reference_max: float | None = None
     reference_origin: str = ""
-    reward_range_scaling: bool = field(default=False)
 
     def source(self, source: str | None = None) -> str:
         """The named source, or the default one for None.
@@ -130,7 +127,6 @@ def _gym_mujoco(
                 reference_min=reference_min,
                 reference_max=reference_max,
                 reference_origin=D4RL_GYM,
-                reward_range_scaling=True,
             )
         )
     return tuple(rows)
