@@ -101,6 +101,6 @@ def test_a_task_without_shipped_models_says_what_to_run() -> None:
 @pytest.mark.parametrize("decision", ["noise", "velocity"])
 def test_steering_example(checkpoint: str, decision: str) -> None:
     config = steer_flow.Config(
-        Path(checkpoint), decision=decision, steps=30, learning_starts=20, episodes=1
+        Path(checkpoint), decision=decision, steps=70, rollout=64, episodes=1
     )
     assert len(steer_flow.main(config)) == 3
