@@ -38,6 +38,39 @@ LAMBDA = 0.95  # of the behaviour's returns, after a first round of Monte-Carlo 
 TARGETS_INTERVAL = 2000  # critic updates between two computations of the data's targets
 
 
+class Anchor(nn.Module):
+    """rho, the weight of staying with the behaviour; fixed, or steered to a budget [ours].
+
+    What a given rho allows differs between datasets by orders of magnitude. With a budget, rho
+    grows while the policy's mean advantage exceeds the data's by more than that many advantage
+    units, and shrinks while it does not: log rho moves by `RATE` times the difference per step.
+
+    Args:
+        rho: Its (first) value.
+        budget: The allowed A(s, a_pi) - A(s, a_data); None keeps rho fixed.
+    """
+
+    RATE = 3e-3
+    log_rho: Tensor
+
+    def __init__(self, rho: float, budget: float | None) -> None:
+        super().__init__()
+        self.budget = budget
+        self.register_buffer("log_rho", torch.tensor(rho, dtype=torch.float64).log().float())
+
+    @property
+    def rho(self) -> Tensor:
+        """A scalar."""
+        return self.log_rho.exp()
+
+    @torch.no_grad()
+    def steer(self, gap: Tensor) -> None:
+        """Move rho by the measured A(s, a_pi) - A(s, a_data), a scalar."""
+        if self.budget is not None:
+            step = self.RATE * (gap - self.budget).clamp(-2, 2)
+            self.log_rho.add_(step).clamp_(-5.0, 5.0)
+
+
 class Rollout(NamedTuple):
     """Chains of a velocity field; no gradient."""
 
@@ -59,7 +92,10 @@ class DecisionFlow(FlowAlgorithm):
         policy: "MlpPolicy".
         env: A flow environment or its id.
         learning_rate: Adam's, of the policy.
-        rho: Weight of staying with the behaviour, in advantage units.
+        rho: Weight of staying with the behaviour, in advantage units; where it starts if there is
+            a budget.
+        budget: Advantage units by which the policy may exceed the data, which `Anchor` holds by
+            moving rho; None keeps rho fixed.
         critic: "iql" (frozen after pre-training) or "td" (goes on learning under the policy).
         expectile: Of the critic's state value.
         critic_members: Q networks in the ensemble.
@@ -81,6 +117,7 @@ class DecisionFlow(FlowAlgorithm):
         learning_rate: float = 3e-4,
         *,
         rho: float = 1.0,
+        budget: float | None = 1.0,
         critic: str = "td",
         expectile: float = 0.7,
         critic_members: int = 2,
@@ -94,14 +131,17 @@ class DecisionFlow(FlowAlgorithm):
     ) -> None:
         if critic not in CRITICS:
             raise ConfigurationError(f"critic is {critic!r}: choose one of {', '.join(CRITICS)}")
-        if rho < 0:
-            raise ConfigurationError(f"rho is {rho}: it must not be negative")
+        if rho <= 0:
+            raise ConfigurationError(f"rho is {rho}: it must be positive")
+        if budget is not None and budget <= 0:
+            raise ConfigurationError(f"budget is {budget}: it must be positive, or None")
         if min(behavior_steps, critic_steps) < 0:
             raise ConfigurationError("behavior_steps and critic_steps must not be negative")
         super().__init__(
             policy, env, learning_rate, ema_rate=ema_rate, _init_setup_model=False, **kwargs
         )
-        self.rho, self.critic_mode, self.expectile = rho, critic, expectile
+        self.rho, self.budget = rho, budget
+        self.critic_mode, self.expectile = critic, expectile
         self.critic_members = critic_members
         self.critic_learning_rate = critic_learning_rate
         self.behavior_learning_rate = behavior_learning_rate
@@ -127,6 +167,7 @@ class DecisionFlow(FlowAlgorithm):
             gamma=self.gamma,
             expectile=self.expectile,
         ).to(self.device)
+        self.anchor = Anchor(self.rho, self.budget).to(self.device)
         self._targets: BehaviorTargets | None = None  # of the data, under critic.target_v
         self.critic_descent = Descent(self.critic, self.critic_learning_rate, 10.0)
         self.optimizers |= {
@@ -221,6 +262,7 @@ class DecisionFlow(FlowAlgorithm):
         """The constructor's arguments."""
         return super().hyperparameters() | {
             "rho": self.rho,
+            "budget": self.budget,
             "critic": self.critic_mode,
             "expectile": self.expectile,
             "critic_members": self.critic_members,
@@ -231,7 +273,8 @@ class DecisionFlow(FlowAlgorithm):
         }
 
     def _modules(self) -> dict[str, nn.Module]:
-        return super()._modules() | {"behavior": self.behavior, "critic": self.critic}
+        own = {"behavior": self.behavior, "critic": self.critic, "anchor": self.anchor}
+        return super()._modules() | own
 
     def _counters(self) -> dict[str, int]:
         pretraining = {n: getattr(self, n) for n in ("behavior_updates", "critic_updates")}
@@ -244,7 +287,7 @@ class DecisionFlow(FlowAlgorithm):
         share it.
         """
         own = DecisionFlow.hyperparameters(self)
-        for name in ("learning_rate", "ema_rate", "rho", "compile"):
+        for name in ("learning_rate", "ema_rate", "rho", "budget", "compile"):
             del own[name]
         digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
         digest.update(json.dumps(dataclasses.asdict(self.spec), sort_keys=True).encode())
@@ -300,6 +343,14 @@ class DecisionFlow(FlowAlgorithm):
         with self.autocast():
             points, velocities = self.compiled(chains)(field, contexts, x_0, self.spec.flow_steps)
         return Rollout(observations, contexts, points, velocities)
+
+    @torch.no_grad()
+    def steer_anchor(self, batch: Batch, rollout: Rollout) -> Info:
+        """Adapt rho to the advantage of the roll-out's actions over the batch's; what to log."""
+        policy = self.critic.advantages(rollout.observations, rollout.actions).mean()
+        gap = policy - self.critic.advantages(batch.observations, batch.actions).mean()
+        self.anchor.steer(gap)
+        return {"rho": self.anchor.rho}
 
     @torch.no_grad()
     def _diagnostics(self) -> dict[str, float]:

@@ -138,6 +138,7 @@ class DFDir(DecisionFlow):
         info: Info = {}
         if self.critic_mode == "td":
             info |= self._critic_step(batch, rollout.actions)
+        info |= self.steer_anchor(batch, rollout)
         pairs = self.pairs(batch, rollout)
         if self.objective != "endpoint":
             info |= self._evaluate(pairs)
@@ -193,6 +194,6 @@ class DFDir(DecisionFlow):
             gain = critic_objective(q, v, pairs, velocity, self.objective)
         anchor = squared(velocity, reference).mean()
         objective = gain.mean()
-        loss = self.rho * anchor - objective
+        loss = self.anchor.rho * anchor - objective
         info = {"policy_loss": loss, "objective": objective, "anchor": anchor}
         return loss, {key: value.detach() for key, value in info.items()}

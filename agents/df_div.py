@@ -56,7 +56,7 @@ class FlowRows(NamedTuple):
 def flow_returns(
     divergences: Tensor,
     terminal: Tensor,
-    rho: float,
+    rho: Tensor | float,
     values: Tensor | None = None,
     lam: float = 1.0,
 ) -> Tensor:
@@ -89,7 +89,7 @@ def improvement_loss(
     value: nn.Module,
     critic: Critic,
     divergence: Divergence,
-    rho: float,
+    rho: Tensor,
     rows: FlowRows,
 ) -> Tensor:
     """-flow_steps * Q^f(x_k, u_theta), the mean over `rows`.
@@ -168,6 +168,7 @@ class DFDiv(DecisionFlow):
         info: Info = {}
         if self.critic_mode == "td":
             info |= self._critic_step(batch, rollout.actions)
+        info |= self.steer_anchor(batch, rollout)
         rows, returns, evaluation = self.score(rollout)
         return info | evaluation | self._evaluate(rows, returns) | self._improve(rows)
 
@@ -188,7 +189,7 @@ class DFDiv(DecisionFlow):
                 inner = rollout.points[1:-1].flatten(0, 1)
                 values = self.value(contexts[size:], inner, t[size:]).unflatten(0, (-1, size))
         divergences = DIVERGENCES[self.divergence](rollout.velocities, reference)
-        returns = flow_returns(divergences, terminal, self.rho, values, self.lam)
+        returns = flow_returns(divergences, terminal, self.anchor.rho, values, self.lam)
         rows = torch.arange(size, device=self.device)
         steps = rows % flow_steps
         info = {"divergence": divergences.mean(), "g_0": returns[0].mean()}
@@ -217,7 +218,7 @@ class DFDiv(DecisionFlow):
                 self.value,
                 self.critic,
                 DIVERGENCES[self.divergence],
-                self.rho,
+                self.anchor.rho,
                 rows,
             )
         return {"policy_loss": loss.detach(), "grad_norm": self.descent.step(loss)}
