@@ -12,6 +12,7 @@ import pytest
 
 from flowmdp.cli import main, rendering
 from flowmdp.cli.overlay import FlowOverlay
+from flowmdp.envs.outer import make_outer
 from flowmdp.errors import RenderingError
 
 SIZE = (640, 480)
@@ -67,6 +68,7 @@ def test_past_actions_fade() -> None:
     assert second[differs].mean() < first[differs].mean(), "and fainter than it was"
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # imageio's reader, its pipes
 def test_video_has_the_robots_rate_and_the_episodes_length(
     gl: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +87,22 @@ def test_video_has_the_robots_rate_and_the_episodes_length(
     assert main(["record", run, "--out", str(plain), "--steps", "2", "--plain"]) == 0
     assert main(["record", run, "--out", str(plain), "--steps", "2", "--behavior"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.mp4", "video.mp4"]
+
+
+def test_the_camera_follows_the_robot(gl: str) -> None:
+    """Ten metres further on, the robot is still in the middle of the picture."""
+    env: Any = make_outer("hopper-medium", render_mode="rgb_array")
+    rendering.prepare_scene(env, *SIZE)
+    env.reset(seed=0)
+    bare = env.unwrapped
+    shares = []
+    for distance in (0.0, 10.0):
+        bare.set_state(np.r_[distance, 1.25, 0, 0, 0, 0], np.zeros(6))
+        frame = env.render().astype(int)
+        brown = frame[..., 0] > frame[..., 2] + 30
+        shares.append(brown[:, 240:400].mean())
+    env.close()
+    assert shares[0] > 0.02 and shares[1] == pytest.approx(shares[0], rel=0.2)
 
 
 def test_without_gl_a_line_names_the_packages(
