@@ -39,9 +39,24 @@ def make_outer(task: str, source: str | None = None, render_mode: str | None = N
             )
     except (gym.error.DependencyNotInstalled, gym.error.UnregisteredEnv) as error:
         raise UnknownTaskError(f"cannot make {env_id} for task {task}: {error}") from error
+    if render_mode is not None:
+        _follow_robot(env)
     if isinstance(env.observation_space, gym.spaces.Dict):
         env = gym.wrappers.FlattenObservation(env)
     box = env.action_space
     if isinstance(box, gym.spaces.Box) and not (np.all(box.low == -1) and np.all(box.high == 1)):
         env = gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
     return env
+
+
+def _follow_robot(env: gym.Env[Any, Any]) -> None:
+    """Look through the model's tracking camera, where it has one.
+
+    Gymnasium 1.4 renders through a free camera that stands still, and the robot walks out of it.
+    """
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is not None:
+        import mujoco
+
+        kind = mujoco.mjtObj.mjOBJ_CAMERA
+        renderer.camera_id = mujoco.mj_name2id(renderer.model, kind, "track")  # -1: it has none
