@@ -58,6 +58,7 @@ class LatentNoiseEnv(gym.Env[Float, Float]):
         self.flow, self.noise_scale = flow, noise_scale
         self.metadata, self.render_mode = flow.metadata, flow.render_mode
         layout = flow.layout
+        # Of a flow observation [s, x_t, (t), (a_{n-1}, flag)] everything but x_t and t.
         self._kept = np.r_[0 : layout.obs_dim, layout.t + layout.time : layout.size]
         space = layout.space()
         self.observation_space = Box(space.low[self._kept], space.high[self._kept])
