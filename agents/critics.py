@@ -88,16 +88,13 @@ class Critic(nn.Module):
             batch: Transitions.
             next_actions: The policy's at s', shape (batch, action_dim); IQL ignores them.
         """
+        q = self._members(self.q, batch.observations, batch.actions)
         with torch.no_grad():
-            target_q = self._aggregate(
-                self._members(self.target_q, batch.observations, batch.actions)
-            )
             bootstrap = self._bootstrap(batch.next_observations, next_actions)
             target = batch.rewards + self.gamma * batch.masks * bootstrap
         v = self.v(batch.observations)[0, :, 0]
-        residual = target_q - v
+        residual = self._value_target(batch, q.detach()) - v
         v_loss = ((self.expectile - (residual < 0).float()).abs() * residual.square()).mean()
-        q = self._members(self.q, batch.observations, batch.actions)
         q_loss = (q - target).square().mean(-1).sum()  # over the batch, then members
         info = {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_data": q.detach().mean()}
         return q_loss + v_loss, info
@@ -108,6 +105,10 @@ class Critic(nn.Module):
 
     def _bootstrap(self, next_observations: Tensor, next_actions: Tensor) -> Tensor:
         raise TypeError("use IQLCritic or TDCritic")
+
+    def _value_target(self, batch: Batch, q: Tensor) -> Tensor:
+        """What V regresses to, (batch,); `q` are the members at the batch, (members, batch)."""
+        return self._aggregate(q)
 
     def _aggregate(self, q: Tensor) -> Tensor:
         """(members, batch) -> (batch,): the minimum of two, or mean - pessimism * std of more."""
@@ -127,6 +128,9 @@ class IQLCritic(Critic):
     def _bootstrap(self, next_observations: Tensor, next_actions: Tensor) -> Tensor:
         value: Tensor = self.v(next_observations)[0, :, 0]
         return value
+
+    def _value_target(self, batch: Batch, q: Tensor) -> Tensor:
+        return self._aggregate(self._members(self.target_q, batch.observations, batch.actions))
 
 
 class BehaviorTargets(NamedTuple):

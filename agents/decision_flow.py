@@ -34,6 +34,7 @@ from flowmdp.mdp import flow_step, flow_time
 
 SCALE_SAMPLES = 4096  # states from which the advantage unit nu is measured
 DIAGNOSTIC_SAMPLES = 1024
+STEER_INTERVAL = 10  # policy steps between two movements of rho
 LAMBDA = 0.95  # of the behaviour's returns, after a first round of Monte-Carlo returns
 TARGETS_INTERVAL = 2000  # critic updates between two computations of the data's targets
 
@@ -43,14 +44,15 @@ class Anchor(nn.Module):
 
     What a given rho allows differs between datasets by orders of magnitude. With a budget, rho
     grows while the policy's mean advantage exceeds the data's by more than that many advantage
-    units, and shrinks while it does not: log rho moves by `RATE` times the difference per step.
+    units, and shrinks while it does not: log rho moves by `RATE` times the difference, every
+    `STEER_INTERVAL` steps.
 
     Args:
         rho: Its (first) value.
         budget: The allowed A(s, a_pi) - A(s, a_data); None keeps rho fixed.
     """
 
-    RATE = 3e-3
+    RATE = 0.03
     log_rho: Tensor
 
     def __init__(self, rho: float, budget: float | None) -> None:
@@ -345,12 +347,13 @@ class DecisionFlow(FlowAlgorithm):
         return Rollout(observations, contexts, points, velocities)
 
     @torch.no_grad()
-    def steer_anchor(self, batch: Batch, rollout: Rollout) -> Info:
-        """Adapt rho to the advantage of the roll-out's actions over the batch's; what to log."""
+    def steer_anchor(self, batch: Batch, rollout: Rollout) -> None:
+        """Adapt rho to the advantage of the roll-out's actions over the batch's."""
+        if self.budget is None or self.num_timesteps % STEER_INTERVAL:
+            return
         policy = self.critic.advantages(rollout.observations, rollout.actions).mean()
         gap = policy - self.critic.advantages(batch.observations, batch.actions).mean()
         self.anchor.steer(gap)
-        return {"rho": self.anchor.rho}
 
     @torch.no_grad()
     def _diagnostics(self) -> dict[str, float]:
@@ -363,6 +366,7 @@ class DecisionFlow(FlowAlgorithm):
         gain = self.critic.advantages(batch.observations, policy.actions)
         data = self.critic.advantages(batch.observations, batch.actions)
         return {
+            "rho": self.anchor.rho.item(),
             "q_gap": (gain - data).mean().item(),
             "transport": (policy.actions - behavior.actions).square().sum(-1).mean().item(),
             "clipped_fraction": (policy.points[-1].abs() > 1).float().mean().item(),

@@ -52,11 +52,12 @@ class FlowPairs(NamedTuple):
     points: Tensor  # x_t, (batch, action_dim)
     t: Tensor  # (batch, 1)
     velocities: Tensor  # (batch, action_dim)
-    values: Tensor  # (batch,)
+    values: Tensor | None  # (batch,), where flow critics learn them
 
 
 def flow_critic_loss(flow_q: nn.Module, flow_v: nn.Module, pairs: FlowPairs) -> tuple[Tensor, Info]:
     """(Q^f(s, x_t, u, t) - A)^2 + (V^f(s, x_t, u / |u|, t) - A)^2, the mean over pairs."""
+    assert pairs.values is not None
     unit = direction(pairs.velocities, DIRECTION_EPS)
     q = flow_q(pairs.contexts, pairs.points, pairs.t, pairs.velocities)
     v = flow_v(pairs.contexts, pairs.points, pairs.t, unit)
@@ -138,7 +139,7 @@ class DFDir(DecisionFlow):
         info: Info = {}
         if self.critic_mode == "td":
             info |= self._critic_step(batch, rollout.actions)
-        info |= self.steer_anchor(batch, rollout)
+        self.steer_anchor(batch, rollout)
         pairs = self.pairs(batch, rollout)
         if self.objective != "endpoint":
             info |= self._evaluate(pairs)
@@ -163,8 +164,10 @@ class DFDir(DecisionFlow):
                 (batch.actions, rollout.actions),
             )
         )
-        with self.autocast():
-            values = self.critic.advantages(observations, actions)
+        values = None
+        if self.objective != "endpoint":
+            with self.autocast():
+                values = self.critic.advantages(observations, actions)
         return FlowPairs(observations, contexts, points, t, velocities, values)
 
     def _evaluate(self, pairs: FlowPairs) -> Info:

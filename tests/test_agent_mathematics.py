@@ -216,6 +216,7 @@ def test_half_of_the_pairs_come_from_the_data() -> None:
         env,
         policy_kwargs={"net_arch": [8]},
         batch_size=32,
+        objective="advantage",
         precision="float32",
         device="cpu",
         seed=0,
@@ -227,6 +228,7 @@ def test_half_of_the_pairs_come_from_the_data() -> None:
     ends = pairs.points + (1 - pairs.t) * pairs.velocities
     torch.testing.assert_close(ends[:16], batch.actions[:16], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(ends[16:], batch.actions[16:], atol=0.1)
+    assert pairs.values is not None
     torch.testing.assert_close(
         pairs.values[16:], agent.critic.advantages(rollout.observations, rollout.actions)[16:]
     )
