@@ -219,6 +219,7 @@ BAD = {
     "record OUT --steps 0": "--steps is 0",
     "record OUT --out OUT/no/video.mp4": "create it",
     "plot OUT": "holds no run",
+    "train df-div hopper-medium --out /dev/null": "is a file",
 }
 
 
@@ -227,9 +228,10 @@ def test_bad_input_gets_one_line(
     command: str, hopper_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = command.replace("OUT", str(tmp_path / "out")).split()
-    if argv[:2] == ["train", "df-div"]:
+    if argv[:2] == ["train", "df-div"] and "--out" not in argv:
         argv += ["--out", str(tmp_path / "out")]
     assert BAD[command] in failure(capsys, *argv)
+    assert not (tmp_path / "out").exists(), "bad input leaves nothing behind"
 
 
 def test_unknown_options_leave_by_two(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,24 +58,21 @@ class RunFolder:
         """The outcome."""
         return self.path / "result.json"
 
-    @classmethod
-    def create(cls, path: Path, config: dict[str, Any]) -> RunFolder:
-        """Make the folder and write its configuration.
-
-        Raises:
-            ConfigurationError: When the folder already holds a run, or is no folder.
-        """
-        folder = cls(path)
-        if folder.config.exists() or folder.checkpoint.exists():
+    def check_free(self) -> None:
+        """Raise ConfigurationError when the folder already holds a run, or is no folder."""
+        if self.config.exists() or self.checkpoint.exists():
             raise ConfigurationError(
-                f"{path} already holds a run: continue it with `flowmdp train --resume {path}`, "
-                "or choose another --out"
+                f"{self.path} already holds a run: continue it with `flowmdp train --resume "
+                f"{self.path}`, or choose another --out"
             )
-        if path.exists() and not path.is_dir():
-            raise ConfigurationError(f"{path} is a file: choose a folder with --out")
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(folder.config, config)
-        return folder
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigurationError(f"{self.path} is a file: choose a folder with --out")
+
+    def create(self, config: dict[str, Any]) -> None:
+        """Make the folder and write the run's configuration."""
+        self.check_free()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.config, config)
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunFolder, dict[str, Any]]:

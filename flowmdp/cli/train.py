@@ -43,20 +43,32 @@ FRESH: dict[str, Any] = {"evaluations": [], "updates": 0, "update_seconds": 0.0,
 
 def train(options: Train) -> None:
     """Run the whole job, or continue it."""
-    folder, config = _continue(options) if options.resume else _start(options)
-    try:
-        _run(folder, config, options.verbose)
-    except KeyboardInterrupt:
-        command = f"flowmdp train --resume {shlex.quote(str(folder.path))}"
-        raise KeyboardInterrupt(f"continue with: {command}") from None
-
-
-def _run(folder: RunFolder, config: dict[str, Any], verbose: bool) -> None:
-    """All phases, from the data to the table."""
     start = time.perf_counter()
+    folder, config = _continue(options) if options.resume else _start(options)
     data = make_data(config)
     env = make_env(config, data)
     agent = _agent(folder, config, env)
+    if not options.resume:  # only now, so that bad input leaves no folder behind
+        folder.create(config)
+        print(f"run folder: {folder.path}", file=sys.stderr)
+    try:
+        _run(folder, config, agent, data, options.verbose, start)
+    except KeyboardInterrupt:
+        command = f"flowmdp train --resume {shlex.quote(str(folder.path))}"
+        raise KeyboardInterrupt(f"continue with: {command}") from None
+    finally:
+        env.close()
+
+
+def _run(
+    folder: RunFolder,
+    config: dict[str, Any],
+    agent: FlowAlgorithm,
+    data: TransitionDataset,
+    verbose: bool,
+    start: float,
+) -> None:
+    """Everything that happens in the run's folder; `start` is when the command began."""
     history = _history(folder, agent)
     progress = ProgressFile(folder.progress)
     progress.forget_after(_pretrain_steps(agent), agent.num_timesteps)
@@ -72,20 +84,18 @@ def _run(folder: RunFolder, config: dict[str, Any], verbose: bool) -> None:
         finished = _learn(agent, config, history, save)
     finally:
         agent.logger.close()
-        env.close()
     if not finished:
         raise KeyboardInterrupt
-    save()
     plot_run(folder.path, quiet=True)
     _conclude(folder, config, agent, data, history)
 
 
 def _start(options: Train) -> tuple[RunFolder, dict[str, Any]]:
-    """Make a new run's folder."""
+    """Choose a new run's folder."""
     config = make_config(options)
     default = Path("runs") / config["task"] / f"{config['algorithm']}-seed{config['seed']}"
-    folder = RunFolder.create(options.out or free_folder(default), config)
-    print(f"run folder: {folder.path}", file=sys.stderr)
+    folder = RunFolder(options.out or free_folder(default))
+    folder.check_free()
     return folder, config
 
 
