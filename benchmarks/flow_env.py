@@ -28,7 +28,7 @@ from flowmdp.vector import FlowMDPVectorEnv
 
 Array = NDArray[np.float32]
 CHAINS = (1, 64, 1024, 16384)
-SECONDS = 1.5
+WINDOWS, SECONDS = 8, 0.2
 
 
 def network(inputs: int, outputs: int) -> Callable[..., Array]:
@@ -53,17 +53,20 @@ def flow_actions(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 
 def vector_rate(env: FlowMDPVectorEnv) -> float:
-    """Flow steps per second, resets of ended chains included."""
+    """Flow steps per second, resets included; the best window, for machines with other work."""
     env.reset(seed=0)
     actions = flow_actions(np.random.default_rng(0), (env.num_envs, env.layout.action_dim))
     for _ in range(2 * env.flow_steps):
         env.step(actions)
-    steps, start = 0, time.perf_counter()
-    while time.perf_counter() - start < SECONDS:
-        for _ in range(env.flow_steps):
-            env.step(actions)
-        steps += env.flow_steps
-    return steps * env.num_envs / (time.perf_counter() - start)
+    best = 0.0
+    for _ in range(WINDOWS):
+        steps, start = 0, time.perf_counter()
+        while time.perf_counter() - start < SECONDS:
+            for _ in range(env.flow_steps):
+                env.step(actions)
+            steps += env.flow_steps
+        best = max(best, steps * env.num_envs / (time.perf_counter() - start))
+    return best
 
 
 def print_vector_rates(task: str) -> None:
