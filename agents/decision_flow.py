@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,23 +43,25 @@ TARGETS_INTERVAL = 2000  # critic updates between two computations of the data's
 class Anchor(nn.Module):
     """rho, the weight of staying with the behaviour; fixed, or steered to a budget [ours].
 
-    What a given rho allows differs between datasets by orders of magnitude. With a budget, rho
-    grows while the policy's mean advantage exceeds the data's by more than that many advantage
-    units, and shrinks while it does not: log rho moves by `RATE` times the difference, every
-    `STEER_INTERVAL` steps.
+    What a given rho allows differs between datasets. With a budget, rho is steered so that the mean
+    squared distance between the policy's and the behaviour's action from the same noise stays at
+    `budget` times the variance of the behaviour's own actions at one state. Every `STEER_INTERVAL`
+    steps log rho moves by `RATE` times the relative excess.
 
     Args:
         rho: Its (first) value.
-        budget: The allowed A(s, a_pi) - A(s, a_data); None keeps rho fixed.
+        budget: Allowed transport in units of the behaviour's variance; None keeps rho fixed.
     """
 
-    RATE = 0.03
+    RATE = 0.02
     log_rho: Tensor
+    variance: Tensor
 
     def __init__(self, rho: float, budget: float | None) -> None:
         super().__init__()
         self.budget = budget
-        self.register_buffer("log_rho", torch.tensor(rho, dtype=torch.float64).log().float())
+        self.register_buffer("log_rho", torch.tensor(math.log(rho)))
+        self.register_buffer("variance", torch.ones(()))
 
     @property
     def rho(self) -> Tensor:
@@ -66,11 +69,17 @@ class Anchor(nn.Module):
         return self.log_rho.exp()
 
     @torch.no_grad()
-    def steer(self, gap: Tensor) -> None:
-        """Move rho by the measured A(s, a_pi) - A(s, a_data), a scalar."""
+    def fit(self, actions: Tensor, others: Tensor) -> None:
+        """Take the variance from two independent actions per state, (batch, action_dim) each."""
+        self.variance.copy_((actions - others).square().sum(-1).mean() / 2)
+
+    @torch.no_grad()
+    def steer(self, transport: Tensor) -> None:
+        """Move rho by the measured mean squared distance, a scalar."""
         if self.budget is not None:
-            step = self.RATE * (gap - self.budget).clamp(-2, 2)
-            self.log_rho.add_(step).clamp_(-5.0, 5.0)
+            allowed = (self.budget * self.variance).clamp_min(1e-6)
+            excess = (transport / allowed - 1).clamp(-1, 1)
+            self.log_rho.add_(self.RATE * excess).clamp_(-5.0, 5.0)
 
 
 class Rollout(NamedTuple):
@@ -96,8 +105,8 @@ class DecisionFlow(FlowAlgorithm):
         learning_rate: Adam's, of the policy.
         rho: Weight of staying with the behaviour, in advantage units; where it starts if there is
             a budget.
-        budget: Advantage units by which the policy may exceed the data, which `Anchor` holds by
-            moving rho; None keeps rho fixed.
+        budget: How far actions may move, in units of the variance of the behaviour's actions at one
+            state; `Anchor` holds it by steering rho. None keeps rho fixed.
         critic: "iql" (frozen after pre-training) or "td" (goes on learning under the policy).
         expectile: Of the critic's state value.
         critic_members: Q networks in the ensemble.
@@ -119,11 +128,11 @@ class DecisionFlow(FlowAlgorithm):
         learning_rate: float = 3e-4,
         *,
         rho: float = 1.0,
-        budget: float | None = 1.0,
+        budget: float | None = 0.6,
         critic: str = "td",
         expectile: float = 0.7,
         critic_members: int = 2,
-        ema_rate: float = 0.001,
+        ema_rate: float = 0.005,
         critic_learning_rate: float = 3e-4,
         behavior_learning_rate: float = 3e-4,
         behavior_steps: int = 15_000,
@@ -255,8 +264,12 @@ class DecisionFlow(FlowAlgorithm):
     def _fit_scale(self) -> None:
         batch = self.data.sample(SCALE_SAMPLES, self.generator)
         states = batch.observations, batch.contexts
-        flow_actions = self.roll_out(self.behavior, *states, self.noise_like(batch.actions)).actions
-        self.critic.fit_scale(batch.observations, batch.actions, flow_actions)
+        first, second = (
+            self.roll_out(self.behavior, *states, self.noise_like(batch.actions)).actions
+            for _ in range(2)
+        )
+        self.critic.fit_scale(batch.observations, batch.actions, first)
+        self.anchor.fit(first, second)
 
     # -- checkpoints ------------------------------------------------------------------------
 
@@ -299,7 +312,10 @@ class DecisionFlow(FlowAlgorithm):
 
     def save_pretrained(self, path: checkpoint.Target) -> None:
         """Write normaliser, behaviour flow and critic, for another run of the same key."""
-        tensors = {"generator/learn": self.generator.get_state()}
+        tensors = {
+            "generator/learn": self.generator.get_state(),
+            "behavior_variance": self.anchor.variance,
+        }
         for name, module in self._pretrained_modules().items():
             tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
         tensors |= checkpoint.flatten_optimizer("critic", self.optimizers["critic"])
@@ -321,7 +337,10 @@ class DecisionFlow(FlowAlgorithm):
         manifest, tensors = checkpoint.read(path)
         if manifest.get("key") != self.pretrain_key():
             raise CheckpointError(f"{path} was pre-trained on other data or with other settings")
+        if "behavior_variance" not in tensors:
+            raise CheckpointError(f"{path} was written by an older version")
         checkpoint.restore_modules(self._pretrained_modules(), tensors)
+        self.anchor.variance.copy_(tensors["behavior_variance"])
         checkpoint.restore_optimizer("critic", self.optimizers["critic"], tensors)
         self.generator.set_state(tensors["generator/learn"])
         self.behavior_updates = int(manifest["behavior_updates"])
@@ -347,13 +366,14 @@ class DecisionFlow(FlowAlgorithm):
         return Rollout(observations, contexts, points, velocities)
 
     @torch.no_grad()
-    def steer_anchor(self, batch: Batch, rollout: Rollout) -> None:
-        """Adapt rho to the advantage of the roll-out's actions over the batch's."""
+    def steer_anchor(self, rollout: Rollout) -> None:
+        """Adapt rho to how far the roll-out's actions are from the behaviour's."""
         if self.budget is None or self.num_timesteps % STEER_INTERVAL:
             return
-        policy = self.critic.advantages(rollout.observations, rollout.actions).mean()
-        gap = policy - self.critic.advantages(batch.observations, batch.actions).mean()
-        self.anchor.steer(gap)
+        behavior = self.roll_out(
+            self.behavior, rollout.observations, rollout.contexts, rollout.points[0]
+        )
+        self.anchor.steer((rollout.actions - behavior.actions).square().sum(-1).mean())
 
     @torch.no_grad()
     def _diagnostics(self) -> dict[str, float]:

@@ -139,7 +139,7 @@ class DFDir(DecisionFlow):
         info: Info = {}
         if self.critic_mode == "td":
             info |= self._critic_step(batch, rollout.actions)
-        self.steer_anchor(batch, rollout)
+        self.steer_anchor(rollout)
         pairs = self.pairs(batch, rollout)
         if self.objective != "endpoint":
             info |= self._evaluate(pairs)

@@ -168,7 +168,7 @@ class DFDiv(DecisionFlow):
         info: Info = {}
         if self.critic_mode == "td":
             info |= self._critic_step(batch, rollout.actions)
-        self.steer_anchor(batch, rollout)
+        self.steer_anchor(rollout)
         rows, returns, evaluation = self.score(rollout)
         return info | evaluation | self._evaluate(rows, returns) | self._improve(rows)
 
