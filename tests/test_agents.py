@@ -39,7 +39,7 @@ def flow_env(**settings: Any) -> FlowMDPEnv:
 def make(name: str, env: FlowMDPEnv | None = None, **kwargs: Any) -> Any:
     steps = {} if name == "flow-bc" else {"behavior_steps": 4, "critic_steps": 4}
     cls = ALGORITHMS[name]
-    return cls("MlpPolicy", env or flow_env(), **{**TINY, **steps, **kwargs})  # type: ignore[arg-type]
+    return cls("MlpPolicy", env or flow_env(), **{**TINY, **steps, **kwargs})
 
 
 def weights(agent: Any) -> list[torch.Tensor]:
@@ -86,7 +86,7 @@ def test_evaluate_policy_plays_both_levels(name: str) -> None:
         returns, lengths = evaluate_policy(
             policy, Monitor(env), n_eval_episodes=2, return_episode_rewards=True
         )
-        assert len(returns) == 2 and np.isfinite(returns).all() and min(lengths) > 0  # type: ignore[arg-type,type-var]
+        assert len(returns) == 2 and np.isfinite(returns).all() and min(lengths) > 0  # type: ignore[arg-type]
 
 
 @each_algorithm

@@ -12,6 +12,8 @@ import torch
 
 from flowmdp.agents import DFDir, DFDiv, FlowBC
 from flowmdp.agents.decision_flow import DecisionFlow
+from flowmdp.agents.flow_policy_iteration import FlowPolicyIteration
+from flowmdp.errors import ConfigurationError
 from tests.agent_toys import (
     STEPS,
     GaussianField,
@@ -27,7 +29,7 @@ from tests.agent_toys import (
 
 BEHAVIOR = GaussianField(mean=-0.2, std=0.3)
 CRITIC = QuadraticCritic(best=0.4, curvature=1.5)
-SMALL = {"policy_kwargs": {"net_arch": [64, 64]}, "batch_size": 64, "device": "cpu"}
+SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [64, 64]}, "batch_size": 64, "device": "cpu"}
 
 
 def share_of_rare_mode(actions: Any) -> float:
@@ -141,6 +143,23 @@ def test_the_policy_is_the_closed_form(
     control = follow([BEHAVIOR.coefficients(k / STEPS) for k in range(STEPS)], start).numpy()
     assert np.abs(control - optimal).mean() > 0.1  # the behaviour itself is far from the optimum
     assert np.abs(learned - optimal).mean() < 0.3 * np.abs(control - optimal).mean()
+
+
+def test_flow_policy_iteration_raises_the_value() -> None:
+    agent = gaussian_agent(DFDiv, rho=0.3)
+    assert isinstance(agent, DFDiv)
+    iteration = FlowPolicyIteration(agent, states=512)
+    start = iteration.value()
+    values = [start]
+    for _ in range(6):
+        iteration.evaluate(40)
+        iteration.improve(20)
+        values.append(iteration.value())
+    rises = np.diff(values)
+    assert values[-1] > start + 0.2
+    assert (rises > -0.02 * abs(start)).all()  # never falls by more than noise
+    with pytest.raises(ConfigurationError, match="at least 1"):
+        iteration.improve(0)
 
 
 def test_flow_bc_reproduces_both_modes() -> None:
