@@ -26,7 +26,7 @@ class Config:
 
     steps: int = 5_000
     behavior_steps: int = 10_000
-    critic_steps: int = 20_000
+    critic_steps: int = 5_000
     episodes: int = 10
     net_arch: list[int] = field(default_factory=lambda: [256, 256, 256])
     seed: int = 0
