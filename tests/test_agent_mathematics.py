@@ -10,6 +10,7 @@ from torch import nn
 from flowmdp.agents import DFDir, DFDiv
 from flowmdp.agents.critics import IQLCritic, TDCritic
 from flowmdp.agents.data import lambda_returns
+from flowmdp.agents.decision_flow import Anchor
 from flowmdp.agents.df_dir import FlowPairs, endpoint_objective, flow_critic_loss
 from flowmdp.agents.df_div import flow_returns
 from flowmdp.agents.divergences import DIVERGENCES, direction, smooth_norm, squared
@@ -232,3 +233,27 @@ def test_half_of_the_pairs_come_from_the_data() -> None:
     torch.testing.assert_close(
         pairs.values[16:], agent.critic.advantages(rollout.observations, rollout.actions)[16:]
     )
+
+
+def test_the_anchor_holds_its_budget() -> None:
+    anchor = Anchor(rho=1.0, budget=0.5)
+    first, second = 2 * randn(20_000, 3), 2 * randn(20_000, 3)
+    anchor.fit(first, second)
+    assert anchor.variance.item() == pytest.approx(12, rel=0.05)  # 3 dimensions of variance 4
+    for _ in range(3000):  # a policy that moves as far as a quadratic value lets it
+        anchor.steer(10 / anchor.rho**2)
+    assert (10 / anchor.rho**2).item() == pytest.approx(0.5 * anchor.variance.item(), rel=0.01)
+    fixed = Anchor(rho=1.0, budget=None)
+    fixed.steer(torch.tensor(100.0))
+    assert fixed.rho.item() == 1
+
+
+@pytest.mark.parametrize("cls", [DFDir, DFDiv])
+def test_rho_falls_while_actions_have_not_moved(cls: type[DFDir]) -> None:
+    from flowmdp.env import FlowMDPEnv
+
+    env = FlowMDPEnv(states="dataset", reward="data", dataset=toy_dataset(), flow_steps=2)
+    kwargs = {"policy_kwargs": {"net_arch": [8]}, "device": "cpu", "learning_rate": 0.0}
+    agent = cls("MlpPolicy", env, behavior_steps=1, critic_steps=1, **kwargs)  # type: ignore[arg-type]
+    agent.learn(31, log_interval=0)
+    assert agent.anchor.rho.item() == pytest.approx(np.exp(-4 * Anchor.RATE), rel=1e-4)
