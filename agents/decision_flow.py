@@ -128,7 +128,7 @@ class DecisionFlow(FlowAlgorithm):
         learning_rate: float = 3e-4,
         *,
         rho: float = 1.0,
-        budget: float | None = 0.6,
+        budget: float | None = 0.4,
         critic: str = "td",
         expectile: float = 0.7,
         critic_members: int = 2,

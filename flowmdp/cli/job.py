@@ -26,7 +26,7 @@ from flowmdp.errors import ConfigurationError
 from flowmdp.settings import FlowSettings
 from flowmdp.transitions import TransitionDataset
 
-STEPS = 5_000
+STEPS = 3_000
 """Policy updates of a run [ours: algorithms improve within a few thousand]."""
 QUICK = {"steps": 1_000, "behavior_steps": 4_000, "critic_steps": 5_000}
 """What --quick puts in the place of the defaults; the data stays whole."""
