@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from tqdm.auto import tqdm
 
 from flowmdp.agents import checkpoint
 from flowmdp.agents.acting import OuterPolicy
+from flowmdp.agents.anchor import Anchor
 from flowmdp.agents.base import Array, FlowAlgorithm
 from flowmdp.agents.critics import CRITICS, BehaviorTargets, Info, TDCritic
 from flowmdp.agents.data import Batch
@@ -38,48 +38,6 @@ DIAGNOSTIC_SAMPLES = 1024
 STEER_INTERVAL = 10  # policy steps between two movements of rho
 LAMBDA = 0.95  # of the behaviour's returns, after a first round of Monte-Carlo returns
 TARGETS_INTERVAL = 2000  # critic updates between two computations of the data's targets
-
-
-class Anchor(nn.Module):
-    """rho, the weight of staying with the behaviour; fixed, or steered to a budget [ours].
-
-    What a given rho allows differs between datasets. With a budget, rho is steered so that the mean
-    squared distance between the policy's and the behaviour's action from the same noise stays at
-    `budget` times the variance of the behaviour's own actions at one state. Every `STEER_INTERVAL`
-    steps log rho moves by `RATE` times the relative excess.
-
-    Args:
-        rho: Its (first) value.
-        budget: Allowed transport in units of the behaviour's variance; None keeps rho fixed.
-    """
-
-    RATE = 0.02
-    log_rho: Tensor
-    variance: Tensor
-
-    def __init__(self, rho: float, budget: float | None) -> None:
-        super().__init__()
-        self.budget = budget
-        self.register_buffer("log_rho", torch.tensor(math.log(rho)))
-        self.register_buffer("variance", torch.ones(()))
-
-    @property
-    def rho(self) -> Tensor:
-        """A scalar."""
-        return self.log_rho.exp()
-
-    @torch.no_grad()
-    def fit(self, actions: Tensor, others: Tensor) -> None:
-        """Take the variance from two independent actions per state, (batch, action_dim) each."""
-        self.variance.copy_((actions - others).square().sum(-1).mean() / 2)
-
-    @torch.no_grad()
-    def steer(self, transport: Tensor) -> None:
-        """Move rho by the measured mean squared distance, a scalar."""
-        if self.budget is not None:
-            allowed = (self.budget * self.variance).clamp_min(1e-6)
-            excess = (transport / allowed - 1).clamp(-1, 1)
-            self.log_rho.add_(self.RATE * excess).clamp_(-5.0, 5.0)
 
 
 class Rollout(NamedTuple):

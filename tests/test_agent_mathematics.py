@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from flowmdp.agents import DFDir, DFDiv
+from flowmdp.agents.anchor import Anchor
 from flowmdp.agents.critics import IQLCritic, TDCritic
 from flowmdp.agents.data import lambda_returns
-from flowmdp.agents.decision_flow import Anchor
 from flowmdp.agents.df_dir import FlowPairs, endpoint_objective, flow_critic_loss
 from flowmdp.agents.df_div import flow_returns
 from flowmdp.agents.divergences import DIVERGENCES, direction, smooth_norm, squared
