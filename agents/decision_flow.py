@@ -28,7 +28,7 @@ from flowmdp.agents.anchor import Anchor
 from flowmdp.agents.base import Array, FlowAlgorithm
 from flowmdp.agents.critics import CRITICS, BehaviorTargets, Info, TDCritic
 from flowmdp.agents.data import Batch
-from flowmdp.agents.flow_bc import flow_matching_loss
+from flowmdp.agents.flow_bc import flow_matching_step
 from flowmdp.agents.networks import Descent, frozen_copy
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.mdp import flow_step, flow_time
@@ -178,16 +178,9 @@ class DecisionFlow(FlowAlgorithm):
         return True
 
     def _update_behavior(self) -> Info:
-        batch = self.sample()
-        x_0 = self.noise_like(batch.actions)
-        t = torch.rand((len(x_0), 1), generator=self.generator, device=self.device)
-        with self.autocast():
-            loss = self.compiled(flow_matching_loss)(
-                self.policy.field, batch.contexts, batch.actions, x_0, t
-            )
-        grad_norm = self.behavior_descent.step(loss)
+        info = flow_matching_step(self, self.behavior_descent)
         self.behavior_updates += 1
-        return {"behavior_loss": loss.detach(), "behavior_grad_norm": grad_norm}
+        return {f"behavior_{key}": value for key, value in info.items()}
 
     def _update_critic(self) -> Info:
         if isinstance(self.critic, TDCritic) and self.critic_updates % TARGETS_INTERVAL == 0:
@@ -313,6 +306,21 @@ class DecisionFlow(FlowAlgorithm):
         }
 
     # -- the flow MDP -----------------------------------------------------------------------
+
+    def _update(self) -> Info:
+        """One roll-out; the critic where it goes on learning, the anchor, then the policy."""
+        batch = self.sample()
+        x_0 = self.noise_like(batch.actions)
+        rollout = self.roll_out(self.policy.ema, *batch.flow_states, x_0)
+        info: Info = {}
+        if self.critic_mode == "td":
+            info |= self._critic_step(batch, rollout.actions)
+        self.steer_anchor(rollout)
+        return info | self._update_policy(batch, rollout)
+
+    def _update_policy(self, batch: Batch, rollout: Rollout) -> Info:
+        """Evaluate and improve the policy in the flow MDP, one gradient step; what to log."""
+        raise TypeError("DecisionFlow is abstract: use DFDir or DFDiv")
 
     @torch.no_grad()
     def roll_out(

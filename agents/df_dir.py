@@ -132,17 +132,11 @@ class DFDir(DecisionFlow):
     def _modules(self) -> dict[str, nn.Module]:
         return super()._modules() | {"flow_critics": self.flow_critics}
 
-    def _update(self) -> Info:
-        batch = self.sample()
-        x_0 = self.noise_like(batch.actions)
-        rollout = self.roll_out(self.policy.ema, *batch.flow_states, x_0)
-        info: Info = {}
-        if self.critic_mode == "td":
-            info |= self._critic_step(batch, rollout.actions)
-        self.steer_anchor(rollout)
+    def _update_policy(self, batch: Batch, rollout: Rollout) -> Info:
         pairs = self.pairs(batch, rollout)
+        info: Info = {}
         if self.objective != "endpoint":
-            info |= self._evaluate(pairs)
+            info = self._evaluate(pairs)
         return info | self._improve(pairs)
 
     @torch.no_grad()

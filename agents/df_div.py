@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmdp.agents.critics import Critic, Info
+from flowmdp.agents.data import Batch
 from flowmdp.agents.decision_flow import DecisionFlow, Rollout
 from flowmdp.agents.divergences import DIVERGENCES, Divergence
 from flowmdp.agents.networks import Descent, FlowCritic
@@ -161,16 +162,9 @@ class DFDiv(DecisionFlow):
     def _modules(self) -> dict[str, nn.Module]:
         return super()._modules() | {"value": self.value}
 
-    def _update(self) -> Info:
-        batch = self.sample()
-        x_0 = self.noise_like(batch.actions)
-        rollout = self.roll_out(self.policy.ema, *batch.flow_states, x_0)
-        info: Info = {}
-        if self.critic_mode == "td":
-            info |= self._critic_step(batch, rollout.actions)
-        self.steer_anchor(rollout)
+    def _update_policy(self, batch: Batch, rollout: Rollout) -> Info:
         rows, returns, evaluation = self.score(rollout)
-        return info | evaluation | self._evaluate(rows, returns) | self._improve(rows)
+        return evaluation | self._evaluate(rows, returns) | self._improve(rows)
 
     @torch.no_grad()
     def score(self, rollout: Rollout) -> tuple[FlowRows, Tensor, Info]:

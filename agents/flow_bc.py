@@ -38,6 +38,18 @@ def flow_matching_loss(
     return (velocity - linear_velocity(x_0, x_1)).square().sum(-1).mean()
 
 
+def flow_matching_step(agent: FlowAlgorithm, descent: Descent) -> Info:
+    """One step of `descent` down the flow-matching loss of the agent's field on a fresh batch."""
+    batch = agent.sample()
+    x_0 = agent.noise_like(batch.actions)
+    t = torch.rand((len(x_0), 1), generator=agent.generator, device=agent.device)
+    with agent.autocast():
+        loss = agent.compiled(flow_matching_loss)(
+            agent.policy.field, batch.contexts, batch.actions, x_0, t
+        )
+    return {"loss": loss.detach(), "grad_norm": descent.step(loss)}
+
+
 class FlowBC(FlowAlgorithm):
     """Clones the data's behaviour with a flow policy.
 
@@ -59,11 +71,4 @@ class FlowBC(FlowAlgorithm):
         self.optimizers["field"] = self.descent.adam
 
     def _update(self) -> Info:
-        batch = self.sample()
-        x_0 = self.noise_like(batch.actions)
-        t = torch.rand((len(x_0), 1), generator=self.generator, device=self.device)
-        with self.autocast():
-            loss = self.compiled(flow_matching_loss)(
-                self.policy.field, batch.contexts, batch.actions, x_0, t
-            )
-        return {"loss": loss.detach(), "grad_norm": self.descent.step(loss)}
+        return flow_matching_step(self, self.descent)
