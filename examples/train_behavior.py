@@ -43,6 +43,8 @@ class Config:
     """CPU threads for torch."""
     learning_starts: int = 10_000
     """Random steps before SAC's first update (10,000: RL Zoo's setting for Hopper)."""
+    log_std_init: float = 0.0
+    """PPO's first log standard deviation; -1 and -2 (RL Zoo) clip fewer actions."""
 
 
 class Ladder(BaseCallback):
@@ -72,7 +74,10 @@ def main(config: Config) -> None:
         model = SAC("MlpPolicy", config.env_id, learning_starts=starts, seed=config.seed)
     else:  # not clipped, so that the normaliser can be folded into the actor
         envs = VecNormalize(make_vec_env(config.env_id, 8, config.seed), clip_obs=float("inf"))
-        model = PPO("MlpPolicy", envs, n_steps=512, batch_size=128, seed=config.seed)
+        options = {"log_std_init": config.log_std_init}
+        model = PPO(
+            "MlpPolicy", envs, n_steps=512, batch_size=128, seed=config.seed, policy_kwargs=options
+        )
     model.learn(config.steps, callback=Ladder(config))
 
 
