@@ -53,6 +53,12 @@ class Rollout(NamedTuple):
         """The executed actions, shape (batch, action_dim)."""
         return self.points[-1].clamp(-1, 1)
 
+    def first(self, n: int) -> Rollout:
+        """The first n chains."""
+        return Rollout(
+            self.observations[:n], self.contexts[:n], self.points[:, :n], self.velocities[:, :n]
+        )
+
 
 class DecisionFlow(FlowAlgorithm):
     """Base of DF-dir and DF-div.
@@ -308,13 +314,19 @@ class DecisionFlow(FlowAlgorithm):
     # -- the flow MDP -----------------------------------------------------------------------
 
     def _update(self) -> Info:
-        """One roll-out; the critic where it goes on learning, the anchor, then the policy."""
+        """One roll-out; the critic where it goes on learning, the anchor, then the policy.
+
+        The policy learns on half as many chains as there are transitions, the critic's target
+        needs an action for each.
+        """
         batch = self.sample()
-        x_0 = self.noise_like(batch.actions)
-        rollout = self.roll_out(self.policy.ema, *batch.flow_states, x_0)
-        info: Info = {}
-        if self.critic_mode == "td":
-            info |= self._critic_step(batch, rollout.actions)
+        half = (len(batch.actions) + 1) // 2
+        learns = self.critic_mode == "td"
+        states = [state if learns else state[:half] for state in batch.flow_states]
+        x_0 = self.noise_like(batch.actions)[: len(states[0])]
+        rollout = self.roll_out(self.policy.ema, *states, x_0)
+        info = self._critic_step(batch, rollout.actions) if learns else {}
+        rollout = rollout.first(half)
         self.steer_anchor(rollout)
         return info | self._update_policy(batch, rollout)
 

@@ -141,21 +141,21 @@ class DFDir(DecisionFlow):
 
     @torch.no_grad()
     def pairs(self, batch: Batch, rollout: Rollout) -> FlowPairs:
-        """Data pairs from the batch's first half, on-policy pairs from the second's next states."""
-        flow_steps, size = self.spec.flow_steps, len(batch.actions)
-        half = size // 2
-        rows = torch.arange(size, device=self.device)
+        """A data pair for each transition of the batch's second half, a policy pair per chain."""
+        flow_steps, chains = self.spec.flow_steps, len(rollout.actions)
+        rows = torch.arange(len(batch.actions), device=self.device)
         steps = rows % flow_steps
         t = (steps / flow_steps)[:, None]
-        x_1, x_0 = batch.actions[:half], self.noise_like(batch.actions[:half])
+        x_1, x_0 = batch.actions[chains:], self.noise_like(batch.actions[chains:])
+        on_policy = steps[:chains], rows[:chains]
         observations, contexts, points, velocities, actions = (
-            torch.cat([data[:half], policy[half:]])
-            for data, policy in (
-                (batch.observations, rollout.observations),
-                (batch.contexts, rollout.contexts),
-                (linear_path(x_0, x_1, t[:half]), rollout.points[steps, rows]),
-                (linear_velocity(x_0, x_1), rollout.velocities[steps, rows]),
-                (batch.actions, rollout.actions),
+            torch.cat([policy, data])
+            for policy, data in (
+                (rollout.observations, batch.observations[chains:]),
+                (rollout.contexts, batch.contexts[chains:]),
+                (rollout.points[on_policy], linear_path(x_0, x_1, t[chains:])),
+                (rollout.velocities[on_policy], linear_velocity(x_0, x_1)),
+                (rollout.actions, batch.actions[chains:]),
             )
         )
         values = None

@@ -12,8 +12,8 @@ action. One update, in the paper's order:
 The transition is known, so Q^f needs no network, and the gradient reaches u through V's action
 input alone.
 
-Ours: advantage units; row i of a batch learns step i mod flow_steps, which covers every step
-evenly; TD(lambda) with a default of lambda = 1; the improvement's loss is multiplied by flow_steps
+Ours: advantage units; every chain is learned from at two of its steps, half a chain apart, chosen
+so that a batch covers all steps evenly; TD(lambda) with a default of lambda = 1; the improvement's loss is multiplied by flow_steps
 so that the clipped gradient norm does not depend on them.
 
 Logged (train/):
@@ -29,6 +29,7 @@ Logged (train/):
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -44,14 +45,15 @@ from flowmdp.mdp import flow_step
 
 
 class FlowRows(NamedTuple):
-    """One point of each chain of a batch: row i stands at step i mod flow_steps."""
+    """Two points of each chain: rows c and chains + c stand on chain c, half a chain apart."""
 
     flow_steps: int
-    observations: Tensor  # (batch, observation_dim)
-    contexts: Tensor  # (batch, context_dim)
-    points: Tensor  # x_k, (batch, action_dim)
-    t: Tensor  # t_k, (batch, 1)
-    reference: Tensor  # u_v(x_k), (batch, action_dim)
+    observations: Tensor  # (rows, observation_dim)
+    contexts: Tensor  # (rows, context_dim)
+    points: Tensor  # x_k, (rows, action_dim)
+    t: Tensor  # t_k, (rows, 1)
+    reference: Tensor  # u_v(x_k), (rows, action_dim)
+    last: Tensor  # which rows stand at a chain's last step, int64
 
 
 def flow_returns(
@@ -107,8 +109,8 @@ def improvement_loss(
     velocity = field(rows.contexts, rows.points, t)
     following = flow_step(rows.points, velocity, flow_steps)
     values = value(rows.contexts, following, t + 1 / flow_steps).clone()
-    last = slice(flow_steps - 1, None, flow_steps)
-    values[last] = critic.advantages(rows.observations[last], following[last].clamp(-1, 1))
+    executed = following[rows.last].clamp(-1, 1)
+    values[rows.last] = critic.advantages(rows.observations[rows.last], executed)
     loss: Tensor = rho * divergence(velocity, rows.reference) - flow_steps * values
     return loss.mean()
 
@@ -168,7 +170,7 @@ class DFDiv(DecisionFlow):
 
     @torch.no_grad()
     def score(self, rollout: Rollout) -> tuple[FlowRows, Tensor, Info]:
-        """The rows to learn from, their returns G_k (batch,), and what to log of the chains."""
+        """The rows to learn from, their returns G_k (rows,), and what to log of the chains."""
         flow_steps, (size, _) = self.spec.flow_steps, rollout.actions.shape
         times = torch.arange(flow_steps, device=self.device) / flow_steps
         t = times.repeat_interleave(size)[:, None]
@@ -184,18 +186,18 @@ class DFDiv(DecisionFlow):
                 values = self.value(contexts[size:], inner, t[size:]).unflatten(0, (-1, size))
         divergences = DIVERGENCES[self.divergence](rollout.velocities, reference)
         returns = flow_returns(divergences, terminal, self.anchor.rho, values, self.lam)
-        rows = torch.arange(size, device=self.device)
-        steps = rows % flow_steps
-        info = {"divergence": divergences.mean(), "g_0": returns[0].mean()}
-        flow_rows = FlowRows(
+        steps, chains, last = two_steps(size, flow_steps, self.device)
+        rows = FlowRows(
             flow_steps,
-            rollout.observations,
-            rollout.contexts,
-            rollout.points[steps, rows],
+            rollout.observations[chains],
+            rollout.contexts[chains],
+            rollout.points[steps, chains],
             times[steps][:, None],
-            reference[steps, rows],
+            reference[steps, chains],
+            last,
         )
-        return flow_rows, returns[steps, rows], info
+        info = {"divergence": divergences.mean(), "g_0": returns[0].mean()}
+        return rows, returns[steps, chains], info
 
     def _evaluate(self, rows: FlowRows, returns: Tensor) -> Info:
         """Policy evaluation: V regresses to the returns."""
@@ -216,6 +218,14 @@ class DFDiv(DecisionFlow):
                 rows,
             )
         return {"policy_loss": loss.detach(), "grad_norm": self.descent.step(loss)}
+
+
+@functools.cache
+def two_steps(chains: int, flow_steps: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Flow step and chain of every row, (2 * chains,) each, and the rows of last steps; int64."""
+    chain = torch.arange(chains, device=device)
+    steps = torch.cat([chain, chain + (flow_steps + 1) // 2]) % flow_steps
+    return steps, chain.repeat(2), torch.nonzero(steps == flow_steps - 1)[:, 0]
 
 
 def value_loss(value: nn.Module, rows: FlowRows, returns: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from flowmdp.agents.anchor import Anchor
 from flowmdp.agents.critics import IQLCritic, TDCritic
 from flowmdp.agents.data import lambda_returns
 from flowmdp.agents.df_dir import FlowPairs, endpoint_objective, flow_critic_loss
-from flowmdp.agents.df_div import flow_returns
+from flowmdp.agents.df_div import flow_returns, two_steps
 from flowmdp.agents.divergences import DIVERGENCES, direction, smooth_norm, squared
 from flowmdp.agents.flow_bc import flow_matching_loss
 from flowmdp.agents.networks import Descent, EnsembleMlp, FlowCritic, VelocityField, polyak
@@ -224,15 +224,27 @@ def test_half_of_the_pairs_come_from_the_data() -> None:
     )
     batch = agent.sample()
     x_0 = agent.noise_like(batch.actions)
-    rollout = agent.roll_out(agent.policy.ema, *batch.flow_states, x_0)
+    rollout = agent.roll_out(agent.policy.ema, *batch.flow_states, x_0).first(16)
     pairs = agent.pairs(batch, rollout)
     ends = pairs.points + (1 - pairs.t) * pairs.velocities
-    torch.testing.assert_close(ends[:16], batch.actions[:16], atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(ends[16:], batch.actions[16:], atol=0.1)
+    torch.testing.assert_close(ends[16:], batch.actions[16:], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(ends[:16], batch.actions[:16], atol=0.1)
     assert pairs.values is not None
     torch.testing.assert_close(
-        pairs.values[16:], agent.critic.advantages(rollout.observations, rollout.actions)[16:]
+        pairs.values[:16], agent.critic.advantages(rollout.observations, rollout.actions)
     )
+
+
+@pytest.mark.parametrize(("chains", "flow_steps"), [(128, 10), (20, 10), (7, 3), (4, 1), (9, 2)])
+def test_every_chain_is_learned_from_at_two_steps(chains: int, flow_steps: int) -> None:
+    steps, chain, last = two_steps(chains, flow_steps, torch.device("cpu"))
+    first, second = steps[:chains], steps[chains:]
+    assert torch.equal(chain[:chains], chain[chains:])
+    assert flow_steps == 1 or (first != second).all()
+    assert torch.equal(steps[last], torch.full_like(last, flow_steps - 1))
+    assert len(last) == (steps == flow_steps - 1).sum()
+    counts = torch.bincount(steps, minlength=flow_steps)
+    assert counts.max() - counts.min() <= 2
 
 
 def test_the_anchor_holds_its_budget() -> None:
