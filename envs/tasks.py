@@ -42,6 +42,8 @@ class Task:
             installed release no longer knows `outer_env`; datasets recorded on any of them fit.
         wrapper: Wrapper around the environment, "module:Class", that mends what the installed
             release does otherwise than the task means it; empty for none.
+        relabel: Function that gives recorded transitions the task's definition where the release
+            that recorded them did otherwise, "module:function"; empty for none.
         extra: The package's optional extra that brings the environment; empty for none.
         default_source: What is used when no source is named.
         reference_min: Return that scores 0; None where nobody measured one.
@@ -58,6 +60,7 @@ class Task:
     options: Mapping[str, Any] = field(default_factory=dict)
     same_robot: tuple[str, ...] = ()
     wrapper: str = ""
+    relabel: str = ""
     extra: str = ""
     default_source: str = "builtin"
     reference_min: float | None = None
@@ -148,10 +151,10 @@ def _gym_mujoco(
 
 
 MAZES = {
-    "open": ("Open", 300, (0.0, 1.0), (0.0, 1.0)),
-    "umaze": ("UMaze", 300, (0.0, 1.0), (0.0, 1.0)),
-    "medium": ("Medium", 600, (0.0, 1.0), (0.0, 1.0)),
-    "large": ("Large", 800, (0.0, 1.0), (0.0, 1.0)),
+    "open": ("Open", 300, (8.11, 218.74), (53.71, 230.13)),
+    "umaze": ("UMaze", 300, (15.05, 242.41), (69.58, 250.64)),
+    "medium": ("Medium", 600, (10.21, 476.73), (58.13, 486.99)),
+    "large": ("Large", 800, (5.60, 587.22), (40.45, 595.71)),
 }
 """Maze -> its name in the environment's id, the id's own horizon, and the reference returns
 (random, planner) for the sparse and for the dense reward."""
@@ -207,6 +210,7 @@ def _adroit(
             horizon=horizon,
             same_robot=(f"AdroitHand{name}-v2",),
             wrapper=f"flowmdp.envs.adroit:D4RL{name}",
+            relabel=f"flowmdp.envs.adroit_data:relabel_{robot}",
             extra="robotics",
             default_source="minari",
             reference_min=reference_min,
