@@ -126,10 +126,12 @@ class D4RLPen(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         with _own_randomness(bare):
             bare.reset(seed=0)
             state = bare.get_env_state()
-            joint = bare.model.joint("OBJTz")
-            state["qpos"][joint.qposadr[0]] -= 1.0  # far below the hand
+            for name in ("OBJTx", "OBJTy", "OBJTz"):  # a metre down, along slides that stand askew
+                joint = bare.data.joint(name)
+                state["qpos"][bare.model.joint(name).qposadr[0]] -= joint.xaxis[2]
             bare.set_env_state(state)
             _, _, terminated, *_ = bare.step(np.zeros(bare.action_space.shape, np.float32))
+        assert self._pen.xpos[2] < DROPPED, "the probe did not bring the pen down"
         self.goes_on = not terminated
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:

@@ -79,6 +79,8 @@ def open_dataset(
     except UnknownTaskError as error:  # the robot is not installed; the data can be looked at
         return dataset, row, metadata, [f"as recorded: {error}"]
     with contextlib.closing(outer):
+        if dataset.observations.shape[1:] != outer.observation_space.shape:
+            return dataset, row, metadata, [f"its observations are not those of {row.name}"]
         dataset, notes = as_defined(row, dataset, metadata, outer)
     return dataset, row, metadata, notes
 
