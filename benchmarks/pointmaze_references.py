@@ -20,7 +20,7 @@ import tyro
 from flowmdp.envs.collect import Episode, Recorder
 from flowmdp.envs.maze_planner import plan_episodes
 from flowmdp.envs.outer import make_outer
-from flowmdp.envs.tasks import TASKS
+from flowmdp.envs.tasks import get_task
 
 
 @dataclass
@@ -29,6 +29,7 @@ class Config:
 
     episodes: int = 200
     seed: int = 0
+    mazes: tuple[str, ...] = ("open", "umaze", "medium", "large")
 
 
 def random_episodes(env: gym.Env[Any, Any], seed: int, horizon: int) -> Iterator[Episode]:
@@ -46,9 +47,8 @@ def random_episodes(env: gym.Env[Any, Any], seed: int, horizon: int) -> Iterator
 def main(config: Config) -> dict[str, tuple[float, float]]:
     """Measure and print; task -> mean returns of random actions and of the planner."""
     found = {}
-    for task in TASKS.values():
-        if not task.planner:
-            continue
+    names = [f"pointmaze-{maze}{reward}" for maze in config.mazes for reward in ("", "-dense")]
+    for task in map(get_task, names):
         means = []
         env = make_outer(task.name)
         for play in (random_episodes, plan_episodes):
