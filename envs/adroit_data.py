@@ -36,8 +36,8 @@ def relabel_door(
     """Door: hinge angle and palm - handle are in the observation, only velocities are not."""
     after = data.next_observations
     hinge, distance = after[:, 28], np.linalg.norm(after[:, 35:38], axis=1)
-    others = -0.1 * np.square(hinge - 1.57) + 2 * (hinge > 0.2) + 8 * (hinge > 1) + 10 * (
-        hinge > 1.35
+    others = (
+        -0.1 * np.square(hinge - 1.57) + 2 * (hinge > 0.2) + 8 * (hinge > 1) + 10 * (hinge > 1.35)
     )
     return _turn_back(data, distance, others, np.ones(len(data), bool))
 

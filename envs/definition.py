@@ -1,4 +1,4 @@
-"""Whether a dataset was recorded under the task's own definition, and what is done where it was not.
+"""Whether a dataset was recorded under the task's definition, and what is done where it was not.
 
 Nothing is changed in silence: every deviation becomes a note of one line for the user.
 """
@@ -35,7 +35,7 @@ def as_defined(
         for name, recorded in _recorded_options(metadata).items()
         if name in row.options and recorded != row.options[name]
     ]
-    if row.relabel:
+    if row.relabel and row.wrapper not in _recorded_wrappers(metadata):
         module, _, name = row.relabel.partition(":")
         dataset, note = getattr(importlib.import_module(module), name)(dataset, outer)
         notes += [note] if note else []
@@ -50,8 +50,20 @@ def as_defined(
 
 def _recorded_options(metadata: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of the environment that the dataset names as its own."""
+    options = _recorded_spec(metadata).get("kwargs")
+    return options if isinstance(options, dict) else {}
+
+
+def _recorded_wrappers(metadata: dict[str, Any]) -> list[str]:
+    """Entry points of the wrappers it was recorded through: ours had already put things right."""
+    wrappers = _recorded_spec(metadata).get("additional_wrappers")
+    return [str(wrapper.get("entry_point")) for wrapper in wrappers or ()]
+
+
+def _recorded_spec(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The dataset's environment as Gymnasium described it; empty where there is no description."""
     try:
-        options = json.loads(metadata["env_spec"])["kwargs"]
+        spec = json.loads(metadata["env_spec"])
     except (KeyError, TypeError, json.JSONDecodeError):
         return {}
-    return options if isinstance(options, dict) else {}
+    return spec if isinstance(spec, dict) else {}

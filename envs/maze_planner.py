@@ -137,7 +137,8 @@ class Planner:
                 break
             del self._waypoints[0]
         action = GAIN * (self._waypoints[0] - position) - DAMPING * velocity + NOISE * noise
-        return np.clip(action, -1, 1).astype(np.float32)
+        clipped: NDArray[np.float32] = np.clip(action, -1, 1).astype(np.float32)
+        return clipped
 
 
 def planner_recipe() -> dict[str, float]:

@@ -203,7 +203,7 @@ D4RL_ADROIT = "D4RL infos.py: random and expert policies on the -v0 Adroit envir
 def _adroit(
     robot: str, name: str, horizon: int, reference_min: float, reference_max: float
 ) -> tuple[Task, ...]:
-    """Rows of one task of the Adroit hand; horizon, reward and ends are D4RL's, for every source."""
+    """Rows of one task of the Adroit hand; horizon, reward and ends are D4RL's in all sources."""
     env_id = f"AdroitHand{name}-v1"
     return tuple(
         Task(

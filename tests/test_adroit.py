@@ -205,8 +205,9 @@ def test_recorded_rewards_get_d4rls_sign(robot: str, capsys: pytest.CaptureFixtu
     outer = make_outer(task)
     expected = [record(outer, 60, seed, hold=True) for seed in range(3)]
     theirs = [record(bare(robot), 60, seed, hold=True) for seed in range(3)]
-    for episodes, restored in ((expected, False), (theirs, getattr(outer, "flipped", False))):
-        dataset_id = write(f"hand/{restored}-v0".lower(), episodes, task)
+    flipped = outer.get_wrapper_attr("flipped")
+    for episodes, restored in ((expected, False), (theirs, flipped)):
+        dataset_id = write(f"hand/{restored}-v0".lower(), episodes, task, bare(robot))
         data = load_dataset(task, dataset_id=dataset_id)
         np.testing.assert_allclose(
             data.rewards, np.concatenate([e.rewards for e in expected]), atol=1e-5
@@ -221,7 +222,7 @@ def test_a_fast_hand_or_a_moved_hammer_leaves_the_sign_open(
 ) -> None:
     episode = record(bare("hammer"), 20, 0, hold=bool(elsewhere))
     episode.observations[:, 36:39] += elsewhere
-    write(ID, [episode], "hammer-human")
+    write(ID, [episode], "hammer-human", bare("hammer"))
     data = load_dataset("hammer-human", dataset_id=ID)
     np.testing.assert_allclose(data.rewards, episode.rewards, atol=1e-5)
     assert "cannot be told" in capsys.readouterr().err
@@ -232,7 +233,7 @@ def test_recorded_pens_end_where_they_are_dropped(capsys: pytest.CaptureFixture[
         return [record(env, 45, seed) for seed in range(6)]
 
     expected, theirs = episodes(make_outer("pen-human")), episodes(bare("pen").unwrapped)
-    write(ID, theirs, "pen-human")
+    write(ID, theirs, "pen-human", bare("pen"))
     data = load_dataset("pen-human", dataset_id=ID)
     dropped = sum(e.terminations.any() for e in expected)
     assert 0 < dropped < 6
@@ -243,6 +244,17 @@ def test_recorded_pens_end_where_they_are_dropped(capsys: pytest.CaptureFixture[
     assert f"dropping the pen in {dropped} of 6 episodes" in capsys.readouterr().err
     notes = dataset_info("pen-human", dataset_id=ID)["notes"]
     assert len(notes) == 1 and "dropping the pen" in notes[0]
+
+
+def test_what_was_recorded_through_the_wrapper_is_left_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    outer = make_outer("hammer-human")
+    episode = record(outer, 20, 0)
+    write(ID, [episode], "hammer-human", outer)
+    data = load_dataset("hammer-human", dataset_id=ID)
+    np.testing.assert_allclose(data.rewards, episode.rewards, atol=1e-5)
+    assert capsys.readouterr().err == ""
 
 
 def test_longer_episodes_than_the_tasks_are_labelled(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""PointMaze: one order of the Dict observation, the planner, its data, goals as they were recorded."""
+"""PointMaze: one order of the Dict observation, the planner, its data, goals as recorded."""
 
 from __future__ import annotations
 
@@ -228,11 +228,11 @@ def test_actions_replay_an_episode_bit_for_bit() -> None:
 # -- datasets of others -----------------------------------------------------------------------
 
 
-def write_as_minari(reset_target: bool = True, env_id: str = "PointMaze_UMaze-v3") -> Any:
-    """A recording in the layout of `D4RL/pointmaze/umaze-v2`: Dict observations, cut at the goal."""
-    env = gym.make(env_id, continuing_task=True, reset_target=reset_target, max_episode_steps=10**6)
-    observations, buffers = [env.reset(seed=0)[0]], []
-    actions: list[Any] = []
+def write_as_minari(env_id: str = "PointMaze_UMaze-v3") -> list[EpisodeBuffer]:
+    """A recording laid out as `D4RL/pointmaze/umaze-v2`: Dict observations, cut at the goal."""
+    env = gym.make(env_id, continuing_task=True, reset_target=True, max_episode_steps=10**6)
+    observations, actions = [env.reset(seed=0)[0]], []
+    buffers: list[EpisodeBuffer] = []
     for n in range(60):
         action = env.action_space.sample()
         actions.append(action)

@@ -15,7 +15,6 @@ from flowmdp.envs.outer import EXTRAS
 from flowmdp.envs.store import is_present, list_datasets, read_metadata, store_root
 from flowmdp.envs.tasks import SOURCES, TASKS, Task
 
-
 GETS = {"builtin": "build", "minari": "download", "d4rl": "import"}
 """Source -> the `flowmdp data` command that brings its datasets here."""
 
@@ -30,7 +29,7 @@ def print_tasks() -> None:
         table.add_row(task.name, task.outer_env[task.default_source], *cells)
     Console().print(table)
     print("here: in the local store; build, download, import: what `flowmdp data` can do for it;")
-    print("-: there is none; *: the task's default source. A build runs by itself when it is needed.")
+    print("-: there is none; *: the default source. A build runs by itself when it is needed.")
     print("The flow environment of a task is FlowMDP-<task>-v0, made by gymnasium.make.")
     for extra, module in EXTRAS.items():
         if importlib.util.find_spec(module) is None:
