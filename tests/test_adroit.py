@@ -51,8 +51,9 @@ def random_returns(env: gym.Env[Any, Any], episodes: int) -> list[float]:
 
 
 # D4RL's minimum, and how far from it the mean of so many random episodes may be: about three
-# standard errors. Pen's returns are spread most (0 to 700), so it takes the most episodes.
-EXPECTED = {"door": (5, 1.0), "hammer": (5, 8.0), "pen": (100, 50.0), "relocate": (8, 5.0)}
+# standard errors. Pen's returns are spread most (standard deviation 200), in D4RL's figure as well:
+# the mean of 500 episodes is 66 ± 10 where D4RL says 96; without the drop's end it is below -100.
+EXPECTED = {"door": (5, 1.0), "hammer": (5, 8.0), "pen": (100, 80.0), "relocate": (8, 5.0)}
 
 
 @pytest.mark.parametrize("robot", ROBOTS)
@@ -64,15 +65,16 @@ def test_a_random_policy_earns_d4rls_minimum(robot: str) -> None:
     assert mean == pytest.approx(get_task(f"{robot}-human").reference_min, abs=tolerance)
 
 
-@pytest.mark.parametrize("robot", ["door", "relocate"])
-def test_without_the_wrapper_it_does_not(robot: str) -> None:
-    """Negative control; goes when gymnasium-robotics is mended, for then nothing is to restore."""
+@pytest.mark.parametrize(("robot", "episodes"), [("door", 5), ("pen", 20), ("relocate", 8)])
+def test_without_the_wrapper_it_does_not(robot: str, episodes: int) -> None:
+    """Negative control: the installed release itself, if it is one of those that deviate."""
     env = bare(robot)
-    if not WRAPPERS[robot](env).flipped:
-        pytest.skip("the installed release has D4RL's sign")
-    episodes, tolerance = EXPECTED[robot]
+    wrapped = WRAPPERS[robot](env)
+    if not (wrapped.goes_on if robot == "pen" else wrapped.flipped):
+        pytest.skip("the installed release has D4RL's definition")
     mean = float(np.mean(random_returns(env, episodes)))
     env.close()
+    _, tolerance = EXPECTED[robot]
     assert mean != pytest.approx(get_task(f"{robot}-human").reference_min, abs=tolerance)
 
 
