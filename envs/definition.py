@@ -42,8 +42,8 @@ def as_defined(
     longest = int(np.diff(np.append(dataset.episode_starts, len(dataset))).max())
     if longest > row.horizon:
         notes.append(
-            f"its episodes have up to {longest} steps, the task {row.horizon}: their returns are "
-            "sums over more steps than the task's"
+            f"its episodes have up to {longest} steps, the task {row.horizon}: all of them train, "
+            f"but returns count the first {row.horizon} of each"
         )
     return dataset, notes
 

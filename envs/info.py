@@ -97,8 +97,9 @@ def describe(dataset: TransitionDataset, row: Task | None = None) -> dict[str, A
     starts = dataset.episode_starts
     lengths = np.diff(np.append(starts, len(dataset)))
     actions = np.abs(dataset.actions)
-    info: dict[str, Any] = {"return": _distribution(dataset.returns)}
-    scores = normalized_score(row.name, dataset.returns) if row else None
+    returns = dataset.returns_within(row.horizon) if row else dataset.returns
+    info: dict[str, Any] = {"return": _distribution(returns)}
+    scores = normalized_score(row.name, returns) if row else None
     if row and scores is not None:
         info["score"] = _distribution(scores)
         info["score_reference"] = row.reference_origin

@@ -260,9 +260,16 @@ def test_what_was_recorded_through_the_wrapper_is_left_alone(
 
 
 def test_longer_episodes_than_the_tasks_are_labelled(capsys: pytest.CaptureFixture[str]) -> None:
-    write(ID, [record(bare("door").unwrapped, 210, 0)], "door-human")
-    assert len(load_dataset("door-human", dataset_id=ID)) == 210
+    """Every step is there to learn from; a return is that of the task's own horizon."""
+    episode = record(bare("door").unwrapped, 210, 0)
+    write(ID, [episode], "door-human")
+    data = load_dataset("door-human", dataset_id=ID)
+    assert len(data) == 210
     assert "up to 210 steps, the task 200" in capsys.readouterr().err
+    expected = episode.rewards[:200].sum()
+    assert data.returns_within(200).tolist() == [pytest.approx(expected, rel=1e-5)]
+    info = dataset_info("door-human", dataset_id=ID)
+    assert info["return"]["mean"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_data_of_another_hand_is_refused() -> None:
