@@ -150,6 +150,31 @@ def test_without_the_extra_a_line_names_it(
     assert 'not installed: pip install "flowmdp[robotics]"' in capsys.readouterr().out
 
 
+BAD = {
+    "data build pen-human": "no source 'builtin': choose one of minari, d4rl",
+    "data build pointmaze-umaz": "did you mean pointmaze-umaze",
+    "data build pointmaze-umaze --steps 0": "steps is 0",
+    "data import none.hdf5 --task door-human": "cannot read none.hdf5",
+    "data import pen-human-v1.hdf5 --task pen-expert": "file of pen-human, not of pen-expert",
+    "data import door-human-v0.hdf5 --task door-human": "another version",
+    "data import maze2d-umaze-v1.hdf5 --task pointmaze-umaze": "no source 'd4rl'",
+    "train flow-bc pen-human": "flowmdp data download pen-human",
+    "train flow-bc pen-human --source d4rl": "flowmdp data import FILE.hdf5 --task pen-human",
+    "train flow-bc pointmaze-umaze --source d4rl": "no source 'd4rl': choose one of builtin, minari",
+    "train flow-bc pointmaze-umaze --source minari": "flowmdp data download pointmaze-umaze",
+}
+
+
+@pytest.mark.parametrize("command", BAD)
+def test_bad_input_gets_one_line(
+    command: str, datasets_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("flowmdp: ") and BAD[command] in line
+    assert not datasets_path.exists(), "nothing half-written is left"
+
+
 def test_the_list_tells_what_is_here_and_what_is_not_available(
     hopper_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,9 +45,9 @@ class Tasks:
 
 @dataclass
 class Build:
-    """Build a task's dataset from the behaviour that comes with the package: policies, or a planner.
+    """Build a task's dataset from the behaviour that comes with the package.
 
-    Rolls the behaviour out on this machine, without a network, into Minari's local store
+    Rolls policies or a planner out on this machine, without a network, into Minari's local store
     (MINARI_DATASETS_PATH, or ~/.minari/datasets). The same seed gives the same bytes. A build that
     is killed leaves nothing behind that loads as a dataset; just start it again.
 
@@ -139,8 +139,8 @@ class Import:
     """Import one of D4RL's original HDF5 files, for `--source d4rl`.
 
     Download the file yourself; d4rl, gym and mujoco_py are not needed. The dataset goes into
-    Minari's local store and belongs to the environment of D4RL's numbers: -v4 for Gym-MuJoCo, D4RL's
-    own definitions for Adroit.
+    Minari's local store and belongs to the environment of D4RL's numbers: -v4 for Gym-MuJoCo, the
+    hand under D4RL's definitions for Adroit.
 
     For example:
       flowmdp data import hopper_medium-v2.hdf5 --task hopper-medium
