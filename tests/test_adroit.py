@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from flowmdp.cli import main
 from flowmdp.envs import adroit
 from flowmdp.envs.collect import Episode
 from flowmdp.envs.datasets import dataset_info, load_dataset
@@ -246,6 +247,10 @@ def test_recorded_pens_end_where_they_are_dropped(capsys: pytest.CaptureFixture[
     assert f"dropping the pen in {dropped} of 6 episodes" in capsys.readouterr().err
     notes = dataset_info("pen-human", dataset_id=ID)["notes"]
     assert len(notes) == 1 and "dropping the pen" in notes[0]
+    assert main(["data", "info", "pen-human", "--dataset", ID]) == 0
+    assert "dropping the pen" in " ".join(capsys.readouterr().out.split())
+    assert main(["data", "info", ID, "--dataset", ID]) == 2
+    assert "needs a task before it" in capsys.readouterr().err
 
 
 def test_what_was_recorded_through_the_wrapper_is_left_alone(

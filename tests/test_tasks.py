@@ -160,7 +160,7 @@ BAD = {
     "data import maze2d-umaze-v1.hdf5 --task pointmaze-umaze": "no source 'd4rl'",
     "train flow-bc pen-human": "flowmdp data download pen-human",
     "train flow-bc pen-human --source d4rl": "flowmdp data import FILE.hdf5 --task pen-human",
-    "train flow-bc pointmaze-umaze --source d4rl": "no source 'd4rl': choose one of builtin, minari",
+    "train flow-bc pointmaze-umaze --source d4rl": "no source 'd4rl': choose one of builtin",
     "train flow-bc pointmaze-umaze --source minari": "flowmdp data download pointmaze-umaze",
 }
 

@@ -14,6 +14,7 @@ from flowmdp.envs.build import build_dataset
 from flowmdp.envs.outer import EXTRAS
 from flowmdp.envs.store import is_present, list_datasets, read_metadata, store_root
 from flowmdp.envs.tasks import SOURCES, TASKS, Task
+from flowmdp.errors import ConfigurationError
 
 GETS = {"builtin": "build", "minari": "download", "d4rl": "import"}
 """Source -> the `flowmdp data` command that brings its datasets here."""
@@ -94,7 +95,9 @@ def print_info(options: Info) -> None:
     """What is known of one dataset."""
     from flowmdp.envs.info import dataset_info, open_dataset
 
-    info = dataset_info(options.name, options.source)
+    if options.dataset is not None and "/" in options.name:
+        raise ConfigurationError("--dataset needs a task before it: flowmdp data info TASK")
+    info = dataset_info(options.name, options.source, options.dataset)
     table = Table(show_header=False, box=None)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -104,7 +107,7 @@ def print_info(options: Info) -> None:
     if options.plot is not None:
         from flowmdp.cli.data_plot import draw_dataset
 
-        dataset, *_ = open_dataset(options.name, options.source)
+        dataset, *_ = open_dataset(options.name, options.source, options.dataset)
         print(f"drawn into {draw_dataset(dataset, options.plot)}")
 
 

@@ -95,12 +95,15 @@ class Info:
     For example:
       flowmdp data info hopper-medium
       flowmdp data info zoo/hopper/medium-v0 --plot medium.png
+      flowmdp data info hopper-medium --dataset zoo/hopper/medium-v0
     """
 
     name: Annotated[Positional[str], arg(metavar="TASK|ID")]
     """A task, or any dataset id of Minari's local store."""
     source: Source = None
     """For a task: which of its datasets; the task's default when not given."""
+    dataset: Annotated[Name, arg(metavar="ID")] = None
+    """For a task: any other dataset, under the task's definition and references."""
     plot: File = None
     """Draw returns, lengths and actions into this picture as well."""
 
