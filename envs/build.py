@@ -1,4 +1,4 @@
-"""Build a task's builtin dataset: roll the shipped behaviour policies out into Minari's store."""
+"""Build a task's builtin dataset: roll the shipped behaviour policies, or the maze planner, out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from flowmdp.envs.behavior import BehaviorPolicy, shipped_folder
 from flowmdp.envs.collect import NUM_ENVS, Episode, collect_steps, roll_out
+from flowmdp.envs.maze_planner import plan_episodes, planner_recipe
 from flowmdp.envs.outer import make_outer
 from flowmdp.envs.staging import dataset_lock, new_dataset
 from flowmdp.envs.store import is_present, read_metadata
@@ -60,13 +61,14 @@ def build_dataset(
     with dataset_lock(dataset_id):
         if not force and _is_built(dataset_id, recipe):
             return dataset_id
-        envs = [make_outer(task, "builtin") for _ in range(NUM_ENVS)]
+        envs = [make_outer(task, "builtin") for _ in range(1 if row.planner else NUM_ENVS)]
         try:
             episodes = _episodes(row, envs, steps, seed)
             with new_dataset(dataset_id) as folder:
                 shown = _with_progress(episodes, dataset_id, steps) if progress else episodes
                 algorithms = sorted({p["algorithm"] for p in recipe["policies"].values()})
-                metadata = {"algorithm_name": "+".join(algorithms), BUILD_KEY: recipe}
+                name = "waypoint planner" if row.planner else "+".join(algorithms)
+                metadata = {"algorithm_name": name, BUILD_KEY: recipe}
                 write_dataset(folder, dataset_id, envs[0], shown, metadata)
         finally:
             for env in envs:
@@ -83,17 +85,18 @@ def build_recipe(row: Task, steps: int, seed: int) -> dict[str, Any]:
             "sha256": hashlib.sha256(content).hexdigest(),
             **BehaviorPolicy.shipped(name).provenance,
         }
-    return {"steps": steps, "seed": seed, "policies": policies}
+    recipe: dict[str, Any] = {"steps": steps, "seed": seed, "policies": policies}
+    return recipe | {"planner": planner_recipe()} if row.planner else recipe
 
 
 def is_current(row: Task, metadata: dict[str, Any]) -> bool:
-    """Whether a built dataset came from the behaviour policies that this version ships."""
-    built = metadata.get(BUILD_KEY, {}).get("policies", {})
-    shipped = build_recipe(row, 1, 0)["policies"]
+    """Whether a built dataset came from the behaviour that this version ships."""
+    built, shipped = metadata.get(BUILD_KEY, {}), build_recipe(row, 1, 0)
     hashes = [
-        {name: p.get("sha256") for name, p in policies.items()} for policies in (built, shipped)
+        {name: p.get("sha256") for name, p in recipe.get("policies", {}).items()}
+        for recipe in (built, shipped)
     ]
-    return hashes[0] == hashes[1]
+    return hashes[0] == hashes[1] and built.get("planner") == shipped.get("planner")
 
 
 def write_dataset(
@@ -123,7 +126,8 @@ def write_dataset(
         env_spec=env.spec,
         data_format="hdf5",
     )
-    packages = ("gymnasium", "mujoco")
+    brought_by = type(env.unwrapped).__module__.partition(".")[0].replace("_", "-")
+    packages = sorted({"gymnasium", "mujoco", brought_by})
     requirements = [f"{name}=={importlib.metadata.version(name)}" for name in packages]
     storage.update_metadata(
         {
@@ -171,6 +175,8 @@ def _is_built(dataset_id: str, recipe: dict[str, Any]) -> bool:
 
 def _episodes(row: Task, envs: list[gym.Env[Any, Any]], steps: int, seed: int) -> Iterator[Episode]:
     """The policies' episodes one policy after the other, each with its equal share of the steps."""
+    if row.planner:
+        yield from collect_steps(plan_episodes(envs[0], seed, row.horizon), steps)
     for index, name in enumerate(row.behaviors):
         share = steps * (index + 1) // len(row.behaviors) - steps * index // len(row.behaviors)
         policy = BehaviorPolicy.shipped(name)

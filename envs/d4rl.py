@@ -1,7 +1,7 @@
 """Import D4RL's original HDF5 files (Fu et al. 2020) into Minari's local store.
 
 A file holds all transitions in one row: observations, actions, rewards, terminals, timeouts, and in
-the newer ones next_observations; infos/* and metadata/* are left behind. An episode ends where
+the Gym-MuJoCo ones next_observations; infos/* and metadata/* are left behind. An episode ends where
 terminals or timeouts say so, where next_observations does not lead to the following row, and at the
 end of the file. Neither `d4rl` nor `gym` nor `mujoco_py` is needed.
 """
@@ -9,6 +9,7 @@ end of the file. Neither `d4rl` nor `gym` nor `mujoco_py` is needed.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from flowmdp.envs.collect import Episode
 from flowmdp.envs.outer import make_outer
 from flowmdp.envs.staging import dataset_lock, new_dataset
 from flowmdp.envs.store import is_present
-from flowmdp.envs.tasks import get_task
+from flowmdp.envs.tasks import TASKS, Task, get_task
 from flowmdp.errors import DatasetError
 
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
@@ -43,8 +44,9 @@ def import_d4rl(
     bootstraps from.
 
     Args:
-        file: The file, `hopper_medium-v2.hdf5`.
-        task: The task it belongs to, `hopper-medium`; its `-v4` environment gives the spaces.
+        file: The file, `hopper_medium-v2.hdf5` or `pen-human-v1.hdf5`.
+        task: The task it belongs to, `hopper-medium`; its environment of source "d4rl" gives the
+            spaces.
         clip_actions: Whether actions outside [-1, 1] are clipped; else they are an error.
         force: Whether to replace a dataset that was imported before.
 
@@ -54,11 +56,13 @@ def import_d4rl(
     Raises:
         UnknownTaskError: For an unknown task.
         DatasetError: When the file is torn, foreign, holds NaN, has other shapes than the task's
-            environment, was imported before, or the store cannot be written.
+            environment, bears the name of another task's file or of another version, was imported
+            before, or the store cannot be written.
     """
     row = get_task(task)
     dataset_id, path = row.dataset("d4rl"), Path(file)
     _refuse_to_replace(dataset_id, force)
+    _refuse_other_files(row, path.name)
     outer = make_outer(task, "d4rl")
     try:
         arrays = read_d4rl(path)
@@ -88,6 +92,23 @@ def _refuse_to_replace(dataset_id: str, force: bool) -> None:
         raise DatasetError(
             f"dataset {dataset_id} is there already: keep it, or replace it with --force "
             "(force=True)"
+        )
+
+
+def _refuse_other_files(row: Task, name: str) -> None:
+    """Refuse what D4RL named otherwise: another task's file, or another version of this one's."""
+    for other in TASKS.values():
+        if other.d4rl_file == name and other is not row:
+            raise DatasetError(
+                f"{name} is D4RL's file of {other.name}, not of {row.name}: import it with "
+                f"--task {other.name}"
+            )
+    stem, version = row.d4rl_file.rsplit("-v", 1)
+    found = re.fullmatch(rf"{re.escape(stem)}-v(\d+\.hdf5)", name)
+    if found and found[1] != version:
+        raise DatasetError(
+            f"{name} is another version of D4RL's data than {row.d4rl_file}, which task {row.name} "
+            "stands for: import that file"
         )
 
 

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from flowmdp.envs.build import build_dataset, is_current
+from flowmdp.envs.definition import as_defined
 from flowmdp.envs.info import dataset_info
 from flowmdp.envs.outer import make_outer
 from flowmdp.envs.reading import read_transitions
@@ -33,6 +34,9 @@ def load_dataset(
     clip_actions: bool = False,
 ) -> TransitionDataset:
     """Load a dataset of Minari's local store and check it against the task's outer environment.
+
+    Where it was recorded under another definition of rewards, ends or goals than the task's, a note
+    on stderr says so, and what was put right.
 
     Args:
         task: Name of the task, `hopper-medium`.
@@ -65,10 +69,13 @@ def load_dataset(
     outer = make_outer(task, source)
     try:
         obs_dim, action_dim = _check_spaces(row, source, metadata, outer)
+        dataset = read_transitions(metadata, obs_dim, action_dim)
+        _check_values(dataset, clip_actions)
+        dataset, notes = as_defined(row, dataset, metadata, outer)
     finally:
         outer.close()
-    dataset = read_transitions(metadata, obs_dim, action_dim)
-    _check_values(dataset, clip_actions)
+    for note in notes:
+        print(f"note: dataset {dataset_id}: {note}", file=sys.stderr)
     return dataset
 
 
@@ -96,7 +103,7 @@ def _check_spaces(
     """Compare the dataset's environment and spaces with the outer env's; (obs_dim, action_dim)."""
     dataset_id, env_id = metadata["dataset_id"], row.outer_env[source]
     recorded = _recorded_on(metadata)
-    if recorded is not None and recorded != env_id:
+    if recorded is not None and recorded not in (env_id, *row.same_robot):
         fitting = [name for name, env in row.outer_env.items() if env == recorded]
         cure = f"use --source {fitting[0]}" if fitting else "choose a dataset of that environment"
         raise DatasetError(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from flowmdp.envs.definition import as_defined
+from flowmdp.envs.outer import make_outer
 from flowmdp.envs.reading import flat_dimensions, read_transitions
 from flowmdp.envs.scores import normalized_score
 from flowmdp.envs.store import read_metadata
 from flowmdp.envs.tasks import TASKS, Task, get_task
+from flowmdp.errors import UnknownTaskError
 from flowmdp.transitions import TransitionDataset
 
 CLIPPED = 1 - 1e-6
@@ -28,21 +32,24 @@ def dataset_info(
     Returns:
         JSON-able: numbers, strings and dictionaries of them; see `describe`.
     """
-    dataset, row, metadata = open_dataset(name, source, dataset_id)
+    dataset, row, metadata, notes = open_dataset(name, source, dataset_id)
     return {
         "dataset": dataset.id,
         "task": row.name if row else "none of ours",
         "recorded_by": metadata.get("algorithm_name", "unknown"),
         "episodes": len(dataset.returns),
         "steps": len(dataset),
+        **({"notes": notes} if notes else {}),
         **describe(dataset, row),
     }
 
 
 def open_dataset(
     name: str, source: str | None = None, dataset_id: str | None = None
-) -> tuple[TransitionDataset, Task | None, dict[str, Any]]:
-    """Read a dataset of the local store as it is; nothing is built, downloaded or refused.
+) -> tuple[TransitionDataset, Task | None, dict[str, Any], list[str]]:
+    """Read a dataset of the local store; nothing is built, downloaded or refused.
+
+    Where the task is known the transitions are under its definition, as `load_dataset` gives them.
 
     Args:
         name: A task, `hopper-medium`, or any Minari id of the local store.
@@ -50,7 +57,8 @@ def open_dataset(
         dataset_id: Another Minari id; `name` must then be the task it is scored as.
 
     Returns:
-        The transitions, the task (None where the id belongs to none) and the metadata.
+        The transitions, the task (None where the id belongs to none), the metadata, and what was
+        recorded otherwise than the task is defined.
 
     Raises:
         UnknownTaskError: For an unknown task or source.
@@ -63,7 +71,18 @@ def open_dataset(
         row = get_task(name)
         dataset_id = dataset_id or row.dataset(source)
     metadata = read_metadata(dataset_id)
-    return read_transitions(metadata, *flat_dimensions(metadata)), row, metadata
+    dataset = read_transitions(metadata, *flat_dimensions(metadata))
+    if row is None:
+        return dataset, None, metadata, []
+    try:
+        outer = make_outer(row.name)
+    except UnknownTaskError as error:  # the robot is not installed; the data can be looked at
+        return dataset, row, metadata, [f"as recorded: {error}"]
+    with contextlib.closing(outer):
+        if dataset.observations.shape[1:] != outer.observation_space.shape:
+            return dataset, row, metadata, [f"its observations are not those of {row.name}"]
+        dataset, notes = as_defined(row, dataset, metadata, outer)
+    return dataset, row, metadata, notes
 
 
 def describe(dataset: TransitionDataset, row: Task | None = None) -> dict[str, Any]:
@@ -78,8 +97,9 @@ def describe(dataset: TransitionDataset, row: Task | None = None) -> dict[str, A
     starts = dataset.episode_starts
     lengths = np.diff(np.append(starts, len(dataset)))
     actions = np.abs(dataset.actions)
-    info: dict[str, Any] = {"return": _distribution(dataset.returns)}
-    scores = normalized_score(row.name, dataset.returns) if row else None
+    returns = dataset.returns_within(row.horizon) if row else dataset.returns
+    info: dict[str, Any] = {"return": _distribution(returns)}
+    scores = normalized_score(row.name, returns) if row else None
     if row and scores is not None:
         info["score"] = _distribution(scores)
         info["score_reference"] = row.reference_origin

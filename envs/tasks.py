@@ -4,16 +4,19 @@ Adding a task is adding a row to `TASKS`. The module uses the standard library o
 `import flowmdp` can register every id without importing a simulator.
 
 Sources:
-    builtin: rolled out here, offline, from small behaviour policies that come with the package.
+    builtin: rolled out here, offline, from small behaviour policies that come with the package, or
+        from the maze planner.
     minari: Farama's published datasets, in Minari's local store (`flowmdp data download`).
-    d4rl: the original D4RL files, imported into Minari's local store; recorded on `-v4` physics.
+    d4rl: the original D4RL files, imported into Minari's local store; recorded on `-v4` physics
+        (Gym-MuJoCo) or on D4RL's own Adroit environments.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from flowmdp.errors import DatasetError, UnknownTaskError
 
@@ -31,8 +34,18 @@ class Task:
         outer_env: Gymnasium id of the robot's environment, per source.
         datasets: Minari id of the recorded behaviour, per source; a missing source has none.
         horizon: Longest episode in outer steps.
+        d4rl_file: Name of D4RL's original file; empty where D4RL has none.
         behaviors: Names of the shipped policies that the builtin dataset is rolled out from, in
             equal shares; empty where the package ships none.
+        planner: Whether the builtin dataset is the maze planner's (`envs.maze_planner`) instead.
+        options: Keyword arguments of the robot's environment, JSON-able: what its id leaves open.
+        same_robot: Further ids of the same robot. The first registered one stands in where the
+            installed release no longer knows `outer_env`; datasets recorded on any of them fit.
+        wrapper: Wrapper around the environment, "module:Class", that mends what the installed
+            release does otherwise than the task means it; empty for none.
+        relabel: Function that gives recorded transitions the task's definition where the release
+            that recorded them did otherwise, "module:function"; empty for none.
+        extra: The package's optional extra that brings the environment; empty for none.
         default_source: What is used when no source is named.
         reference_min: Return that scores 0; None where nobody measured one.
         reference_max: Return that scores 100; None where nobody measured one.
@@ -43,7 +56,14 @@ class Task:
     outer_env: Mapping[str, str]
     datasets: Mapping[str, str]
     horizon: int
+    d4rl_file: str = ""
     behaviors: tuple[str, ...] = ()
+    planner: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    same_robot: tuple[str, ...] = ()
+    wrapper: str = ""
+    relabel: str = ""
+    extra: str = ""
     default_source: str = "builtin"
     reference_min: float | None = None
     reference_max: float | None = None
@@ -123,6 +143,7 @@ def _gym_mujoco(
                 outer_env={"builtin": f"{env}-v5", "minari": f"{env}-v5", "d4rl": f"{env}-v4"},
                 datasets=datasets,
                 horizon=1000,
+                d4rl_file=f"{robot}_{kind.replace('-', '_')}-v2.hdf5",
                 behaviors=behaviors.get(kind, ()),
                 reference_min=reference_min,
                 reference_max=reference_max,
@@ -132,10 +153,87 @@ def _gym_mujoco(
     return tuple(rows)
 
 
+MAZES = {
+    "open": ("Open", 300, (8.11, 218.74), (53.71, 230.13)),
+    "umaze": ("UMaze", 300, (15.05, 242.41), (69.58, 250.64)),
+    "medium": ("Medium", 600, (10.21, 476.73), (58.13, 486.99)),
+    "large": ("Large", 800, (5.60, 587.22), (40.45, 595.71)),
+}
+"""Maze -> its name in the environment's id, the id's own horizon, and the reference returns
+(random, planner) for the sparse and for the dense reward."""
+
+MAZE_OPTIONS = {"continuing_task": True, "reset_target": False}
+"""An episode keeps its goal and goes on after reaching it, until the horizon: the return counts the
+steps at the goal, as in D4RL's maze2d. Ending at the goal would make the dense return fall with
+skill; a new goal after each would leave the horizon to decide how many there are."""
+
+MAZE_ORIGIN = "ours: uniform random actions and the planner (benchmarks.pointmaze_references)"
+
+
+def _point_maze() -> tuple[Task, ...]:
+    """Rows of the point in its mazes, sparse and dense."""
+    rows = []
+    for maze, (env, horizon, sparse, dense) in MAZES.items():
+        for suffix, reward, references in (("", "", sparse), ("-dense", "Dense", dense)):
+            env_id = f"PointMaze_{env}{reward}-v3"
+            rows.append(
+                Task(
+                    name=f"pointmaze-{maze}{suffix}",
+                    outer_env={"builtin": env_id, "minari": env_id},
+                    datasets={
+                        "builtin": f"flowmdp/pointmaze/{maze}{suffix}-v0",
+                        "minari": f"D4RL/pointmaze/{maze}{suffix}-v2",
+                    },
+                    horizon=horizon,
+                    planner=True,
+                    options=MAZE_OPTIONS,
+                    wrapper="flowmdp.envs.point_maze:PointMaze",
+                    extra="robotics",
+                    reference_min=references[0],
+                    reference_max=references[1],
+                    reference_origin=MAZE_ORIGIN,
+                )
+            )
+    return tuple(rows)
+
+
+D4RL_ADROIT = "D4RL infos.py: random and expert policies on the -v0 Adroit environments"
+
+
+def _adroit(
+    robot: str, name: str, horizon: int, reference_min: float, reference_max: float
+) -> tuple[Task, ...]:
+    """Rows of one task of the Adroit hand; horizon, reward and ends are D4RL's in all sources."""
+    env_id = f"AdroitHand{name}-v1"
+    return tuple(
+        Task(
+            name=f"{robot}-{kind}",
+            outer_env={"minari": env_id, "d4rl": env_id},
+            datasets={"minari": f"D4RL/{robot}/{kind}-v2", "d4rl": f"d4rl/{robot}/{kind}-v1"},
+            horizon=horizon,
+            d4rl_file=f"{robot}-{kind}-v1.hdf5",
+            same_robot=(f"AdroitHand{name}-v2",),
+            wrapper=f"flowmdp.envs.adroit:D4RL{name}",
+            relabel=f"flowmdp.envs.adroit_data:relabel_{robot}",
+            extra="robotics",
+            default_source="minari",
+            reference_min=reference_min,
+            reference_max=reference_max,
+            reference_origin=D4RL_ADROIT,
+        )
+        for kind in ("human", "cloned", "expert")
+    )
+
+
 _ROWS = (
     *_gym_mujoco("hopper", "Hopper", -20.272305, 3234.3, HOPPER),
     *_gym_mujoco("halfcheetah", "HalfCheetah", -280.178953, 12135.0, {}),
     *_gym_mujoco("walker2d", "Walker2d", 1.629008, 4592.3, {}),
+    *_point_maze(),
+    *_adroit("pen", "Pen", 100, 96.262799, 3076.8331017826877),
+    *_adroit("hammer", "Hammer", 200, -274.856578, 12794.134825156867),
+    *_adroit("door", "Door", 200, -56.512833, 2880.5693087298737),
+    *_adroit("relocate", "Relocate", 200, -6.425911, 4233.877797728884),
 )
 
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}

@@ -57,3 +57,9 @@ class TransitionDataset:
     def returns(self) -> NDArray[np.float64]:
         """Undiscounted return of every episode, shape (episodes,)."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.episode_starts)
+
+    def returns_within(self, horizon: int) -> NDArray[np.float64]:
+        """Undiscounted return of the first `horizon` steps of every episode, shape (episodes,)."""
+        starts = self.episode_starts
+        step = np.arange(len(self)) - np.repeat(starts, np.diff(np.append(starts, len(self))))
+        return np.add.reduceat(np.where(step < horizon, self.rewards, 0.0), starts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from flowmdp.envs.build import write_dataset
@@ -32,10 +33,14 @@ def episode(
 
 
 def write(
-    dataset_id: str, episodes: Sequence[Episode], task: str = "hopper-medium", **metadata: Any
+    dataset_id: str,
+    episodes: Sequence[Episode],
+    task: str = "hopper-medium",
+    env: gym.Env[Any, Any] | None = None,
+    **metadata: Any,
 ) -> str:
-    """Write episodes as a dataset of the task's outer environment; returns its id."""
-    outer = make_outer(task)
+    """Write episodes as a dataset of the task's outer environment, or another; returns its id."""
+    outer = make_outer(task) if env is None else env
     with dataset_lock(dataset_id), new_dataset(dataset_id) as folder:
         write_dataset(folder, dataset_id, outer, episodes, metadata)
     outer.close()

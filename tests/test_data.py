@@ -50,6 +50,8 @@ def test_masks_and_boundaries_of_three_episodes() -> None:
     np.testing.assert_array_equal(data.previous_actions[[0, 3, 5]], 0)
     np.testing.assert_array_equal(data.previous_actions[4], episodes[1].actions[0])
     np.testing.assert_allclose(data.returns, [e.rewards.sum() for e in episodes], rtol=1e-6)
+    first = [e.rewards[:2].sum() for e in episodes]
+    np.testing.assert_allclose(data.returns_within(2), first, rtol=1e-6)
 
 
 episode_ends = st.lists(

@@ -44,6 +44,15 @@ def test_overlay_draws_beside_the_robot_only(dimensions: int) -> None:
     assert (drawn[20:460, 640 - 150 : 620] != 100).mean() > 0.9
 
 
+@pytest.mark.parametrize("dimensions", [3, 24])
+def test_the_middle_of_the_picture_stays_in_sight(dimensions: int) -> None:
+    frame = np.full((480, 640, 3), 100, np.uint8)
+    frame[230:250, 310:330] = (0, 255, 0)
+    overlay = FlowOverlay([f"joint {i}" for i in range(dimensions)], SIZE, "")
+    drawn = overlay.draw(frame, chain([0.5] * dimensions), "")
+    assert (drawn == (0, 255, 0)).all(axis=2).sum() == 400
+
+
 def test_overlay_shows_where_the_action_goes() -> None:
     """The disc of the executed action is higher for a larger action, and clipped at the bound."""
 

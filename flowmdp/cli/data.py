@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import Any
 
@@ -10,26 +11,39 @@ from rich.table import Table
 
 from flowmdp.cli.options import Build, Download, Import, Info
 from flowmdp.envs.build import build_dataset
+from flowmdp.envs.outer import EXTRAS
 from flowmdp.envs.store import is_present, list_datasets, read_metadata, store_root
-from flowmdp.envs.tasks import TASKS
+from flowmdp.envs.tasks import SOURCES, TASKS, Task
+from flowmdp.errors import ConfigurationError
+
+GETS = {"builtin": "build", "minari": "download", "d4rl": "import"}
+"""Source -> the `flowmdp data` command that brings its datasets here."""
 
 
 def print_tasks() -> None:
-    """One line per task."""
-    table = Table()
-    for name in ("task", "robot", "dataset", "here"):
-        table.add_column(name, overflow="fold")
+    """One line per task, and one column per source of data."""
+    table = Table(box=None, pad_edge=False)  # fits into 80 columns
+    for name in ("task", "robot", *SOURCES):
+        table.add_column(name, no_wrap=True)
     for task in TASKS.values():
-        dataset_id = task.datasets.get(task.default_source)
-        table.add_row(
-            task.name,
-            task.outer_env[task.default_source],
-            dataset_id or "none yet: --dataset ID",
-            "yes" if dataset_id and is_present(dataset_id) else "no",
-        )
+        cells = [_availability(task, source) for source in SOURCES]
+        table.add_row(task.name, task.outer_env[task.default_source], *cells)
     Console().print(table)
+    print("here: in the local store; build, download, import: what `flowmdp data` can do for it;")
+    print("-: there is none; *: the default source. A build runs by itself when it is needed.")
     print("The flow environment of a task is FlowMDP-<task>-v0, made by gymnasium.make.")
-    print("A built-in dataset that is not here is built when it is needed.")
+    for extra, module in EXTRAS.items():
+        if importlib.util.find_spec(module) is None:
+            names = ", ".join(task.name for task in TASKS.values() if task.extra == extra)
+            print(f'not installed: pip install "flowmdp[{extra}]" brings the robots of {names}')
+
+
+def _availability(task: Task, source: str) -> str:
+    """Whether a source's dataset is here, or what gets it."""
+    default = "*" if source == task.default_source else ""
+    if source not in task.datasets:
+        return f"-{default}"
+    return ("here" if is_present(task.datasets[source]) else GETS[source]) + default
 
 
 def build(options: Build) -> None:
@@ -81,7 +95,9 @@ def print_info(options: Info) -> None:
     """What is known of one dataset."""
     from flowmdp.envs.info import dataset_info, open_dataset
 
-    info = dataset_info(options.name, options.source)
+    if options.dataset is not None and "/" in options.name:
+        raise ConfigurationError("--dataset needs a task before it: flowmdp data info TASK")
+    info = dataset_info(options.name, options.source, options.dataset)
     table = Table(show_header=False, box=None)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -91,7 +107,7 @@ def print_info(options: Info) -> None:
     if options.plot is not None:
         from flowmdp.cli.data_plot import draw_dataset
 
-        dataset, _, _ = open_dataset(options.name, options.source)
+        dataset, *_ = open_dataset(options.name, options.source, options.dataset)
         print(f"drawn into {draw_dataset(dataset, options.plot)}")
 
 

@@ -27,7 +27,7 @@ Solver = Literal["euler", "midpoint", "heun"]
 
 @dataclass
 class Tasks:
-    """List the tasks: flow environment, robot, dataset, and whether the data is here.
+    """List the tasks: robot, and for every source whether the data is here or what gets it.
 
     A task is a robot and a kind of recorded behaviour. `hopper-medium` is the flow environment
     FlowMDP-hopper-medium-v0 and what `flowmdp train df-div hopper-medium` trains on.
@@ -45,15 +45,16 @@ class Tasks:
 
 @dataclass
 class Build:
-    """Build a task's dataset from the behaviour policies that come with the package.
+    """Build a task's dataset from the behaviour that comes with the package.
 
-    Rolls the policies out on this machine, without a network, into Minari's local store
+    Rolls policies or a planner out on this machine, without a network, into Minari's local store
     (MINARI_DATASETS_PATH, or ~/.minari/datasets). The same seed gives the same bytes. A build that
     is killed leaves nothing behind that loads as a dataset; just start it again.
 
     For example:
       flowmdp data build hopper-medium
       flowmdp data build hopper-medium --force
+      flowmdp data build pointmaze-umaze
     """
 
     task: Annotated[Positional[str], arg(metavar="TASK")]
@@ -94,12 +95,15 @@ class Info:
     For example:
       flowmdp data info hopper-medium
       flowmdp data info zoo/hopper/medium-v0 --plot medium.png
+      flowmdp data info hopper-medium --dataset zoo/hopper/medium-v0
     """
 
     name: Annotated[Positional[str], arg(metavar="TASK|ID")]
     """A task, or any dataset id of Minari's local store."""
     source: Source = None
     """For a task: which of its datasets; the task's default when not given."""
+    dataset: Annotated[Name, arg(metavar="ID")] = None
+    """For a task: any other dataset, under the task's definition and references."""
     plot: File = None
     """Draw returns, lengths and actions into this picture as well."""
 
@@ -138,14 +142,16 @@ class Import:
     """Import one of D4RL's original HDF5 files, for `--source d4rl`.
 
     Download the file yourself; d4rl, gym and mujoco_py are not needed. The dataset goes into
-    Minari's local store and belongs to the task's -v4 environment, the one of D4RL's numbers.
+    Minari's local store and belongs to the environment of D4RL's numbers: -v4 for Gym-MuJoCo, the
+    hand under D4RL's definitions for Adroit.
 
     For example:
       flowmdp data import hopper_medium-v2.hdf5 --task hopper-medium
+      flowmdp data import pen-human-v1.hdf5 --task pen-human
     """
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """D4RL's file, such as hopper_medium-v2.hdf5."""
+    """D4RL's file under D4RL's name, such as hopper_medium-v2.hdf5."""
     task: Annotated[str, arg(metavar="TASK")]
     """The task it belongs to."""
     clip_actions: bool = False

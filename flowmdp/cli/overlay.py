@@ -103,6 +103,12 @@ class FlowOverlay:
         image = Image.fromarray(frame)
         if image.size != self.size:
             image = image.resize(self.size)
+        if (
+            self.columns > 1
+        ):  # the panel is so wide that it would cover the middle, where the robot is
+            aside = Image.new("RGB", self.size, BACK[:3])
+            aside.paste(image, (-(self.panel[0] + 8) // 2, 0))
+            image = aside
         small = panel.resize(self.panel, Image.Resampling.BOX)
         mask = Image.new("L", self.panel, OPACITY)
         image.paste(small, (self.size[0] - self.panel[0] - 8, 8), mask)

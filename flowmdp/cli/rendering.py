@@ -82,10 +82,9 @@ def prepare_scene(env: Any, width: int, height: int) -> None:
         width: Of the frame, pixels.
         height: Of the frame, pixels.
     """
-    bare = env.unwrapped
-    model, renderer = getattr(bare, "model", None), getattr(bare, "mujoco_renderer", None)
-    if model is None or renderer is None:
+    if not all(env.has_wrapper_attr(name) for name in ("model", "mujoco_renderer")):
         return
+    model, renderer = env.get_wrapper_attr("model"), env.get_wrapper_attr("mujoco_renderer")
     model.vis.global_.offwidth, model.vis.global_.offheight = width, height
     renderer.width, renderer.height = width, height
     model.vis.quality.shadowsize = 0

@@ -31,6 +31,7 @@ from flowmdp.cli.plot import plot_run
 from flowmdp.cli.report import print_table, summarize, summarize_evaluations
 from flowmdp.cli.run_folder import RunFolder, free_folder, read_json, write_json
 from flowmdp.envs.outer import make_outer
+from flowmdp.envs.tasks import get_task
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.transitions import TransitionDataset
 
@@ -231,7 +232,8 @@ def _conclude(
     agent_outcome = outcome(agent.outer_policy())
     improves = isinstance(agent, DecisionFlow)
     behavior = outcome(agent.behavior_policy()) if improves else agent_outcome
-    recorded = {"episodes": len(data.returns), **summarize(task, data.returns.tolist())}
+    returns = data.returns_within(get_task(task).horizon).tolist()
+    recorded = {"episodes": len(returns), **summarize(task, returns)}
     seconds = history["seconds"] + time.perf_counter() - start
     rate = history["updates"] / history["update_seconds"] if history["update_seconds"] else None
     names = ("task", "source", "dataset_id", "algorithm", "seed", "steps", "flow_steps", "quick")
