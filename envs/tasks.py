@@ -93,33 +93,32 @@ class Task:
         """
         source = self.source(source)
         if source not in self.datasets:
-            yet = " yet" if source == "builtin" else ""
             raise DatasetError(
-                f"task {self.name} has no {source} dataset{yet}: name a Minari dataset of your own "
+                f"task {self.name} has no {source} dataset: name a Minari dataset of your own "
                 f"with --dataset ID (dataset_id=), or take another source "
                 f"({', '.join(self.datasets)})"
             )
         return self.datasets[source]
 
 
-KINDS = ("medium", "medium-replay", "medium-expert", "expert")
-"""What was recorded on a Gym-MuJoCo robot: a half-trained policy, the ladder of its earlier
-snapshots, half medium and half expert data, and a trained policy."""
-
 MINARI_KINDS = ("medium", "expert")
 """Kinds among Farama's datasets of `-v5`; there is no replay and no mixture."""
 
 
-HOPPER = {
-    "medium": ("hopper-medium",),
-    "medium-replay": (
-        *(f"ladder/hopper/step-{steps:07d}" for steps in range(50_000, 300_000, 50_000)),
-        "hopper-medium",
-    ),
-    "medium-expert": ("hopper-medium", "hopper-expert"),
-    "expert": ("hopper-expert",),
-}
-"""The shipped policies (envs/behaviors) behind every kind of builtin hopper data."""
+def _behaviors(robot: str, ladder: range) -> dict[str, tuple[str, ...]]:
+    """The shipped policies (envs/behaviors) behind every kind of builtin data of a robot.
+
+    Kinds: a half-trained policy, the ladder of its earlier snapshots up to it, half medium and half
+    expert data, and the trained policy. `ladder` holds the training steps of the snapshots.
+    """
+    medium, expert = f"{robot}-medium", f"{robot}-expert"
+    snapshots = (f"ladder/{robot}/step-{steps:07d}" for steps in ladder)
+    return {
+        "medium": (medium,),
+        "medium-replay": (*snapshots, medium),
+        "medium-expert": (medium, expert),
+        "expert": (expert,),
+    }
 
 
 def _gym_mujoco(
@@ -127,16 +126,17 @@ def _gym_mujoco(
     env: str,
     reference_min: float,
     reference_max: float,
-    behaviors: Mapping[str, tuple[str, ...]],
+    ladder: range,
 ) -> tuple[Task, ...]:
-    """Rows of one Gym-MuJoCo robot; `behaviors` holds the shipped policies behind each kind."""
+    """Rows of one Gym-MuJoCo robot; `ladder` as in `_behaviors`."""
     rows = []
-    for kind in KINDS:
-        datasets = {"d4rl": f"d4rl/{robot}/{kind}-v2"}
+    for kind, behaviors in _behaviors(robot, ladder).items():
+        datasets = {
+            "builtin": f"flowmdp/{robot}/{kind}-v0",
+            "d4rl": f"d4rl/{robot}/{kind}-v2",
+        }
         if kind in MINARI_KINDS:
             datasets["minari"] = f"mujoco/{robot}/{kind}-v0"
-        if kind in behaviors:
-            datasets["builtin"] = f"flowmdp/{robot}/{kind}-v0"
         rows.append(
             Task(
                 name=f"{robot}-{kind}",
@@ -144,7 +144,7 @@ def _gym_mujoco(
                 datasets=datasets,
                 horizon=1000,
                 d4rl_file=f"{robot}_{kind.replace('-', '_')}-v2.hdf5",
-                behaviors=behaviors.get(kind, ()),
+                behaviors=behaviors,
                 reference_min=reference_min,
                 reference_max=reference_max,
                 reference_origin=D4RL_GYM,
@@ -226,9 +226,9 @@ def _adroit(
 
 
 _ROWS = (
-    *_gym_mujoco("hopper", "Hopper", -20.272305, 3234.3, HOPPER),
-    *_gym_mujoco("halfcheetah", "HalfCheetah", -280.178953, 12135.0, {}),
-    *_gym_mujoco("walker2d", "Walker2d", 1.629008, 4592.3, {}),
+    *_gym_mujoco("hopper", "Hopper", -20.272305, 3234.3, range(50_000, 300_000, 50_000)),
+    *_gym_mujoco("halfcheetah", "HalfCheetah", -280.178953, 12135.0, range(100_000, 400_000, 100_000)),
+    *_gym_mujoco("walker2d", "Walker2d", 1.629008, 4592.3, range(100_000, 500_000, 100_000)),
     *_point_maze(),
     *_adroit("pen", "Pen", 100, 96.262799, 3076.8331017826877),
     *_adroit("hammer", "Hammer", 200, -274.856578, 12794.134825156867),

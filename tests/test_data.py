@@ -272,8 +272,6 @@ def test_absent_datasets_name_what_gets_them() -> None:
     ):
         with pytest.raises(DatasetError, match=match):
             load_dataset("hopper-medium", **options)
-    with pytest.raises(DatasetError, match=r"no builtin dataset yet.*--dataset"):
-        load_dataset("walker2d-medium")
     with pytest.raises(DatasetError, match=r"no minari dataset: .*another source"):
         load_dataset("walker2d-medium-replay", "minari")
 

@@ -31,7 +31,12 @@ from flowmdp.envs.datasets import list_datasets, load_dataset
 from flowmdp.envs.outer import make_outer
 from flowmdp.envs.snapshots import actor_weights
 from flowmdp.envs.store import dataset_folder, read_metadata
-from flowmdp.errors import ConfigurationError, DatasetError, FlowMDPError
+from flowmdp.errors import (
+    ConfigurationError,
+    DatasetError,
+    FlowMDPError,
+    UnknownTaskError,
+)
 
 TASK, ID = "hopper-medium", "flowmdp/hopper/medium-v0"
 
@@ -291,8 +296,8 @@ def test_numbers_out_of_range(options: dict[str, Any], match: str) -> None:
 
 
 def test_tasks_without_shipped_behaviour_say_so() -> None:
-    with pytest.raises(DatasetError, match=r"no builtin dataset yet.*--dataset"):
-        build_dataset("walker2d-medium", steps=10)
+    with pytest.raises(UnknownTaskError, match=r"door-human has no source 'builtin'.*minari"):
+        build_dataset("door-human", steps=10)
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", b"\xff" * 100])
