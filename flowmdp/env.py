@@ -23,10 +23,19 @@ from flowmdp.rewards import (
     divergence_reward,
 )
 from flowmdp.settings import FlowSettings
-from flowmdp.spaces import Layout, as_flow_action, check_dataset, outer_spaces, take_option
+from flowmdp.spaces import (
+    Layout,
+    as_flow_action,
+    check_dataset,
+    flat_outer,
+    outer_spaces,
+    take_option,
+)
 from flowmdp.transitions import TransitionDataset
 
 Float = NDArray[np.float32]
+
+NOT_RUNNING = "the episode has not started or has ended: call reset() first"
 
 
 class FlowMDPEnv(gym.Env[Float, Float]):
@@ -111,7 +120,8 @@ class FlowMDPEnv(gym.Env[Float, Float]):
     ## Arguments
     | Argument                  | Default     | Description                                       |
     |---------------------------|-------------|---------------------------------------------------|
-    | `outer`                   | None        | robot environment: observes a flat Box, acts in   |
+    | `outer`                   | None        | robot environment: observes a flat Box, or a Dict |
+    |                           |             | of them, which is flattened in its order; acts in |
     |                           |             | [-1, 1]; needed for `states="env"`                |
     | `flow_steps`              | 10          | flow steps per outer action, at least 1 [ours]    |
     | `reward`                  | `"return"`  | "return", "direction", "divergence" or "data"     |
@@ -159,7 +169,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         self.include_time = self.settings.include_time
         self.include_previous_action = self.settings.include_previous_action
         self.task, self.source = task, source
-        self.outer = outer
+        self.outer = outer = flat_outer(outer) if outer is not None else None
         self._dataset = dataset
         if outer is None and self.settings.states == "env":
             raise ConfigurationError(
@@ -232,7 +242,9 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         Raises:
             ResetNeededError: Inside a chain, or before a reset.
         """
-        if self._k or not self._running:
+        if not self._running:
+            raise ResetNeededError(NOT_RUNNING)
+        if self._k:
             raise ResetNeededError("noise can only be set at the start of a chain")
         self._x_t = as_flow_action(noise, self._low.shape)
 
@@ -250,7 +262,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
             ResetNeededError: Before the first reset and after the end of an episode.
         """
         if not self._running:
-            raise ResetNeededError("the episode has not started or has ended: call reset() first")
+            raise ResetNeededError(NOT_RUNNING)
         velocity = self._bounded(action) * self._scale
         if self._plain:
             self._x_t = flow_step(self._x_t, velocity, self.flow_steps)

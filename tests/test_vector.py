@@ -160,6 +160,11 @@ def test_make_vec(hopper_data: Path) -> None:
         made.close()
 
 
+def test_latent_noise_is_vectorised_by_gymnasium() -> None:
+    with pytest.raises(ConfigurationError, match=r"not on 'noise': use vectorization_mode='sync'"):
+        gym.make_vec("FlowMDP-hopper-medium-v0", num_envs=2, decision="noise")
+
+
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
