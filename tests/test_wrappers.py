@@ -91,6 +91,18 @@ def test_record_video(mode: str, tmp_path: Path) -> None:
     assert seconds == pytest.approx(frames / 20, abs=0.01)
 
 
+def test_record_video_around_the_robot(tmp_path: Path) -> None:
+    """There a step is an action: one frame each, and nothing to warn of."""
+    robot = gym.wrappers.RecordVideo(
+        PointRobot(render_mode="rgb_array"), str(tmp_path / "film"), disable_logger=True
+    )
+    env = FlowMDPEnv(robot, flow_steps=4)
+    play(env, 12)
+    env.close()
+    frames, _ = count_frames_and_secs(tmp_path / "film" / "rl-video-episode-0.mp4")
+    assert frames == 4
+
+
 def test_record_video_of_hopper(gl: str, tmp_path: Path) -> None:
     """By id: ten flow steps are one more frame of the film, at the robot's own frame rate."""
     env = gym.make("FlowMDP-hopper-medium-v0", render_mode="rgb_array_list")
