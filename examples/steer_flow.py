@@ -54,7 +54,8 @@ def main(config: Config) -> dict[str, float]:
     pay = {"reward": "divergence", "rho": config.rho, "autoreset_mode": "SameStep"}
     chains: Any = gym.make_vec(HOPPER, num_envs=config.chains, **pay, **settings)
     envs = VecNormalize(VecMonitor(FlowVecEnv(chains.unwrapped)), gamma=1.0)
-    ppo: dict[str, Any] = {"n_steps": config.rollout, "batch_size": 1_024, "seed": config.seed}
+    tenth = max(64, config.chains * config.rollout // 10)
+    ppo: dict[str, Any] = {"n_steps": config.rollout, "batch_size": tenth, "seed": config.seed}
     ppo |= {"gamma": 1.0, "gae_lambda": 1.0}  # an episode is one chain: nothing to discount
     ppo |= {"policy_kwargs": {"log_std_init": -1.0}}  # explore near the clone
     agent = PPO("MlpPolicy", envs, device="cpu", **ppo).learn(config.steps)
