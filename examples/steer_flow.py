@@ -51,7 +51,7 @@ def mean_return(env: gym.Env[Any, Any], act: Callable[[Any], Any], episodes: int
 def main(config: Config) -> dict[str, float]:
     """Returns the mean return of random flow actions, of the clone, and of PPO."""
     settings: dict[str, Any] = {"checkpoint": str(config.checkpoint), "action_mode": "residual"}
-    pay = {"reward": "divergence", "rho": config.rho, "autoreset_mode": "SameStep"}
+    pay: dict[str, Any] = {"reward": "divergence", "rho": config.rho, "autoreset_mode": "SameStep"}
     chains: Any = gym.make_vec(HOPPER, num_envs=config.chains, **pay, **settings)
     envs = VecNormalize(VecMonitor(FlowVecEnv(chains.unwrapped)), gamma=1.0)
     tenth = max(64, config.chains * config.rollout // 10)

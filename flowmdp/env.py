@@ -269,7 +269,8 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         if not self._running:
             raise ResetNeededError(NOT_RUNNING)
         velocity = self._bounded(action) * self._scale
-        reward, info = 0.0, {}
+        reward = 0.0
+        info: dict[str, Any] = {}
         if self._plain:
             self._x_t = flow_step(self._x_t, velocity, self._divisor)
         else:
