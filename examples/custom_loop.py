@@ -1,6 +1,6 @@
 """A hand-written RL loop on the flow MDP: REINFORCE, in plain Gymnasium and torch.
 
-    python examples/custom_loop.py --episodes 400
+    python examples/custom_loop.py --episodes 1000
 
 The environment is the generation of the hopper's actions, so the policy chooses velocities: ten of
 them carry a noise x_0 to one action of the robot. The sum of rewards is the robot's return.
@@ -24,7 +24,7 @@ class Config:
     """Train a Gaussian velocity policy by REINFORCE."""
 
     env_id: str = "FlowMDP-hopper-medium-v0"
-    episodes: int = 400
+    episodes: int = 1_000
     batch: int = 10  # episodes per gradient step
     gamma: float = 0.99  # per action of the robot; inside a chain nothing is discounted
     learning_rate: float = 3e-3

@@ -29,20 +29,15 @@ from flowmdp.envs.snapshots import write_snapshot
 class Config:
     """Train a behaviour policy and write its snapshots."""
 
-    env_id: str = "Hopper-v5"
-    """Gymnasium id of the robot's environment."""
+    env_id: str = "Hopper-v5"  # Gymnasium id of the robot's environment
     algorithm: Literal["sac", "ppo"] = "sac"
     """SAC needs fewer steps; PPO (observations and rewards normalised) needs less time."""
-    steps: int = 500_000
-    """Environment steps."""
+    steps: int = 500_000  # of the environment
     seed: int = 0
     out: Path = Path("behavior/hopper")
-    every: int = 25_000
-    """Steps between two snapshots."""
-    threads: int = 1
-    """CPU threads for torch."""
-    learning_starts: int = 10_000
-    """Random steps before SAC's first update (10,000: RL Zoo's setting for Hopper)."""
+    every: int = 25_000  # steps between two snapshots
+    threads: int = 1  # CPU threads for torch
+    learning_starts: int = 10_000  # random steps before SAC's first update (RL Zoo's for Hopper)
     log_std_init: float = 0.0
     """PPO's first log standard deviation; -1 and -2 (RL Zoo) clip fewer actions."""
 

@@ -86,6 +86,7 @@ def make_flow_vector_env(
     num_envs: int = 1,
     source: str | None = None,
     *,
+    decision: str = "velocity",
     checkpoint: str | None = None,
     dataset_id: str | None = None,
     autoreset_mode: str = "NextStep",
@@ -98,6 +99,7 @@ def make_flow_vector_env(
         task: Name of the task, `hopper-medium`.
         num_envs: Number of chains.
         source: "builtin", "minari" or "d4rl"; None takes the task's default.
+        decision: Must be "velocity".
         checkpoint: File that holds a critic and a behaviour flow, as for `make_flow_env`.
         dataset_id: Minari id of another dataset with the task's outer environment.
         autoreset_mode: "NextStep", "SameStep" or "Disabled".
@@ -115,6 +117,11 @@ def make_flow_vector_env(
     source = get_task(task).source(source)
     if render_mode is not None:
         raise ConfigurationError("the vector environment has no robot to render")
+    if decision != "velocity":
+        raise ConfigurationError(
+            f"the vector environment decides on velocities, not on {decision!r}: use "
+            "vectorization_mode='sync' or 'async'"
+        )
     needed = vector_settings(settings).models
     critic, behavior = _models(task, source, checkpoint, needed)
     return FlowMDPVectorEnv(

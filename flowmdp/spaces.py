@@ -7,7 +7,8 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
+from gymnasium.wrappers import FlattenObservation
 from numpy.typing import NDArray
 
 from flowmdp.errors import ActionError, ConfigurationError
@@ -68,6 +69,26 @@ class Layout:
             low[self.previous_action], high[self.previous_action] = -1.0, 1.0
             low[-1], high[-1] = 0.0, 1.0
         return Box(low, high, dtype=np.float32)
+
+
+def flat_outer(outer: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """The robot, with a Dict of flat Boxes (as PointMaze observes) strung together to one Box.
+
+    The parts follow one another in the order of the Dict, which Gymnasium sorts by name.
+
+    Raises:
+        ConfigurationError: For a Dict that holds anything but flat Boxes; the message names it.
+    """
+    space = outer.observation_space
+    if not isinstance(space, Dict):
+        return outer
+    for name, part in space.items():
+        if not isinstance(part, Box) or len(part.shape) != 1:
+            raise ConfigurationError(
+                f"the outer environment's observation {name!r} is {part}, not a flat Box: flatten "
+                "it or leave it out with gymnasium.wrappers.TransformObservation"
+            )
+    return FlattenObservation(outer)
 
 
 def outer_spaces(

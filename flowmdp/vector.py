@@ -210,9 +210,8 @@ class FlowMDPVectorEnv(VectorEnv[Array, Array, Array]):
             )
         self._frames[rows] = 0.0
         if state is None:
-            size = len(self.dataset)
-            draws = [self._generators[i].integers(size) for i in rows]
-            self._read_dataset(rows, np.array(draws))
+            draws = np.array([self._generators[i].random() for i in rows])
+            self._read_dataset(rows, (draws * len(self.dataset)).astype(np.intp))
         else:
             self._frames[rows, layout.state] = np.broadcast_to(state, (n, layout.obs_dim))[rows]
         if noise is None:
@@ -225,8 +224,11 @@ class FlowMDPVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _noise(self, rows: Rows) -> Array:
         """N(0, I), one row per chain, each from the chain's own generator."""
-        size, indices = self.layout.action_dim, np.arange(self.num_envs)[rows]
-        return np.stack([self._generators[i].standard_normal(size, np.float32) for i in indices])
+        indices = np.arange(self.num_envs)[rows]
+        noise = np.empty((len(indices), self.layout.action_dim), np.float32)
+        for i, row in zip(indices, noise, strict=True):
+            self._generators[i].standard_normal(None, np.float32, row)
+        return noise
 
     def _read_dataset(self, rows: NDArray[np.intp], index: NDArray[np.intp]) -> None:
         data, layout = self.dataset, self.layout

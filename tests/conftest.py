@@ -81,3 +81,15 @@ def runs(hopper_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         for name, folder in folders.items():
             assert main(tiny_run(name, folder)) == 0
     return folders
+
+
+@pytest.fixture(scope="session")
+def gl() -> str:
+    """A working OpenGL backend; tests that draw robots are skipped without one."""
+    from flowmdp.cli.rendering import choose_backend
+    from flowmdp.errors import RenderingError
+
+    try:
+        return choose_backend()
+    except RenderingError as error:
+        pytest.skip(str(error))

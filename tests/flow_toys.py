@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
 from numpy.typing import NDArray
 
 from flowmdp.env import FlowMDPEnv
@@ -46,6 +46,26 @@ class PointRobot(gym.Env[NDArray[np.float64], Float]):
         return np.full((8, 8, 3), self.steps, np.uint8) if self.render_mode else None
 
 
+class GoalRobot(gym.ObservationWrapper[dict[str, NDArray[np.float64]], Float, Any]):
+    """The point robot with a goal, observed as PointMaze and Fetch do: a Dict of three Boxes."""
+
+    goal = np.array([0.5, -0.5])
+
+    def __init__(self) -> None:
+        super().__init__(PointRobot())
+        box = Box(-np.inf, np.inf, (2,), np.float64)
+        names = ("observation", "achieved_goal", "desired_goal")
+        space: gym.Space[Any] = Dict({name: box for name in names})
+        self.observation_space = space
+
+    def observation(self, observation: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        return {
+            "observation": observation,
+            "achieved_goal": observation,
+            "desired_goal": self.goal,
+        }
+
+
 def toy_dataset(size: int = 40, obs_dim: int = 2, action_dim: int = 2) -> TransitionDataset:
     """Episodes of 10 steps with random contents."""
     rng = np.random.default_rng(0)
@@ -70,6 +90,12 @@ def toy_dataset(size: int = 40, obs_dim: int = 2, action_dim: int = 2) -> Transi
 def critic(observations: Float, actions: Float) -> Float:
     """The value -||a - s||^2 of the point robot: best is to act as observed."""
     value: Float = -np.square(actions - observations).sum(-1)
+    return value
+
+
+def aim(observations: Float, actions: Float) -> Float:
+    """A critic with a known optimum: value 0 for the action (0.5, -0.5), at every state."""
+    value: Float = -np.square(actions - np.array([0.5, -0.5], np.float32)).sum(-1)
     return value
 
 

@@ -18,7 +18,7 @@ from flowmdp.errors import UnknownTaskError
 from flowmdp.mdp import flow_step
 from flowmdp.settings import VELOCITY_SCALE
 from flowmdp.solver import integrate
-from tests.flow_toys import PointRobot, behavior, critic, make_toy, toy_dataset
+from tests.flow_toys import GoalRobot, PointRobot, behavior, critic, make_toy, toy_dataset
 
 IDS = sorted(name for name in gym.registry if name.startswith("FlowMDP-"))
 
@@ -101,44 +101,19 @@ def test_unversioned_id_and_module_prefix() -> None:
     assert not hasattr(env.unwrapped, "compute_reward") and "torch" not in env.metadata
 
 
-@pytest.mark.parametrize("wrapper", ["statistics", "limit", "normalize", "flatten", "transform"])
-def test_gymnasium_wrappers(wrapper: str) -> None:
-    env: gym.Env[Any, Any] = make_toy()
-    env = {
-        "statistics": lambda: gym.wrappers.RecordEpisodeStatistics(env),
-        "limit": lambda: gym.wrappers.TimeLimit(env, 30),
-        "normalize": lambda: gym.wrappers.NormalizeObservation(env),
-        "flatten": lambda: gym.wrappers.FlattenObservation(env),
-        "transform": lambda: gym.wrappers.TransformReward(env, lambda r: 2 * float(r)),
-    }[wrapper]()
-    env.reset(seed=0)
-    for _ in range(30):
-        observation, _, _, truncated, _ = env.step(np.zeros(2, np.float32))
-    assert truncated == (wrapper == "limit") and observation.shape == (5,)
-
-
-def test_cleanrl_stack() -> None:
-    """The wrappers of CleanRL's continuous-action PPO, from nothing but the id."""
-
-    def make() -> gym.Env[Any, Any]:
-        env = gym.make("FlowMDP-hopper-medium-v0")
-        env = gym.wrappers.FlattenObservation(env)
-        env = gym.wrappers.RecordEpisodeStatistics(env)
-        env = gym.wrappers.ClipAction(env)
-        env = gym.wrappers.NormalizeObservation(env)
-        env = gym.wrappers.TransformObservation(env, lambda o: o.clip(-10, 10), None)
-        env = gym.wrappers.NormalizeReward(env)
-        return gym.wrappers.TransformReward(env, lambda r: max(-10.0, min(10.0, float(r))))
-
-    envs = gym.vector.SyncVectorEnv([make] * 2)
-    envs.reset(seed=1)
-    envs.action_space.seed(1)
-    finished = 0
-    for _ in range(600):
-        *_, infos = envs.step(envs.action_space.sample())
-        finished += int(np.sum(infos.get("_episode", 0)))
-    assert finished > 0
-    envs.close()
+def test_dict_observations_are_strung_together() -> None:
+    """As of PointMaze: the parts in the order of the Dict, which sorts its keys."""
+    outer = GoalRobot()
+    env = FlowMDPEnv(outer, flow_steps=2)
+    check_flow_env(env)
+    observation, _ = env.reset(seed=0)
+    assert env.outer_observation_space.shape == (6,)
+    position = outer.get_wrapper_attr("position")
+    parts = [position, outer.goal, position]  # achieved, desired, observation
+    assert np.array_equal(observation[:6], np.concatenate(parts).astype(np.float32))
+    observation, *_ = play_chain(env, np.array([0.1, 0.2], np.float32))
+    position = outer.get_wrapper_attr("position")
+    assert np.array_equal(observation[4:6], position.astype(np.float32))
 
 
 # -- equality with the mathematics ------------------------------------------------------------

@@ -12,22 +12,11 @@ import pytest
 
 from examples import custom_loop, draw_flow, record_video, sb3_style, train_behavior
 from flowmdp.agents import FlowBC
-from flowmdp.cli.rendering import choose_backend
 from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.datasets import load_dataset
 from flowmdp.envs.outer import make_outer
-from flowmdp.errors import RenderingError
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="session")
-def gl() -> str:
-    """A working OpenGL backend; tests that draw robots are skipped without one."""
-    try:
-        return choose_backend()
-    except RenderingError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

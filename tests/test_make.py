@@ -8,8 +8,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3 import SAC
 
-from examples import steer_flow
+from examples import steer_flow, tune_on_robot
 from flowmdp.agents import DFDiv, FlowBC, load_models, pretrained_path
 from flowmdp.checks import check_flow_env
 from flowmdp.errors import CheckpointError, ConfigurationError, FlowMDPError
@@ -98,9 +99,19 @@ def test_a_task_without_shipped_models_says_what_to_run() -> None:
         gym.make("FlowMDP-walker2d-medium-v0", reward="divergence")
 
 
-@pytest.mark.parametrize("decision", ["noise", "velocity"])
-def test_steering_example(checkpoint: str, decision: str) -> None:
-    config = steer_flow.Config(
-        Path(checkpoint), decision=decision, steps=70, rollout=64, episodes=1
-    )
+def test_steering_example(checkpoint: str, hopper_data: Path) -> None:
+    config = steer_flow.Config(Path(checkpoint), steps=70, chains=2, rollout=32, episodes=1)
     assert len(steer_flow.main(config)) == 3
+
+
+def test_tuning_example() -> None:
+    returns = tune_on_robot.main(
+        tune_on_robot.Config(steps=3_072, robots=2, rollout=384, flow_steps=1, epochs=1)
+    )
+    assert len(returns) == 1 and returns[0] > 100
+
+
+def test_sac_on_the_noise_of_a_live_robot(checkpoint: str) -> None:
+    """Unchanged, by id; that it learns is shown on a toy."""
+    env = gym.make(HOPPER, decision="noise", checkpoint=checkpoint)
+    SAC("MlpPolicy", env, learning_starts=20, **SMALL).learn(30)

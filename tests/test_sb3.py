@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
+from sb3_contrib import TQC
 from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from flowmdp.env import FlowMDPEnv
-from flowmdp.errors import ActionError, ConfigurationError
+from flowmdp.errors import ActionError, ConfigurationError, ResetNeededError
 from flowmdp.noise import LatentNoiseEnv
 from flowmdp.sb3 import FlowReplayBuffer, FlowVecEnv
 from flowmdp.vector import FlowMDPVectorEnv
-from tests.flow_toys import PointRobot, behavior, critic, toy_dataset
+from tests.flow_toys import PointRobot, aim, behavior, critic, toy_dataset
 
 
 def chains(num_envs: int = 4, **arguments: Any) -> FlowVecEnv:
@@ -94,38 +95,44 @@ class Steady(gym.Env[Any, Any]):
         return np.zeros(1, np.float32), 1.0, False, False, {}
 
 
-def learned_value(replay_buffer_class: Any, **kwargs: Any) -> float:
-    """What TD3 believes at the start of a chain of 3 flow steps, with gamma = 0.5."""
+def learned_value(algorithm: Any, replay_buffer_class: Any, **kwargs: Any) -> float:
+    """What an algorithm believes at the start of a chain of 3 flow steps, with gamma = 0.5."""
     torch.set_num_threads(1)
-    agent = TD3(
+    settings: dict[str, Any] = {"policy_kwargs": {"net_arch": [32, 32]}}
+    if algorithm is TQC:  # values without entropies
+        settings = {"policy_kwargs": {"net_arch": [32, 32], "n_quantiles": 5}, "ent_coef": 0.0}
+    agent = algorithm(
         "MlpPolicy",
         FlowMDPEnv(Steady(), flow_steps=3),
         gamma=0.5,
         learning_rate=3e-3,
         tau=0.1,
-        policy_kwargs={"net_arch": [32, 32]},
         replay_buffer_class=replay_buffer_class,
         replay_buffer_kwargs=kwargs,
         learning_starts=300,
         seed=0,
         device="cpu",
+        **settings,
     )
     agent.learn(300)
     agent.train(gradient_steps=700, batch_size=128)
     starts = torch.tensor([[0.0, x, 0.0] for x in (-1.0, 0.0, 1.0)])
-    with torch.no_grad():
-        values, _ = agent.critic(starts, agent.actor(starts))
-    return float(values.mean())
+    with torch.no_grad():  # two critics, or two sets of quantiles: their mean is the value
+        answer = agent.critic(starts, agent.actor(starts))
+    return float(np.mean([values.numpy() for values in answer]))
 
 
-def test_learned_value_is_the_outer_one() -> None:
+@pytest.mark.parametrize("algorithm", [TD3, TQC])
+def test_learned_value_is_the_outer_one(algorithm: Any) -> None:
     """1 / (1 - 0.5) = 2, seen through two undiscounted flow steps."""
-    assert learned_value(FlowReplayBuffer, gamma=0.5) == pytest.approx(2, abs=0.1)
+    value = learned_value(algorithm, FlowReplayBuffer, gamma=0.5)
+    assert value == pytest.approx(2, abs=0.1)
 
 
-def test_plain_buffer_learns_another_value() -> None:
+@pytest.mark.parametrize("algorithm", [TD3, TQC])
+def test_plain_buffer_learns_another_value(algorithm: Any) -> None:
     """Negative control: one gamma for every step is 0.5^3 outside, 0.5^2 / (1 - 0.5^3) = 0.286."""
-    assert learned_value(None) == pytest.approx(0.25 / 0.875, abs=0.1)
+    assert learned_value(algorithm, None) == pytest.approx(0.25 / 0.875, abs=0.1)
 
 
 def test_buffer_keeps_discount_and_transition_together() -> None:
@@ -149,6 +156,7 @@ def test_buffer_keeps_discount_and_transition_together() -> None:
 # -- anybody's algorithm ----------------------------------------------------------------------
 
 
+ORIGIN = np.zeros(2, np.float32)
 LEVEL = -0.3
 """Mean value of the executed action on the toy that counts as learned; the optimum is 0."""
 
@@ -167,11 +175,6 @@ def mean_reward(agent: Any, env: Any, episodes: int = 200) -> float:
         total += rewards
         count += int(dones.sum())
     return float(total.sum() / count)
-
-
-def aim(observations: Any, actions: Any) -> Any:
-    """A critic with a known optimum: value 0 for the action (0.5, -0.5), at every state."""
-    return -np.square(actions - np.array([0.5, -0.5], np.float32)).sum(-1)
 
 
 def toy_chains(num_envs: int = 16) -> FlowVecEnv:
@@ -209,11 +212,13 @@ def test_ppo_learns_a_toy() -> None:
 
 def test_random_flow_actions_do_not_reach_the_level() -> None:
     """Nor does the executed action 0, the mean of the noise, whose value is -0.5."""
-    assert mean_reward(None, toy_chains()) < -1.5 < aim(None, np.zeros(2)) < LEVEL
+    assert mean_reward(None, toy_chains()) < -1.5 < float(aim(ORIGIN, ORIGIN)) < LEVEL
 
 
-@pytest.mark.parametrize("algorithm", [SAC, TD3])
+@pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
 def test_off_policy_learns_a_toy(algorithm: Any) -> None:
+    # the default bonus for entropy, 1 at first, is larger than anything this toy pays
+    bonus = {} if algorithm is TD3 else {"ent_coef": "auto_0.1"}
     agent = algorithm(
         env=toy_chains(),
         learning_rate=3e-3,
@@ -223,9 +228,10 @@ def test_off_policy_learns_a_toy(algorithm: Any) -> None:
         learning_starts=640,
         replay_buffer_class=FlowReplayBuffer,
         replay_buffer_kwargs={"gamma": 0.99},
+        **bonus,
         **small(),
     )
-    agent.learn(16 * 450)
+    agent.learn(16 * 500)
     assert mean_reward(agent, toy_chains()) > LEVEL
 
 
@@ -260,6 +266,37 @@ def test_noise_decides_the_executed_action() -> None:
     assert np.array_equal(first, env.reset(seed=3)[0])
 
 
+def quarter() -> LatentNoiseEnv:
+    """Paid for the executed action, a quarter of the noise: (2, -2) is best, which earns 0."""
+    flow = FlowMDPEnv(
+        states="dataset",
+        dataset=toy_dataset(),
+        reward="direction",
+        critic=aim,
+        behavior=follow,
+        action_mode="residual",
+        flow_steps=2,
+    )
+    return LatentNoiseEnv(flow)
+
+
+def test_sac_learns_which_noise_to_start_from() -> None:
+    """Gaussian noise, the frozen flow as it is, earns -0.6 in the mean; noise 0 earns -0.5."""
+    env = quarter()
+    rng = np.random.default_rng(0)
+    plain = aim(ORIGIN, rng.standard_normal((1_000, 2), np.float32) / np.float32(4))
+    assert plain.mean() < -0.5
+    agent = SAC(env=env, learning_rate=3e-3, batch_size=64, learning_starts=100, **small())
+    agent.learn(500)
+    observation, _ = env.reset(seed=0)
+    rewards = []
+    for _ in range(20):
+        _, reward, *_ = env.step(agent.predict(observation, deterministic=True)[0])
+        rewards.append(reward)
+        observation, _ = env.reset()
+    assert np.mean(rewards) > -0.1
+
+
 def test_latent_noise_contract_and_sac() -> None:
     from gymnasium.utils.env_checker import check_env
     from stable_baselines3.common.env_checker import check_env as check_sb3_env
@@ -280,6 +317,8 @@ def test_latent_noise_bad_input() -> None:
     for bad in (np.zeros(3, np.float32), np.full(2, np.nan, np.float32)):
         with pytest.raises(ActionError):
             env.step(bad)
+    with pytest.raises(ResetNeededError, match=r"call reset\(\)"):
+        steered().step(np.zeros(2, np.float32))
     with pytest.raises(ConfigurationError, match="unknown decision"):
         gym.make("FlowMDP-hopper-medium-v0", decision="all")
     with pytest.raises(ConfigurationError, match="decision='noise'"):

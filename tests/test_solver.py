@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowmdp.errors import ConfigurationError
-from flowmdp.path import PATHS, get_path, linear_path, linear_velocity
+from flowmdp.path import PATHS, Path, get_path, linear_path, linear_velocity
 from flowmdp.solver import SOLVERS, integrate
 
 Array = NDArray[np.float64]
@@ -85,6 +85,37 @@ def test_the_trigonometric_path_is_curved() -> None:
     middle = PATHS["trigonometric"].point(x_0, x_1, 0.5)
     assert np.linalg.norm(middle) == pytest.approx(1)
     assert np.linalg.norm(linear_path(x_0, x_1, 0.5)) == pytest.approx(0.5**0.5)
+
+
+def marginal_velocity(path: Path, x: Array, t: float, mean: float, std: float) -> Array:
+    """E[dx_t/dt | x_t] on any path x_t = a x_0 + b x_1 from N(0, 1) to N(mean, std^2).
+
+    The path's coefficients a and b and their rates are read off it: it is linear in its ends.
+    """
+    one, none = np.ones(1), np.zeros(1)
+    a, b = path.point(one, none, t), path.point(none, one, t)
+    rate_a, rate_b = path.velocity(one, none, t), path.velocity(none, one, t)
+    variance = a**2 + (b * std) ** 2
+    slope = (a * rate_a + b * rate_b * std**2) / variance
+    velocity: Array = rate_b * mean + slope * (x - b * mean)
+    return velocity
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+@pytest.mark.parametrize("name", sorted(PATHS))
+def test_flow_of_every_path_carries_noise_to_the_data(name: str, solver: str) -> None:
+    """Quantiles to quantiles, because a flow in one dimension keeps their order."""
+    x_0 = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    x_1 = integrate(
+        lambda x, t: marginal_velocity(get_path(name), x, t, 0.6, 0.5), x_0, 100, solver
+    )
+    assert x_1 == pytest.approx(0.6 + 0.5 * x_0, abs=2e-3)
+
+
+def test_paths_differ_on_the_way() -> None:
+    """Both carry noise to the same data, by other velocities."""
+    fields = [marginal_velocity(PATHS[name], np.ones(1), 0.5, 0.6, 0.5) for name in PATHS]
+    assert abs(fields[0] - fields[1]) > 0.1
 
 
 def test_bad_input() -> None:

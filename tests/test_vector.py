@@ -139,7 +139,8 @@ def test_seeds_none_go_on_and_lists_are_taken() -> None:
 
 
 def test_make_vec(hopper_data: Path) -> None:
-    env = gym.make_vec("FlowMDP-hopper-medium-v0", num_envs=3, flow_steps=2)
+    with pytest.warns(UserWarning, match="latest versioned"):
+        env = gym.make_vec("FlowMDP-hopper-medium", num_envs=3, flow_steps=2)
     assert isinstance(env.unwrapped, FlowMDPVectorEnv) and env.num_envs == 3
     wrapped = gym.wrappers.vector.RecordEpisodeStatistics(env)
     wrapped.reset(seed=0)
@@ -158,6 +159,11 @@ def test_make_vec(hopper_data: Path) -> None:
     live.reset(seed=0)
     for made in (env, sync, live):
         made.close()
+
+
+def test_latent_noise_is_vectorised_by_gymnasium() -> None:
+    with pytest.raises(ConfigurationError, match=r"not on 'noise': use vectorization_mode='sync'"):
+        gym.make_vec("FlowMDP-hopper-medium-v0", num_envs=2, decision="noise")
 
 
 @pytest.mark.parametrize(
