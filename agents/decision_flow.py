@@ -73,7 +73,9 @@ class DecisionFlow(FlowAlgorithm):
             state; `Anchor` holds it by steering rho. None keeps rho fixed.
         critic: "iql" (frozen after pre-training) or "td" (goes on learning under the policy).
         expectile: Of the critic's state value.
-        critic_members: Q networks in the ensemble.
+        critic_members: Q networks in the ensemble; five [ours: two let every policy run into what
+            the critic has not seen].
+        pessimism: Of more than two members, Q = mean - pessimism * std.
         ema_rate: Weight of the new parameters in the moving average that acts.
         critic_learning_rate: Adam's, of the critic and the flow critics.
         behavior_learning_rate: Adam's, of the behaviour flow.
@@ -92,10 +94,11 @@ class DecisionFlow(FlowAlgorithm):
         learning_rate: float = 3e-4,
         *,
         rho: float = 1.0,
-        budget: float | None = 0.4,
+        budget: float | None = 0.25,
         critic: str = "td",
         expectile: float = 0.7,
-        critic_members: int = 2,
+        critic_members: int = 5,
+        pessimism: float = 2.0,
         ema_rate: float = 0.005,
         critic_learning_rate: float = 3e-4,
         behavior_learning_rate: float = 3e-4,
@@ -117,7 +120,7 @@ class DecisionFlow(FlowAlgorithm):
         )
         self.rho, self.budget = rho, budget
         self.critic_mode, self.expectile = critic, expectile
-        self.critic_members = critic_members
+        self.critic_members, self.pessimism = critic_members, pessimism
         self.critic_learning_rate = critic_learning_rate
         self.behavior_learning_rate = behavior_learning_rate
         self.behavior_steps, self.critic_steps = behavior_steps, critic_steps
@@ -139,6 +142,7 @@ class DecisionFlow(FlowAlgorithm):
             spec.action_dim,
             net_arch,
             members=self.critic_members,
+            pessimism=self.pessimism,
             gamma=self.gamma,
             expectile=self.expectile,
         ).to(self.device)
@@ -238,6 +242,7 @@ class DecisionFlow(FlowAlgorithm):
             "critic": self.critic_mode,
             "expectile": self.expectile,
             "critic_members": self.critic_members,
+            "pessimism": self.pessimism,
             "critic_learning_rate": self.critic_learning_rate,
             "behavior_learning_rate": self.behavior_learning_rate,
             "behavior_steps": self.behavior_steps,
