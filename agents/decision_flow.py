@@ -327,9 +327,10 @@ class DecisionFlow(FlowAlgorithm):
         batch = self.sample()
         half = (len(batch.actions) + 1) // 2
         learns = self.critic_mode == "td"
-        states = [state if learns else state[:half] for state in batch.flow_states]
-        x_0 = self.noise_like(batch.actions)[: len(states[0])]
-        rollout = self.roll_out(self.policy.ema, *states, x_0)
+        chains = slice(None if learns else half)
+        observations, contexts = (state[chains] for state in batch.flow_states)
+        x_0 = self.noise_like(batch.actions[chains])
+        rollout = self.roll_out(self.policy.ema, observations, contexts, x_0)
         info = self._critic_step(batch, rollout.actions) if learns else {}
         rollout = rollout.first(half)
         self.steer_anchor(rollout)

@@ -13,8 +13,8 @@ The transition is known, so Q^f needs no network, and the gradient reaches u thr
 input alone.
 
 Ours: advantage units; every chain is learned from at two of its steps, half a chain apart, chosen
-so that a batch covers all steps evenly; TD(lambda) with a default of lambda = 1; the improvement's loss is multiplied by flow_steps
-so that the clipped gradient norm does not depend on them.
+so that a batch covers all steps evenly; TD(lambda) with a default of lambda = 1; the improvement's
+loss is multiplied by flow_steps so that the clipped gradient norm does not depend on them.
 
 Logged (train/):
     policy_loss, grad_norm: of the improvement.

@@ -74,7 +74,7 @@ class _HandReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorAr
 
     def other_terms(self, data: Any) -> float:
         """D4RL's reward without the hand-to-object term, at the first step of an episode."""
-        raise NotImplementedError
+        raise TypeError("use D4RLDoor, D4RLHammer or D4RLRelocate")
 
 
 class D4RLDoor(_HandReward):

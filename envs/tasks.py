@@ -227,7 +227,9 @@ def _adroit(
 
 _ROWS = (
     *_gym_mujoco("hopper", "Hopper", -20.272305, 3234.3, range(50_000, 300_000, 50_000)),
-    *_gym_mujoco("halfcheetah", "HalfCheetah", -280.178953, 12135.0, range(100_000, 400_000, 100_000)),
+    *_gym_mujoco(
+        "halfcheetah", "HalfCheetah", -280.178953, 12135.0, range(100_000, 400_000, 100_000)
+    ),
     *_gym_mujoco("walker2d", "Walker2d", 1.629008, 4592.3, range(100_000, 500_000, 100_000)),
     *_point_maze(),
     *_adroit("pen", "Pen", 100, 96.262799, 3076.8331017826877),

@@ -103,9 +103,7 @@ class FlowOverlay:
         image = Image.fromarray(frame)
         if image.size != self.size:
             image = image.resize(self.size)
-        if (
-            self.columns > 1
-        ):  # the panel is so wide that it would cover the middle, where the robot is
+        if self.columns > 1:  # a panel so wide would cover the middle, where the robot is
             aside = Image.new("RGB", self.size, BACK[:3])
             aside.paste(image, (-(self.panel[0] + 8) // 2, 0))
             image = aside
