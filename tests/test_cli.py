@@ -209,7 +209,7 @@ BAD = {
     "train df-div hopper-medium --set critic=best": "critic is 'best'",
     "train df-div hopper-medium --dataset no/such-v0": "no/such-v0",
     "train df-div hopper-medium --dataset nonsense": "malformed dataset id",
-    "train df-div walker2d-medium": "walker2d-medium",
+    "train df-div door-human": "flowmdp data download door-human",
     "train df-div hopper-medium --source minari": "mujoco/hopper/medium-v0",
     "train --resume OUT": "no config.json",
     "data info no/such-v0": "no/such-v0",
