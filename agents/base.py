@@ -57,6 +57,12 @@ class FlowAlgorithm(CheckpointedAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": FlowPolicy}
     policy: FlowPolicy
     learning_rate: float
+    default_steps: ClassVar[int] = 20_000
+    """Gradient steps of a usual run [ours, at 256x3 on a CPU]."""
+    only_flow_steps: ClassVar[int | None] = None
+    """The flow steps that the algorithm needs; None where any number will do."""
+    acts_at_mean: ClassVar[bool] = False
+    """Whether the algorithm's paper evaluates it without noise (x_0 = 0)."""
 
     def __init__(
         self,
@@ -103,6 +109,11 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         self._dataset = dataset
         if self.env is not None:
             self.spec = FlowSpec.of(self.env)
+            if self.only_flow_steps not in (None, self.spec.flow_steps):
+                raise ConfigurationError(
+                    f"{type(self).__name__} acts in flow_steps={self.only_flow_steps}, not "
+                    f"{self.spec.flow_steps}: make the environment with that number"
+                )
         if _init_setup_model:
             self._setup_model()
 
@@ -149,6 +160,11 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             self._data = DeviceDataset(self.dataset, self.spec, normalizer, self.gamma, self.device)
         return self._data
 
+    @property
+    def net_arch(self) -> list[int]:
+        """Hidden widths of every network."""
+        return list(self.policy_kwargs.get("net_arch", [256, 256, 256]))
+
     def sample(self) -> Batch:
         """A uniform batch of transitions, with replacement."""
         return self.data.sample(self.batch_size, self.generator)
@@ -174,7 +190,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
 
     def _update(self) -> Info:
         """One gradient step; returns scalars to log."""
-        raise TypeError("FlowAlgorithm is abstract: use FlowBC, DFDir or DFDiv")
+        raise TypeError("FlowAlgorithm is abstract: use FlowBC, DFDir, DFDiv or a baseline")
 
     def _diagnostics(self) -> dict[str, float]:
         """Scalars that are computed only when the log is written."""
@@ -325,8 +341,12 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         return OuterPolicy(self, self.policy.ema)
 
     def behavior_policy(self) -> OuterPolicy:
-        """The cloned behaviour as a policy for the bare outer environment."""
-        return OuterPolicy(self, self.policy.ema)
+        """The cloned behaviour as a policy for the bare outer environment.
+
+        Raises:
+            ConfigurationError: If the algorithm clones none.
+        """
+        raise ConfigurationError(f"{type(self).__name__} has no behaviour flow")
 
     # -- what a checkpoint holds --------------------------------------------------------------
 

@@ -97,6 +97,15 @@ def with_suffix(path: str | os.PathLike[str]) -> Path:
     return path if path.suffix else path.with_suffix(".zip")
 
 
+def flatten_modules(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """The weights of several modules as named tensors."""
+    return {
+        f"{name}/{key}": value
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+
+
 def restore_modules(modules: dict[str, nn.Module], tensors: dict[str, Tensor]) -> None:
     """Load the weights stored under each module's name.
 

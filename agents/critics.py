@@ -13,7 +13,7 @@ difference between Q at the data's action and Q at the behaviour flow's action i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,20 @@ from flowmdp.errors import ConfigurationError
 Info = dict[str, Tensor]
 
 
+class BehaviorTargets(NamedTuple):
+    """What Q and V regress to while the policy is the behaviour; both of shape (n,)."""
+
+    q: Tensor
+    v: Tensor
+
+
 class Critic(nn.Module):
     """Ensemble Q(s, a), its Polyak target and a state value V(s).
+
+    While there is no policy but the behaviour, it learns from the data's own trajectories [ours]: V
+    regresses to their TD(lambda) returns, which carry value back many times faster than one-step
+    targets do, and Q to r + gamma (1 - terminated) V(s'), which in a deterministic simulator is
+    free of the returns' noise, a hundred times larger than the differences between actions.
 
     Args:
         observation_dim: Width of an observation.
@@ -36,7 +48,7 @@ class Critic(nn.Module):
         gamma: Discount per outer step.
         tau: Polyak rate of the target.
         expectile: Of the state value's regression, in [0.5, 1); 0.5 is the mean.
-        pessimism: With more than two members, Q = mean - pessimism * std; two take the minimum.
+        pessimism: Q = mean - pessimism * std of the members; None takes their minimum.
     """
 
     scale: Tensor
@@ -51,22 +63,25 @@ class Critic(nn.Module):
         gamma: float = 0.99,
         tau: float = 0.005,
         expectile: float = 0.7,
-        pessimism: float = 1.0,
+        pessimism: float | None = None,
     ) -> None:
         super().__init__()
         if not 0.5 <= expectile < 1:
             raise ConfigurationError(f"expectile is {expectile}: it must be in [0.5, 1)")
+        if pessimism and members < 2:
+            raise ConfigurationError("pessimism needs critic_members of at least 2")
         self.gamma, self.tau = gamma, tau
         self.expectile, self.pessimism = expectile, pessimism
         width = observation_dim + action_dim
         self.q = EnsembleMlp(width, 1, net_arch, members, layer_norm=True)
         self.target_q = frozen_copy(self.q)
         self.v = EnsembleMlp(observation_dim, 1, net_arch, layer_norm=True)
+        self.target_v = frozen_copy(self.v)
         self.register_buffer("scale", torch.ones(()))
 
     def values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Pessimistic Q(s, a) in reward units, shape (batch,)."""
-        return self._aggregate(self._members(self.q, observations, actions))
+        return self.aggregate(self._members(self.q, observations, actions))
 
     def advantages(self, observations: Tensor, actions: Tensor) -> Tensor:
         """(Q(s, a) - V(s)) / nu, shape (batch,); no gradient reaches the critic's parameters."""
@@ -81,12 +96,12 @@ class Critic(nn.Module):
         difference = self.values(observations, data) - self.values(observations, flow)
         self.scale.copy_(difference.abs().mean().clamp_min(1e-6))
 
-    def loss(self, batch: Batch, next_actions: Tensor) -> tuple[Tensor, Info]:
+    def loss(self, batch: Batch, next_actions: Tensor | None) -> tuple[Tensor, Info]:
         """Sum of the Q and V losses, and what to log.
 
         Args:
             batch: Transitions.
-            next_actions: The policy's at s', shape (batch, action_dim); IQL ignores them.
+            next_actions: The policy's at s', (batch, action_dim); IQL asks for none.
         """
         q = self._members(self.q, batch.observations, batch.actions)
         with torch.no_grad():
@@ -98,60 +113,6 @@ class Critic(nn.Module):
         q_loss = (q - target).square().mean(-1).sum()  # over the batch, then members
         info = {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_data": q.detach().mean()}
         return q_loss + v_loss, info
-
-    def update_target(self) -> None:
-        """One Polyak step of the target ensemble."""
-        polyak(self.q.parameters(), self.target_q.parameters(), self.tau)
-
-    def _bootstrap(self, next_observations: Tensor, next_actions: Tensor) -> Tensor:
-        raise TypeError("use IQLCritic or TDCritic")
-
-    def _value_target(self, batch: Batch, q: Tensor) -> Tensor:
-        """What V regresses to, (batch,); `q` are the members at the batch, (members, batch)."""
-        return self._aggregate(q)
-
-    def _aggregate(self, q: Tensor) -> Tensor:
-        """(members, batch) -> (batch,): the minimum of two, or mean - pessimism * std of more."""
-        if len(q) <= 2:
-            return q.amin(0)
-        return q.mean(0) - self.pessimism * q.std(0)
-
-    @staticmethod
-    def _members(network: nn.Module, observations: Tensor, actions: Tensor) -> Tensor:
-        q: Tensor = network(torch.cat([observations, actions], dim=-1))[..., 0]
-        return q
-
-
-class IQLCritic(Critic):
-    """Q regresses to r + gamma (1 - terminated) V(s'), V to an expectile of Q [DF, appendix C]."""
-
-    def _bootstrap(self, next_observations: Tensor, next_actions: Tensor) -> Tensor:
-        value: Tensor = self.v(next_observations)[0, :, 0]
-        return value
-
-    def _value_target(self, batch: Batch, q: Tensor) -> Tensor:
-        return self._aggregate(self._members(self.target_q, batch.observations, batch.actions))
-
-
-class BehaviorTargets(NamedTuple):
-    """What Q and V regress to while the policy is the behaviour; both of shape (n,)."""
-
-    q: Tensor
-    v: Tensor
-
-
-class TDCritic(Critic):
-    """Q regresses to r + gamma (1 - terminated) Q'(s', a') with the policy's own a' [ours].
-
-    While there is no policy but the behaviour, the targets come from the data's own trajectories:
-    V regresses to their TD(lambda) returns, which carry value back many times faster than one-step
-    targets do, and Q to r + gamma (1 - terminated) V(s'), which in a deterministic simulator is
-    free of the returns' noise, a hundred times larger than the differences between actions.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.target_v = frozen_copy(self.v)
 
     @torch.no_grad()
     def behavior_targets(self, data: DeviceDataset, lam: float) -> BehaviorTargets:
@@ -169,8 +130,48 @@ class TDCritic(Critic):
         info = {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_data": q.detach().mean()}
         return q_loss + v_loss, info
 
-    def _bootstrap(self, next_observations: Tensor, next_actions: Tensor) -> Tensor:
-        return self._aggregate(self._members(self.target_q, next_observations, next_actions))
+    def update_target(self) -> None:
+        """One Polyak step of the target ensemble."""
+        polyak(self.q.parameters(), self.target_q.parameters(), self.tau)
+
+    def _bootstrap(self, next_observations: Tensor, next_actions: Tensor | None) -> Tensor:
+        raise TypeError("use IQLCritic or TDCritic")
+
+    def _value_target(self, batch: Batch, q: Tensor) -> Tensor:
+        """What V regresses to, (batch,); `q` are the members at the batch, (members, batch)."""
+        return self.aggregate(q)
+
+    def aggregate(self, q: Tensor) -> Tensor:
+        """(members, batch) -> (batch,): the minimum, or mean - pessimism * std."""
+        if self.pessimism is None:
+            return q.amin(0)
+        if self.pessimism == 0:
+            return q.mean(0)
+        return q.mean(0) - self.pessimism * q.std(0)
+
+    @staticmethod
+    def _members(network: nn.Module, observations: Tensor, actions: Tensor) -> Tensor:
+        q: Tensor = network(torch.cat([observations, actions], dim=-1))[..., 0]
+        return q
+
+
+class IQLCritic(Critic):
+    """Q regresses to r + gamma (1 - terminated) V(s'), V to an expectile of Q [DF, appendix C]."""
+
+    def _bootstrap(self, next_observations: Tensor, next_actions: Tensor | None) -> Tensor:
+        value: Tensor = self.v(next_observations)[0, :, 0]
+        return value
+
+    def _value_target(self, batch: Batch, q: Tensor) -> Tensor:
+        return self.aggregate(self._members(self.target_q, batch.observations, batch.actions))
+
+
+class TDCritic(Critic):
+    """Q regresses to r + gamma (1 - terminated) Q'(s', a') with the policy's own a' [ours]."""
+
+    def _bootstrap(self, next_observations: Tensor, next_actions: Tensor | None) -> Tensor:
+        assert next_actions is not None
+        return self.aggregate(self._members(self.target_q, next_observations, next_actions))
 
 
 CRITICS: dict[str, type[Critic]] = {"iql": IQLCritic, "td": TDCritic}

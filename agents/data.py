@@ -75,7 +75,8 @@ class DeviceDataset:
         self.actions = tensor(dataset.actions)
         self.masks = tensor(dataset.masks)
         rewards = tensor(dataset.rewards)
-        self.rewards = rewards * reward_scale(rewards, self.masks, self.continues, gamma)
+        self.reward_scale = reward_scale(rewards, self.masks, self.continues, gamma)
+        self.rewards = rewards * self.reward_scale
         self.previous: Tensor | None = None
         if spec.include_previous_action:
             flags = 1 - starts[:, None]

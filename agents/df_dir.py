@@ -117,10 +117,9 @@ class DFDir(DecisionFlow):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        net_arch = self.policy_kwargs.get("net_arch", [256, 256, 256])
         widths = (self.spec.context_dim, self.spec.action_dim)
         self.flow_critics = nn.ModuleDict(
-            {name: FlowCritic(*widths, net_arch, sees_velocity=True) for name in ("q", "v")}
+            {name: FlowCritic(*widths, self.net_arch, sees_velocity=True) for name in ("q", "v")}
         ).to(self.device)
         self.flow_critic_descent = Descent(self.flow_critics, self.critic_learning_rate, 10.0)
         self.optimizers["flow_critics"] = self.flow_critic_descent.adam

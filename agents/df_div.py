@@ -150,9 +150,8 @@ class DFDiv(DecisionFlow):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        net_arch = self.policy_kwargs.get("net_arch", [256, 256, 256])
         self.value = FlowCritic(
-            self.spec.context_dim, self.spec.action_dim, net_arch, sees_velocity=False
+            self.spec.context_dim, self.spec.action_dim, self.net_arch, sees_velocity=False
         ).to(self.device)
         self.value_descent = Descent(self.value, self.critic_learning_rate, 10.0)
         self.optimizers["value"] = self.value_descent.adam

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowmdp.agents.acting import OuterPolicy
 from flowmdp.agents.base import FlowAlgorithm
 from flowmdp.agents.critics import Info
+from flowmdp.agents.data import Batch
 from flowmdp.agents.networks import Descent
 from flowmdp.path import linear_path, linear_velocity
 
@@ -38,15 +40,18 @@ def flow_matching_loss(
     return (velocity - linear_velocity(x_0, x_1)).square().sum(-1).mean()
 
 
-def flow_matching_step(agent: FlowAlgorithm, descent: Descent) -> Info:
-    """One step of `descent` down the flow-matching loss of the agent's field on a fresh batch."""
-    batch = agent.sample()
-    x_0 = agent.noise_like(batch.actions)
-    t = torch.rand((len(x_0), 1), generator=agent.generator, device=agent.device)
+def flow_matching_step(
+    agent: FlowAlgorithm,
+    field: nn.Module,
+    descent: Descent,
+    batch: Batch,
+    generator: torch.Generator,
+) -> Info:
+    """One step of `descent` down the flow-matching loss of `field`; what to log."""
+    x_0 = torch.randn(batch.actions.shape, generator=generator, device=agent.device)
+    t = torch.rand((len(x_0), 1), generator=generator, device=agent.device)
     with agent.autocast():
-        loss = agent.compiled(flow_matching_loss)(
-            agent.policy.field, batch.contexts, batch.actions, x_0, t
-        )
+        loss = agent.compiled(flow_matching_loss)(field, batch.contexts, batch.actions, x_0, t)
     return {"loss": loss.detach(), "grad_norm": descent.step(loss)}
 
 
@@ -60,6 +65,8 @@ class FlowBC(FlowAlgorithm):
         **kwargs: Of `FlowAlgorithm`.
     """
 
+    default_steps = 15_000
+
     def __init__(self, policy: Any, env: Any, learning_rate: float = 3e-4, **kwargs: Any) -> None:
         super().__init__(policy, env, learning_rate, **kwargs)
 
@@ -71,4 +78,10 @@ class FlowBC(FlowAlgorithm):
         self.optimizers["field"] = self.descent.adam
 
     def _update(self) -> Info:
-        return flow_matching_step(self, self.descent)
+        return flow_matching_step(
+            self, self.policy.field, self.descent, self.sample(), self.generator
+        )
+
+    def behavior_policy(self) -> OuterPolicy:
+        """The agent itself."""
+        return self.outer_policy()

@@ -105,10 +105,15 @@ class FlowPolicy(BasePolicy):
         super().__init__(observation_space, action_space)
         self.spec = spec
         self.normalizer = Normalizer(spec.observation_dim)
-        self.field = VelocityField(
+        self.field = self.make_field(net_arch)
+        self.ema = frozen_copy(self.field)
+
+    def make_field(self, net_arch: Sequence[int]) -> nn.Module:
+        """The velocity field: called with contexts, points and flow times as `VelocityField` is."""
+        spec = self.spec
+        return VelocityField(
             spec.context_dim, spec.action_dim, net_arch, include_time=spec.include_time
         )
-        self.ema = frozen_copy(self.field)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Flow observations (batch, flow_obs_dim) -> flow actions (batch, action_dim)."""

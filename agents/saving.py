@@ -39,6 +39,10 @@ class CheckpointedAlgorithm(BaseAlgorithm):
         """Everything with weights that a checkpoint holds."""
         raise TypeError(f"{type(self).__name__} must name its modules")
 
+    def _generators(self) -> dict[str, torch.Generator]:
+        """Random generators whose states a checkpoint holds."""
+        return {"learn": self.generator, "act": self.act_generator}
+
     def _counters(self) -> dict[str, int]:
         """Attributes that count steps."""
         return {"num_timesteps": self.num_timesteps, "_n_updates": self._n_updates}
@@ -66,13 +70,12 @@ class CheckpointedAlgorithm(BaseAlgorithm):
             raise ConfigurationError("a checkpoint is always whole: leave exclude and include out")
         space = self.observation_space
         tensors = {
-            "generator/learn": self.generator.get_state(),
-            "generator/act": self.act_generator.get_state(),
             "space/low": torch.as_tensor(space.low),  # type: ignore[attr-defined]
             "space/high": torch.as_tensor(space.high),  # type: ignore[attr-defined]
         }
-        for name, module in self._modules().items():
-            tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
+        for name, generator in self._generators().items():
+            tensors[f"generator/{name}"] = generator.get_state()
+        tensors |= checkpoint.flatten_modules(self._modules())
         for name, optimizer in self.optimizers.items():
             tensors |= checkpoint.flatten_optimizer(name, optimizer)
         manifest = {
@@ -144,8 +147,8 @@ class CheckpointedAlgorithm(BaseAlgorithm):
         checkpoint.restore_modules(self._modules(), tensors)
         for name, optimizer in self.optimizers.items():
             checkpoint.restore_optimizer(name, optimizer, tensors)
-        self.generator.set_state(tensors["generator/learn"])
-        self.act_generator.set_state(tensors["generator/act"])
+        for name, generator in self._generators().items():
+            generator.set_state(tensors[f"generator/{name}"])
         for name, value in manifest["counters"].items():
             if name not in self._counters():
                 raise CheckpointError(f"unknown counter {name!r}")

@@ -20,6 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from flowmdp.agents import ALGORITHMS, DFDir, DFDiv, FlowBC, load_agent
 from flowmdp.agents.evaluation import evaluate
+from flowmdp.cli.job import get_algorithm
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import CheckpointError, ConfigurationError, DatasetError
 from tests.flow_toys import PointRobot, toy_dataset
@@ -32,14 +33,17 @@ TINY: dict[str, Any] = {
 }
 
 
-def flow_env(**settings: Any) -> FlowMDPEnv:
-    return FlowMDPEnv(PointRobot(), dataset=toy_dataset(), flow_steps=3, **settings)
+def flow_env(name: str = "flow-bc", **settings: Any) -> FlowMDPEnv:
+    """A flow environment that suits the algorithm."""
+    flow_steps = get_algorithm(name).only_flow_steps or 3
+    return FlowMDPEnv(PointRobot(), dataset=toy_dataset(), flow_steps=flow_steps, **settings)
 
 
 def make(name: str, env: FlowMDPEnv | None = None, **kwargs: Any) -> Any:
     steps = {} if name == "flow-bc" else {"behavior_steps": 4, "critic_steps": 4}
+    steps |= {"value_steps": 2} if name == "rql" else {}
     cls = ALGORITHMS[name]
-    return cls("MlpPolicy", env or flow_env(), **{**TINY, **steps, **kwargs})
+    return cls("MlpPolicy", env or flow_env(name), **{**TINY, **steps, **kwargs})
 
 
 def weights(agent: Any) -> list[torch.Tensor]:
@@ -64,25 +68,30 @@ def test_it_is_an_sb3_algorithm(name: str, tmp_path: Path) -> None:
     agent.set_logger(configure(str(tmp_path), ["csv"]))
     callbacks = [
         CheckpointCallback(5, str(tmp_path / "checkpoints")),
-        EvalCallback(Monitor(flow_env()), eval_freq=5, n_eval_episodes=1, verbose=0),
+        EvalCallback(Monitor(flow_env(name)), eval_freq=5, n_eval_episodes=1, verbose=0),
     ]
     assert agent.learn(10, callback=callbacks, log_interval=5) is agent
     agent.logger.close()
     assert agent.num_timesteps == 10
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
     header = (tmp_path / "progress.csv").read_text().splitlines()[0]
-    assert "time/updates_per_second" in header and "train/grad_norm" in header
+    assert "time/updates_per_second" in header and "grad_norm" in header
 
 
 @each_algorithm
 def test_evaluate_policy_plays_both_levels(name: str) -> None:
     agent = make(name).learn(2)
-    for env, policy in (
-        (flow_env(), agent),
+    plays: list[tuple[Any, Any]] = [
+        (flow_env(name), agent),
         (PointRobot(), agent),
         (PointRobot(), agent.outer_policy()),
-        (PointRobot(), agent.behavior_policy()),
-    ):
+    ]
+    if name in ("iql", "rebrac"):
+        with pytest.raises(ConfigurationError, match="no behaviour flow"):
+            agent.behavior_policy()
+    else:
+        plays.append((PointRobot(), agent.behavior_policy()))
+    for env, policy in plays:
         returns, lengths = evaluate_policy(
             policy, Monitor(env), n_eval_episodes=2, return_episode_rewards=True
         )
@@ -94,7 +103,7 @@ def test_training_resumes_exactly(name: str, tmp_path: Path) -> None:
     whole = make(name).learn(8, log_interval=2)
     half = make(name).learn(4, log_interval=2)
     half.save(tmp_path / "half")
-    resumed = load_agent(tmp_path / "half", env=flow_env(), device="cpu")
+    resumed = load_agent(tmp_path / "half", env=flow_env(name), device="cpu")
     resumed.learn(4, log_interval=2, reset_num_timesteps=False)
     assert resumed.num_timesteps == 8
     assert equal(weights(whole), weights(resumed))
@@ -102,7 +111,7 @@ def test_training_resumes_exactly(name: str, tmp_path: Path) -> None:
     assert not equal(weights(whole), weights(other_seed))
 
 
-@pytest.mark.parametrize("name", ["df-dir", "df-div"])
+@pytest.mark.parametrize("name", ["df-dir", "df-div", "fql"])
 @pytest.mark.parametrize("stop_after", [2, 6])
 def test_pretraining_resumes_exactly(name: str, stop_after: int, tmp_path: Path) -> None:
     whole = make(name).learn(2)
@@ -111,27 +120,30 @@ def test_pretraining_resumes_exactly(name: str, stop_after: int, tmp_path: Path)
     assert not part.pretrain(callback=lambda: next(calls) < stop_after)
     assert part.behavior_updates + part.critic_updates == stop_after
     part.save(tmp_path / "part.zip")
-    resumed = load_agent(tmp_path / "part.zip", env=flow_env(), device="cpu").learn(2)
+    resumed = load_agent(tmp_path / "part.zip", env=flow_env(name), device="cpu").learn(2)
     assert equal(weights(whole), weights(resumed))
 
 
 def test_pretraining_is_shared_between_the_agents(tmp_path: Path) -> None:
     direct = make("df-div")
     direct.pretrain()
-    direct.save_pretrained(tmp_path / "pretrained.zip")
-    assert make("df-dir").pretrain_key() == direct.pretrain_key()
-    assert make("df-dir", seed=2).pretrain_key() != direct.pretrain_key()
-    cached = make("df-div")
-    cached.load_pretrained(tmp_path / "pretrained.zip")
-    assert cached.pretrain()  # nothing left to do
+    cached, other = make("df-div"), make("df-div", critic="iql")
+    for part in ("behavior", "critic"):
+        path = tmp_path / f"{part}.zip"
+        direct.save_part(part, path)
+        assert make("df-dir").part_key(part) == direct.part_key(part)
+        assert make("df-dir", seed=2).part_key(part) != direct.part_key(part)
+        cached.load_part(part, path)
+    assert cached.pretrain_updates == cached.pretrain_steps
     assert equal(weights(direct.learn(3)), weights(cached.learn(3)))
+    assert make("fql", critic_members=5).part_key("behavior") == direct.part_key("behavior")
     with pytest.raises(CheckpointError, match="other data or with other settings"):
-        make("df-div", critic="iql").load_pretrained(tmp_path / "pretrained.zip")
+        other.load_part("critic", tmp_path / "critic.zip")
 
 
 @each_algorithm
 def test_predict_tells_the_levels_apart(name: str) -> None:
-    env = flow_env()
+    env = flow_env(name)
     agent = make(name, env).learn(1)
     observation, _ = env.reset(seed=0)
     flow_action, _ = agent.predict(observation)
@@ -144,7 +156,7 @@ def test_predict_tells_the_levels_apart(name: str) -> None:
 
 @each_algorithm
 def test_playing_the_flow_env_equals_acting_at_once(name: str) -> None:
-    env = flow_env()
+    env = flow_env(name)
     agent = make(name, env).learn(5)
     rng = np.random.default_rng(0)
     for _ in range(20):

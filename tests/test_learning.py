@@ -58,12 +58,13 @@ def bandit_agent(cls: type[DecisionFlow], pretrained: Path, **kwargs: Any) -> De
         **SMALL,
         **kwargs,
     )
-    path = pretrained / f"{agent.pretrain_key()}.zip"
-    if path.exists():
-        agent.load_pretrained(path)
-    else:
-        agent.pretrain()
-        agent.save_pretrained(path)
+    paths = {part: pretrained / f"{agent.part_key(part)}.zip" for part in agent.parts}
+    for part, path in paths.items():
+        if path.exists():
+            agent.load_part(part, path)
+    agent.pretrain()
+    for part, path in paths.items():
+        agent.save_part(part, path)
     agent.learn(600, log_interval=0)
     return agent
 
@@ -119,6 +120,7 @@ def gaussian_agent(cls: type[DecisionFlow], rho: float, **kwargs: Any) -> Decisi
     )
     agent.behavior = BEHAVIOR  # type: ignore[assignment]
     agent.critic = CRITIC  # type: ignore[assignment]
+    agent.prepared = 1
     return agent
 
 

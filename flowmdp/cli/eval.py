@@ -81,7 +81,10 @@ def run_eval(options: Eval) -> None:
     task = agent.spec.task
     assert task is not None
     play = partial(make_outer, task, agent.spec.source)
-    result = evaluate(policy, play, options.episodes, options.seed, progress=not options.json)
+    at_mean = agent.acts_at_mean and not options.behavior
+    result = evaluate(
+        policy, play, options.episodes, options.seed, at_mean, progress=not options.json
+    )
     summary = {"episodes": options.episodes, **summarize(task, result.returns)}
     if options.json:
         record = {"task": task, "seed": options.seed, **summary, "returns": result.returns}

@@ -26,8 +26,8 @@ from flowmdp.errors import ConfigurationError
 from flowmdp.settings import FlowSettings
 from flowmdp.transitions import TransitionDataset
 
-STEPS = 3_000
-"""Policy updates of a run [ours: algorithms improve within a few thousand]."""
+FLOW_STEPS = 10
+"""Of algorithms that accept any number."""
 QUICK = {"steps": 2_000, "behavior_steps": 4_000, "critic_steps": 5_000}
 """What --quick puts in the place of the defaults; the data stays whole."""
 PACKAGES = ("flowmdp", "gymnasium", "minari", "mujoco", "numpy", "stable-baselines3", "torch")
@@ -52,7 +52,8 @@ def make_config(options: Train) -> dict[str, Any]:
     algorithm = get_algorithm(options.algorithm)
     source = get_task(options.task).source(options.source)
     arguments = parse_arguments(options.set, algorithm)
-    steps = QUICK["steps"] if options.quick else STEPS
+    steps = QUICK["steps"] if options.quick else algorithm.default_steps
+    flow_steps = algorithm.only_flow_steps or FLOW_STEPS
     if options.quick:
         known = constructor_arguments(algorithm)
         arguments = {name: n for name, n in QUICK.items() if name in known} | arguments
@@ -63,7 +64,7 @@ def make_config(options: Train) -> dict[str, Any]:
         "dataset_id": options.dataset or get_task(options.task).datasets.get(source),
         "seed": options.seed,
         "steps": steps if options.steps is None else options.steps,
-        "flow_steps": options.flow_steps,
+        "flow_steps": flow_steps if options.flow_steps is None else options.flow_steps,
         "arguments": arguments,
         "episodes": options.episodes,
         "eval_every": options.eval_every,

@@ -200,7 +200,8 @@ class Train:
     the data's. The run folder then holds config.json, checkpoint.zip, progress.csv, history.json,
     curves.png, result.json, and TensorBoard files where tensorboard is installed.
 
-    Algorithms: flow-bc (clone the behaviour), df-dir, df-div (Decision Flow, improve on it).
+    Algorithms: flow-bc (clone the behaviour), df-dir, df-div (Decision Flow, improve on it), and
+    the baselines iql, rebrac, fql, ifql, rql.
     Ctrl-C saves and prints the command that continues.
 
     For example:
@@ -213,7 +214,7 @@ class Train:
     """
 
     algorithm: Positional[Annotated[Name, arg(metavar="ALGORITHM")]] = None
-    """flow-bc, df-dir or df-div."""
+    """df-dir, df-div, flow-bc, iql, rebrac, fql, ifql or rql."""
     task: Positional[Annotated[Name, arg(metavar="TASK")]] = None
     """Name of the task; `flowmdp tasks` lists them."""
     steps: Number = None
@@ -228,8 +229,8 @@ class Train:
     """Any dataset of Minari's local store instead of the task's own."""
     source: Source = None
     """Where data and robot come from; the task's default when not given."""
-    flow_steps: int = 10
-    """Euler steps from noise to action."""
+    flow_steps: Number = None
+    """Euler steps from noise to action; 10 when not given, 1 where the algorithm needs one."""
     device: Device = "auto"
     """auto takes the GPU when there is one."""
     quick: bool = False

@@ -96,8 +96,10 @@ def _draw_returns(
         axes.errorbar(
             [config["steps"]], [mean], errors, fmt="D", color=BLUE, ms=6, capsize=4, label=label
         )
-        behavior, data = result["behavior"]["mean_return"], result["data"]["mean_return"]
-        axes.axhline(behavior, color=ORANGE, ls="--", label=f"behaviour flow, {behavior:.0f}")
+        data = result["data"]["mean_return"]
+        if result["behavior"]:
+            behavior = result["behavior"]["mean_return"]
+            axes.axhline(behavior, color=ORANGE, ls="--", label=f"behaviour flow, {behavior:.0f}")
         axes.axhline(data, color=GRAY, ls=":", label=f"data, {data:.0f}")
     _finish(axes, bool(evaluations or result), "no evaluation yet")
 

@@ -1,18 +1,22 @@
 """A user's cache of behaviour flows and critics, so that the next run starts with the policy.
 
-The file's name is the agent's `pretrain_key()`, a hash of everything the two depend on: data,
-sizes, steps, seed. FLOWMDP_CACHE names the folder, else XDG_CACHE_HOME/flowmdp or ~/.cache/flowmdp.
+Each lies in a file of its own, named by the agent's `part_key`: a hash of everything it depends on,
+data, sizes, steps, seed. So runs share what they have in common, whatever their algorithms.
+FLOWMDP_CACHE names the folder, else XDG_CACHE_HOME/flowmdp or ~/.cache/flowmdp.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
-from flowmdp.agents.decision_flow import DecisionFlow
+from flowmdp.agents.actor_critic import ActorCritic
 from flowmdp.cli.run_folder import replace_file
 from flowmdp.errors import CheckpointError
+
+NAMES = {"behavior": "behaviour flow", "critic": "critic"}
 
 
 def cache_folder() -> Path:
@@ -23,36 +27,35 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "flowmdp"
 
 
-def cached_file(agent: DecisionFlow) -> Path:
-    """Where this agent's behaviour flow and critic lie, or would."""
-    return cache_folder() / "pretrained" / f"{agent.pretrain_key()}.zip"
+def cached_file(agent: ActorCritic, part: str) -> Path:
+    """Where a part of this agent's pre-training lies, or would."""
+    return cache_folder() / "pretrained" / f"{part}-{agent.part_key(part)}.zip"
 
 
-def restore(agent: DecisionFlow) -> bool:
-    """Take behaviour flow and critic from the cache; False when they are not there or damaged."""
-    path = cached_file(agent)
-    if not path.is_file():
-        return False
-    try:
-        agent.load_pretrained(path)
-    except (CheckpointError, OSError) as error:
-        print(f"flowmdp: cannot use {path} ({error}); training it again", file=sys.stderr)
-        return False
-    return True
+def restore(agent: ActorCritic) -> None:
+    """Take what the cache holds of the agent's pre-training."""
+    for part in agent.parts:
+        path = cached_file(agent, part)
+        if not path.is_file():
+            continue
+        try:
+            agent.load_part(part, path)
+            print(f"{NAMES[part]} from {path}", file=sys.stderr)
+        except (CheckpointError, OSError) as error:
+            print(f"flowmdp: cannot use {path} ({error}); training it again", file=sys.stderr)
 
 
-def store(agent: DecisionFlow) -> Path | None:
-    """Put behaviour flow and critic into the cache, whole or not at all.
+def store(agent: ActorCritic) -> None:
+    """Put into the cache what it lacks of the agent's pre-training, each file whole or not at all.
 
-    Returns:
-        The file; None when the folder cannot be written, which only costs time later and is said
-        on stderr.
+    A folder that cannot be written only costs time later; that is said on stderr.
     """
-    path = cached_file(agent)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, agent.save_pretrained)
-    except OSError as error:
-        print(f"flowmdp: not cached for the next run: {error}", file=sys.stderr)
-        return None
-    return path
+    for part in agent.parts:
+        path = cached_file(agent, part)
+        if path.is_file():
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, partial(agent.save_part, part))
+        except OSError as error:
+            print(f"flowmdp: not cached for the next run: {error}", file=sys.stderr)

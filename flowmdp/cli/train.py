@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowmdp.agents import load_agent
+from flowmdp.agents import FlowBC, load_agent
 from flowmdp.agents.acting import OuterPolicy
+from flowmdp.agents.actor_critic import ActorCritic
 from flowmdp.agents.base import FlowAlgorithm
 from flowmdp.agents.decision_flow import DecisionFlow
 from flowmdp.agents.evaluation import evaluate
@@ -72,7 +73,7 @@ def _run(
     """Everything that happens in the run's folder; `start` is when the command began."""
     history = _history(folder, agent)
     progress = ProgressFile(folder.progress)
-    progress.forget_after(_pretrain_steps(agent), agent.num_timesteps)
+    progress.forget_after(_pretrain_updates(agent), agent.num_timesteps)
     agent.set_logger(make_logger(folder, progress, verbose))
     before = history["seconds"]
 
@@ -156,11 +157,9 @@ def _history(folder: RunFolder, agent: FlowAlgorithm) -> dict[str, Any]:
     return history
 
 
-def _pretrain_steps(agent: FlowAlgorithm) -> int:
+def _pretrain_updates(agent: FlowAlgorithm) -> int:
     """Updates of behaviour flow and critic so far; 0 for agents that have none."""
-    if not isinstance(agent, DecisionFlow):
-        return 0
-    return agent.behavior_updates + agent.critic_updates
+    return agent.pretrain_updates if isinstance(agent, ActorCritic) else 0
 
 
 def _learn(
@@ -171,8 +170,8 @@ def _learn(
     play = partial(make_outer, config["task"], config["source"])
 
     def evaluate_now() -> list[float]:
-        seed = config["seed"] + DURING
-        return evaluate(agent.outer_policy(), play, config["eval_episodes"], seed).returns
+        seed, episodes = config["seed"] + DURING, config["eval_episodes"]
+        return evaluate(agent.outer_policy(), play, episodes, seed, agent.acts_at_mean).returns
 
     remaining = config["steps"] - agent.num_timesteps
     with Interruptible() as interrupt:
@@ -199,10 +198,11 @@ def _learn(
 
 def _pretrained(agent: FlowAlgorithm, interrupt: Interruptible, save: Any) -> bool:
     """Behaviour flow and critic, from the cache or by training; False when the user stopped it."""
-    if not isinstance(agent, DecisionFlow) or agent.num_timesteps > 0:
+    if not isinstance(agent, ActorCritic) or agent.num_timesteps > 0:
         return True
-    if _pretrain_steps(agent) == 0 and pretrained.restore(agent):
-        print(f"behaviour flow and critic from {pretrained.cached_file(agent)}", file=sys.stderr)
+    if agent.pretrain_updates == 0:
+        pretrained.restore(agent)
+    if agent.pretrain_updates == agent.pretrain_steps:
         return True
     if not agent.pretrain(progress_bar=True, callback=interrupt.go_on):
         save()
@@ -225,13 +225,17 @@ def _conclude(
     play = partial(make_outer, task, config["source"])
 
     def outcome(policy: OuterPolicy) -> dict[str, Any]:
-        result = evaluate(policy, play, episodes, config["seed"] + AFTER, progress=True)
+        seed = config["seed"] + AFTER
+        result = evaluate(policy, play, episodes, seed, agent.acts_at_mean, progress=True)
         summary = summarize(task, result.returns)
         return {"episodes": episodes, **summary, "returns": result.returns}
 
     agent_outcome = outcome(agent.outer_policy())
-    improves = isinstance(agent, DecisionFlow)
-    behavior = outcome(agent.behavior_policy()) if improves else agent_outcome
+    behavior = None
+    if isinstance(agent, FlowBC):
+        behavior = agent_outcome
+    elif isinstance(agent, DecisionFlow):  # others are compared with a FlowBC run of their own
+        behavior = outcome(agent.behavior_policy())
     returns = data.returns_within(get_task(task).horizon).tolist()
     recorded = {"episodes": len(returns), **summarize(task, returns)}
     seconds = history["seconds"] + time.perf_counter() - start
@@ -252,9 +256,10 @@ def _conclude(
     }
     write_json(folder.result, result)
     plot_run(folder.path, quiet=True)
-    rows = {config["algorithm"]: agent_outcome, "behaviour flow": behavior, "data": recorded}
-    if not improves:
-        del rows["behaviour flow"]
+    rows = {config["algorithm"]: agent_outcome}
+    if isinstance(agent, DecisionFlow) and behavior:
+        rows["behaviour flow"] = behavior
+    rows["data"] = recorded
     print_table(f"{task}, {agent.num_timesteps} updates, seed {config['seed']}", rows)
     quoted = shlex.quote(str(folder.path))
     print(f"results in {folder.path}; watch it: flowmdp record {quoted} --out video.mp4")
