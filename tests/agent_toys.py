@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flowmdp.agents.actor_critic import ActorCritic
 from flowmdp.env import FlowMDPEnv
 from flowmdp.transitions import TransitionDataset
 
@@ -42,9 +44,8 @@ def two_modes(n: int = 4000) -> TransitionDataset:
 
 def flow_env(dataset: TransitionDataset, **settings: Any) -> FlowMDPEnv:
     """The flow MDP over the dataset's states."""
-    return FlowMDPEnv(
-        states="dataset", reward="data", dataset=dataset, flow_steps=STEPS, **settings
-    )
+    settings = {"flow_steps": STEPS} | settings
+    return FlowMDPEnv(states="dataset", reward="data", dataset=dataset, **settings)
 
 
 class GaussianField(nn.Module):
@@ -120,6 +121,17 @@ def follow(gains: list[tuple[float, float]], x_0: Tensor) -> Tensor:
     for slope, offset in gains:
         x_t = x_t + (slope * x_t + offset) / STEPS
     return x_t
+
+
+def pretrain(agent: ActorCritic, folder: Path) -> None:
+    """Fit behaviour flow and critic, or take them from the folder where equal ones are kept."""
+    paths = {part: folder / f"{part}-{agent.part_key(part)}.zip" for part in agent.parts}
+    known = [part for part, path in paths.items() if path.exists()]
+    for part in known:
+        agent.load_part(part, paths[part])
+    agent.pretrain()
+    for part in set(paths).difference(known):
+        agent.save_part(part, paths[part])
 
 
 def noise(n: int = 2000) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from flowmdp.agents import ALGORITHMS, FlowBC
 from flowmdp.checks import check_agent, check_flow_env
+from flowmdp.cli.job import get_algorithm
 from flowmdp.env import FlowMDPEnv
 from tests.flow_toys import PointRobot, make_toy, toy_dataset
 
@@ -20,8 +21,10 @@ SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [16]}, "device": "cpu", "
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 @pytest.mark.parametrize("previous", [False, True])
 def test_every_agent_keeps_the_contract(name: str, previous: bool) -> None:
-    env = make_toy(flow_steps=4, include_previous_action=previous)
-    check_agent(ALGORITHMS[name]("MlpPolicy", env, **SMALL), env)
+    algorithm = get_algorithm(name)
+    flow_steps = algorithm.only_flow_steps or 4
+    env = make_toy(flow_steps=flow_steps, include_previous_action=previous)
+    check_agent(algorithm("MlpPolicy", env, **SMALL), env)
 
 
 def test_agent_checker_finds_an_agent_that_acts_otherwise_than_it_predicts() -> None:

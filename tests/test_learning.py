@@ -23,6 +23,7 @@ from tests.agent_toys import (
     flow_env,
     follow,
     noise,
+    pretrain,
     riccati_gains,
     two_modes,
 )
@@ -58,13 +59,7 @@ def bandit_agent(cls: type[DecisionFlow], pretrained: Path, **kwargs: Any) -> De
         **SMALL,
         **kwargs,
     )
-    paths = {part: pretrained / f"{agent.part_key(part)}.zip" for part in agent.parts}
-    for part, path in paths.items():
-        if path.exists():
-            agent.load_part(part, path)
-    agent.pretrain()
-    for part, path in paths.items():
-        agent.save_part(part, path)
+    pretrain(agent, pretrained)
     agent.learn(600, log_interval=0)
     return agent
 
