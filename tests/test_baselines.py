@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from flowmdp.agents import FQL, IFQL, IQL, ReBRAC
+from flowmdp.agents.actor_critic import ActorCritic
 from flowmdp.agents.ifql import shifted_noises
 from flowmdp.agents.iql import MAX_WEIGHT, advantage_weights
 from flowmdp.agents.one_step import GaussianField
@@ -46,6 +47,7 @@ def share_of_rare_mode(name: str, pretrained: Path, **kwargs: Any) -> float:
     cls = get_algorithm(name)
     env = flow_env(two_modes(), flow_steps=cls.only_flow_steps or STEPS)
     agent = cls("MlpPolicy", env, **{**SMALL, **kwargs})
+    assert isinstance(agent, ActorCritic)
     pretrain(agent, pretrained)
     agent.learn(600, log_interval=0)
     actions = agent.act(np.zeros((2000, 1), np.float32), noise=noise())
