@@ -70,7 +70,7 @@ class DecisionFlow(ActorCritic):
         ConfigurationError: If an argument is out of its range.
     """
 
-    default_steps = 3_000  # algorithms improve within a few thousand
+    default_steps = 6_000  # chosen on seed 0 of three datasets, see docs/experiments.md
 
     def __init__(
         self,
