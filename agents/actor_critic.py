@@ -37,7 +37,7 @@ TARGETS_INTERVAL = 2000  # critic updates between two computations of the data's
 
 SHARED = ("batch_size", "precision", "policy_kwargs", "seed")
 DEPENDS_ON = {
-    "behavior": (*SHARED, "behavior_learning_rate", "behavior_steps"),
+    "behavior": (*SHARED, "path", "behavior_learning_rate", "behavior_steps"),
     "critic": (
         *SHARED,
         "gamma",

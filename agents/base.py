@@ -21,6 +21,7 @@ from flowmdp.agents.data import Batch, DeviceDataset, check_fit
 from flowmdp.agents.policy import FlowPolicy, FlowSpec
 from flowmdp.agents.saving import CheckpointedAlgorithm
 from flowmdp.errors import ConfigurationError
+from flowmdp.path import get_path
 from flowmdp.transitions import TransitionDataset
 
 Array = NDArray[np.float32]
@@ -40,6 +41,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         batch_size: Transitions per gradient step.
         gamma: Discount per outer step.
         ema_rate: Weight of the new parameters in the moving average that acts.
+        path: "linear" or "trigonometric", on which flows are matched to the data.
         precision: "float32", "bfloat16" (hidden layers' products in bfloat16, weights and output
             layers in float32), or "auto": bfloat16 where the hardware multiplies it natively.
         compile: Compile the losses with `torch.compile`; the first steps take a minute longer.
@@ -74,6 +76,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         batch_size: int = 256,
         gamma: float = 0.99,
         ema_rate: float = 0.005,
+        path: str = "linear",
         precision: str = "auto",
         compile: bool = False,
         policy_kwargs: dict[str, Any] | None = None,
@@ -103,7 +106,9 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             raise ConfigurationError(f"batch_size is {batch_size}: it must be at least 1")
         if not 0 <= gamma < 1:
             raise ConfigurationError(f"gamma is {gamma}: it must be in [0, 1)")
+        get_path(path)  # known, or ConfigurationError
         self.batch_size, self.gamma, self.ema_rate = batch_size, gamma, ema_rate
+        self.path = path
         self.precision = fastest_precision(self.device) if precision == "auto" else precision
         self.compile = compile
         self._dataset = dataset
@@ -357,6 +362,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             "batch_size": self.batch_size,
             "gamma": self.gamma,
             "ema_rate": self.ema_rate,
+            "path": self.path,
             "precision": self.precision,
             "compile": self.compile,
             "policy_kwargs": self.policy_kwargs,

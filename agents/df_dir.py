@@ -38,7 +38,7 @@ from flowmdp.agents.decision_flow import DecisionFlow, Rollout
 from flowmdp.agents.divergences import direction, squared
 from flowmdp.agents.networks import Descent, FlowCritic
 from flowmdp.errors import ConfigurationError
-from flowmdp.path import linear_path, linear_velocity
+from flowmdp.path import PATHS, Path, get_path
 
 OBJECTIVES = ("advantage", "direction", "endpoint")
 DIRECTION_EPS = 1e-2  # softens u / |u|, whose gradient grows as 1 / |u|
@@ -66,9 +66,11 @@ def flow_critic_loss(flow_q: nn.Module, flow_v: nn.Module, pairs: FlowPairs) -> 
     return q_loss + v_loss, {"flow_q_loss": q_loss.detach(), "flow_v_loss": v_loss.detach()}
 
 
-def endpoint_objective(critic: Critic, pairs: FlowPairs, velocity: Tensor) -> Tensor:
-    """A(s, clip(x_t + (1 - t) u)), shape (batch,) [ours]."""
-    actions = pairs.points + (1 - pairs.t) * velocity
+def endpoint_objective(
+    critic: Critic, pairs: FlowPairs, velocity: Tensor, path: Path = PATHS["linear"]
+) -> Tensor:
+    """A(s, clip(x_t + (1 - t) u)) on the straight path, shape (batch,) [ours]."""
+    actions = path.endpoint(pairs.points, velocity, pairs.t)
     return critic.advantages(pairs.observations, actions.clamp(-1, 1))
 
 
@@ -142,6 +144,7 @@ class DFDir(DecisionFlow):
     def pairs(self, batch: Batch, rollout: Rollout) -> FlowPairs:
         """A data pair for each transition of the batch's second half, a policy pair per chain."""
         flow_steps, chains = self.spec.flow_steps, len(rollout.actions)
+        path = get_path(self.path)
         rows = torch.arange(len(batch.actions), device=self.device)
         steps = rows % flow_steps
         t = (steps / flow_steps)[:, None]
@@ -152,8 +155,8 @@ class DFDir(DecisionFlow):
             for policy, data in (
                 (rollout.observations, batch.observations[chains:]),
                 (rollout.contexts, batch.contexts[chains:]),
-                (rollout.points[on_policy], linear_path(x_0, x_1, t[chains:])),
-                (rollout.velocities[on_policy], linear_velocity(x_0, x_1)),
+                (rollout.points[on_policy], path.point(x_0, x_1, t[chains:])),
+                (rollout.velocities[on_policy], path.velocity(x_0, x_1, t[chains:])),
                 (rollout.actions, batch.actions[chains:]),
             )
         )
@@ -184,7 +187,7 @@ class DFDir(DecisionFlow):
         with torch.no_grad():
             reference = self.behavior(pairs.contexts, pairs.points, pairs.t)
         if self.objective == "endpoint":
-            gain = endpoint_objective(self.critic, pairs, velocity)
+            gain = endpoint_objective(self.critic, pairs, velocity, get_path(self.path))
         else:
             q, v = self.flow_critics["q"], self.flow_critics["v"]
             gain = critic_objective(q, v, pairs, velocity, self.objective)

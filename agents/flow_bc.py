@@ -21,13 +21,20 @@ from flowmdp.agents.base import FlowAlgorithm
 from flowmdp.agents.critics import Info
 from flowmdp.agents.data import Batch
 from flowmdp.agents.networks import Descent
-from flowmdp.path import linear_path, linear_velocity
+from flowmdp.path import PATHS, Path, get_path
+
+LINEAR = PATHS["linear"]
 
 
 def flow_matching_loss(
-    field: nn.Module, contexts: Tensor, x_1: Tensor, x_0: Tensor, t: Tensor
+    field: nn.Module,
+    contexts: Tensor,
+    x_1: Tensor,
+    x_0: Tensor,
+    t: Tensor,
+    path: Path = LINEAR,
 ) -> Tensor:
-    """Mean of ||u(s, x_t, t) - (x_1 - x_0)||^2, summed over dimensions; a scalar.
+    """Mean of ||u(s, x_t, t) - dx_t/dt||^2, summed over dimensions; a scalar.
 
     Args:
         field: The velocity field.
@@ -35,9 +42,11 @@ def flow_matching_loss(
         x_1: Data actions, shape (batch, action_dim).
         x_0: Standard Gaussian noise, shape (batch, action_dim).
         t: Uniform flow times in [0, 1], shape (batch, 1).
+        path: From x_0 to x_1; on the straight one dx_t/dt is x_1 - x_0.
     """
-    velocity: Tensor = field(contexts, linear_path(x_0, x_1, t), t)
-    return (velocity - linear_velocity(x_0, x_1)).square().sum(-1).mean()
+    velocity: Tensor = field(contexts, path.point(x_0, x_1, t), t)
+    target: Tensor = path.velocity(x_0, x_1, t)
+    return (velocity - target).square().sum(-1).mean()
 
 
 def flow_matching_step(
@@ -51,7 +60,9 @@ def flow_matching_step(
     x_0 = torch.randn(batch.actions.shape, generator=generator, device=agent.device)
     t = torch.rand((len(x_0), 1), generator=generator, device=agent.device)
     with agent.autocast():
-        loss = agent.compiled(flow_matching_loss)(field, batch.contexts, batch.actions, x_0, t)
+        loss = agent.compiled(flow_matching_loss)(
+            field, batch.contexts, batch.actions, x_0, t, get_path(agent.path)
+        )
     return {"loss": loss.detach(), "grad_norm": descent.step(loss)}
 
 

@@ -34,6 +34,7 @@ from flowmdp.agents.flow_bc import flow_matching_loss
 from flowmdp.agents.networks import Descent, EnsembleMlp, frozen_copy, polyak
 from flowmdp.errors import ConfigurationError
 from flowmdp.mdp import flow_step, flow_time
+from flowmdp.path import get_path
 
 TAU = 0.005  # Polyak rate of V'
 
@@ -195,7 +196,7 @@ class RQL(ActorCritic):
         following = torch.where(t_next == 1, following.clamp(-1, 1), following)
         values = self.value(torch.cat([batch.contexts, following, t_next], 1))[..., 0]
         gain = self.critic.aggregate(values)
-        bc = flow_matching_loss(field, batch.contexts, batch.actions, x_0, t)
+        bc = flow_matching_loss(field, batch.contexts, batch.actions, x_0, t, get_path(self.path))
         unit = gain.detach().abs().mean().clamp_min(1e-8)
         loss = self.alpha * bc - flow_steps * gain.mean() / unit
         return loss, {"policy_loss": loss.detach(), "bc_loss": bc.detach()}

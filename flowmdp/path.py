@@ -37,6 +37,20 @@ def linear_velocity(x_0: Array, x_1: Array, t: Array | float = 0.0) -> Array:
     return x_1 - x_0  # type: ignore[operator, no-any-return]
 
 
+def linear_endpoint(x_t: Array, velocity: Array, t: Array | float) -> Array:
+    """The x_1 to which a velocity of the straight path belongs, x_t + (1 - t) velocity.
+
+    Args:
+        x_t: Point on the path, shape (batch, action_dim).
+        velocity: Shape (batch, action_dim).
+        t: Flow time in [0, 1], a number or shape (batch, 1).
+
+    Returns:
+        Shape (batch, action_dim).
+    """
+    return x_t + (1 - t) * velocity  # type: ignore[operator, return-value]
+
+
 def trigonometric_path(x_0: Array, x_1: Array, t: Array | float) -> Array:
     """Point on a quarter of an ellipse, x_t = cos(pi t / 2) x_0 + sin(pi t / 2) x_1.
 
@@ -53,6 +67,12 @@ def trigonometric_velocity(x_0: Array, x_1: Array, t: Array | float) -> Array:
     return pi / 2 * (cosine * x_1 - sine * x_0)  # type: ignore[no-any-return]
 
 
+def trigonometric_endpoint(x_t: Array, velocity: Array, t: Array | float) -> Array:
+    """The x_1 of the elliptic path, sin(pi t / 2) x_t + 2 / pi cos(pi t / 2) velocity."""
+    cosine, sine = _angle(t)
+    return sine * x_t + 2 / pi * cosine * velocity  # type: ignore[no-any-return]
+
+
 def _angle(t: Any) -> tuple[Any, Any]:
     """Cosine and sine of pi t / 2, for a number, an array or a tensor."""
     angle = t * (pi / 2)
@@ -61,15 +81,22 @@ def _angle(t: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Path:
-    """A probability path: `point(x_0, x_1, t)` and `velocity(x_0, x_1, t)`, its derivative in t."""
+    """A probability path.
+
+    Attributes:
+        point: x_t of (x_0, x_1, t).
+        velocity: Its derivative in t, of (x_0, x_1, t).
+        endpoint: x_1 of (x_t, velocity, t).
+    """
 
     point: Callable[[Any, Any, Any], Any]
     velocity: Callable[[Any, Any, Any], Any]
+    endpoint: Callable[[Any, Any, Any], Any]
 
 
 PATHS = {
-    "linear": Path(linear_path, linear_velocity),
-    "trigonometric": Path(trigonometric_path, trigonometric_velocity),
+    "linear": Path(linear_path, linear_velocity, linear_endpoint),
+    "trigonometric": Path(trigonometric_path, trigonometric_velocity, trigonometric_endpoint),
 }
 
 

@@ -213,6 +213,7 @@ def test_bfloat16_learns_the_same_within_its_rounding() -> None:
         (FlowBC, {"batch_size": 0}),
         (FlowBC, {"precision": "float16"}),
         (FlowBC, {"gamma": 1.0}),
+        (FlowBC, {"path": "spiral"}),
         (DFDir, {"objective": "best"}),
         (DFDir, {"rho": -1.0}),
         (DFDiv, {"divergence": "js"}),

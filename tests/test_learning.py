@@ -70,6 +70,7 @@ def bandit_agent(cls: type[DecisionFlow], pretrained: Path, **kwargs: Any) -> De
         (DFDiv, {"critic": "iql"}),
         (DFDiv, {"critic": "td"}),
         (DFDir, {"critic": "iql", "objective": "endpoint"}),
+        (DFDir, {"critic": "iql", "objective": "endpoint", "path": "trigonometric"}),
         (DFDir, {"critic": "iql", "objective": "advantage"}),
         (DFDir, {"critic": "iql", "objective": "direction"}),
     ],

@@ -76,6 +76,8 @@ def test_paths_run_from_noise_to_data_with_their_velocity(name: str) -> None:
     assert path.point(x_0, x_1, 1.0) == pytest.approx(x_1)
     slope = (path.point(x_0, x_1, t + 1e-5) - path.point(x_0, x_1, t - 1e-5)) / 2e-5
     assert path.velocity(x_0, x_1, t) == pytest.approx(slope, abs=1e-6)
+    endpoint = path.endpoint(path.point(x_0, x_1, t), path.velocity(x_0, x_1, t), t)
+    assert endpoint == pytest.approx(x_1)
     tensors = [torch.from_numpy(array) for array in (x_0, x_1, t)]
     assert path.velocity(*tensors).numpy() == pytest.approx(path.velocity(x_0, x_1, t))
 
