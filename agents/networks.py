@@ -192,7 +192,7 @@ class Descent:
     def step(self, loss: Tensor) -> Tensor:
         """One step down `loss`; returns the gradient's norm before clipping, a scalar."""
         self.adam.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward(inputs=self.parameters)  # spares the gradients of critics it goes through
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.adam.step()
         if self.averages:
