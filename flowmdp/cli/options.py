@@ -353,6 +353,61 @@ class Plot:
         print(plot_run(self.run_folder, self.out))
 
 
+@dataclass
+class Bench:
+    """Run a table of jobs, tasks x algorithms x seeds: those that are not done yet.
+
+    Every job is one `flowmdp train` in a process of its own. A finished one leaves one small JSON
+    file among the results, which says that it is done; `flowmdp report` reads those files. Ctrl-C
+    saves every running job, and the same command goes on where it stopped. A job that fails stops
+    no other. The table is a TOML file:
+
+      [run]                       # for every job; any of these may be left out
+      seeds = [1, 2, 3]
+      episodes = 50               # also steps, flow_steps, eval_every, eval_episodes,
+                                  # save_every, device: options of `flowmdp train`
+      [[tasks]]
+      task = "hopper-medium"
+      [[tasks]]
+      task = "hopper-medium"
+      dataset = "zoo/hopper/medium-v0"    # or: source = "minari"
+
+      [algorithms.df-dir]                 # the name is the label in the report
+      [algorithms.df-div]
+      steps = 5000                        # any option of [run] but the seeds
+      set = { rho = 0.3 }
+      [algorithms."df-div T=5"]           # a variant under its own label
+      algorithm = "df-div"
+      flow_steps = 5
+
+    For example:
+      flowmdp bench table.toml --list
+      flowmdp bench table.toml --jobs 2
+      flowmdp bench table.toml --only seed1 --results results
+    """
+
+    table: Annotated[Positional[Path], arg(metavar="TABLE.toml")]
+    """The table."""
+    results: Folder = None
+    """Where one JSON file per finished job goes; results/TABLE when not given."""
+    runs: Folder = None
+    """Where the run folders and logs go; runs/bench/TABLE when not given."""
+    jobs: Number = None
+    """Processes at once; cores / threads when not given."""
+    threads: int = 1
+    """Threads of each process."""
+    only: Annotated[tuple[str, ...], arg(metavar="TEXT", help_behavior_hint="")] = ()
+    """Only jobs whose name (dataset, label, seed; see --list) contains one of these texts."""
+    list: bool = False
+    """Print every job, whether it is done, and its exact command; run nothing."""
+
+    def run(self) -> int:
+        """Run the missing jobs; 1 when one of them failed."""
+        from flowmdp.cli.bench import run_bench
+
+        return run_bench(self)
+
+
 Command = (
     Annotated[Tasks, subcommand("tasks")]
     | Annotated[Data, subcommand("data")]
@@ -360,4 +415,5 @@ Command = (
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Record, subcommand("record")]
     | Annotated[Plot, subcommand("plot")]
+    | Annotated[Bench, subcommand("bench")]
 )
