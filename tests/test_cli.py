@@ -177,7 +177,7 @@ def test_tasks_data_and_plot_speak(run: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    "command", ["", "tasks", "data", "data build", "train", "eval", "record", "bench"]
+    "command", ["", "tasks", "data", "data build", "train", "eval", "record", "bench", "report"]
 )
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:

@@ -408,6 +408,43 @@ class Bench:
         return run_bench(self)
 
 
+@dataclass
+class Report:
+    """Compare finished runs: per dataset, over datasets with intervals, and against each other.
+
+    Reads every result.json, or file that `flowmdp bench` left, below a folder and prints Markdown:
+    for each dataset and label the mean over seeds and their standard deviation; over the datasets
+    that all labels share the mean and the interquartile mean of the normalised score with 95 %
+    bootstrap intervals; and differences between labels with theirs. Runs that carry no label go
+    under their algorithm's name.
+
+    For example:
+      flowmdp report results
+      flowmdp report results/table --against df-div --figures figures --csv runs.csv
+      flowmdp report results/table --reference flow-bc "df-div T=5"
+      flowmdp report results/table --commands
+    """
+
+    results: Annotated[Positional[Path], arg(metavar="RESULTS")]
+    """A folder of results, at any depth, or one file."""
+    against: Annotated[Name, arg(metavar="LABEL")] = None
+    """The label that all others are compared with; the best on average when not given."""
+    reference: Annotated[tuple[str, ...], arg(metavar="LABEL", help_behavior_hint="")] = ()
+    """Labels that are shown per dataset and stay out of the comparison over datasets."""
+    csv: File = None
+    """Write one row per run with all its numbers."""
+    figures: Folder = None
+    """Draw scores.png (seeds, means, intervals per dataset) and aggregate.png into this folder."""
+    commands: bool = False
+    """Print the command behind each run as well."""
+
+    def run(self) -> None:
+        """Print the tables."""
+        from flowmdp.cli.compare import run_report
+
+        run_report(self)
+
+
 Command = (
     Annotated[Tasks, subcommand("tasks")]
     | Annotated[Data, subcommand("data")]
@@ -416,4 +453,5 @@ Command = (
     | Annotated[Record, subcommand("record")]
     | Annotated[Plot, subcommand("plot")]
     | Annotated[Bench, subcommand("bench")]
+    | Annotated[Report, subcommand("report")]
 )
