@@ -100,7 +100,7 @@ class Runner:
         self.running: list[Process] = []
         self.failed: list[Job] = []
         self.elsewhere: list[Job] = []
-        self.interruptions = 0
+        self.interruptions, self.told = 0, False
 
     def run(self) -> None:
         """Until all jobs have ended, or the running ones after an interruption."""
@@ -118,6 +118,9 @@ class Runner:
         """Begin, interrupt and account for jobs as things stand."""
         while self.waiting and len(self.running) < self.at_once and not self.interruptions:
             self._begin(self.waiting.popleft(), bar)
+        if self.interruptions and not self.told:
+            self.told = True
+            bar.write("the running jobs save and end; Ctrl-C again stops at once", file=sys.stderr)
         for process in self.running:
             process.interrupt(self.interruptions)
         for process in [one for one in self.running if one.popen.poll() is not None]:
@@ -179,7 +182,7 @@ class Runner:
             elif not self.interruptions:
                 self.failed.append(job)
                 log = self.place.log(job)
-                _say(f"failed {job.name}: {why(process, log)} ({log})", bar)
+                bar.write(f"failed {job.name}: {why(process, log)} ({log})", file=sys.stderr)
         finally:
             process.log.close()
 
@@ -188,14 +191,11 @@ class Runner:
             result = self.place.collect(job)
         except FlowMDPError as error:
             self.failed.append(job)
-            _say(f"failed {job.name}: {error}", bar)
+            bar.write(f"failed {job.name}: {error}", file=sys.stderr)
             return
         score = result["normalized_score"]
         scored = "" if score is None else f", score {score:.1f}"
-        _say(f"done {job.name}: return {result['mean_return']:.0f}{scored}, {how}", bar)
+        bar.write(
+            f"done {job.name}: return {result['mean_return']:.0f}{scored}, {how}", file=sys.stderr
+        )
         bar.update()
-
-
-def _say(line: str, bar: Any) -> None:
-    """A line on stderr above the bar."""
-    bar.write(line, file=sys.stderr)
