@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from flowmdp.cli.options import Command
+from flowmdp.cli.options_many import AnyCommand
 from flowmdp.errors import FlowMDPError
 
 DESCRIPTION = """Train flow policies for robots offline, step by flow step.
@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def parse(argv: Sequence[str]) -> Command:
+def parse(argv: Sequence[str]) -> AnyCommand:
     """The subcommand with its options; `--help` and unknown options leave by SystemExit."""
     return tyro.cli(
-        Command,
+        AnyCommand,
         prog="flowmdp",
         description=DESCRIPTION,
         args=argv,

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from flowmdp.cli.bench_job import Process, Workspace, lock_log, why
 from flowmdp.cli.bench_table import Job, read_table
-from flowmdp.cli.options import Bench
+from flowmdp.cli.options_many import Bench
 from flowmdp.errors import ConfigurationError, FlowMDPError
 
 POLL = 0.1

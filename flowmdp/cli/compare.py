@@ -16,7 +16,7 @@ from flowmdp.cli.bootstrap import (
     mean,
     over_seeds,
 )
-from flowmdp.cli.options import Report
+from flowmdp.cli.options_many import Report
 from flowmdp.cli.results import (
     Dataset,
     Grouped,
