@@ -176,7 +176,9 @@ def test_tasks_data_and_plot_speak(run: Path, capsys: pytest.CaptureFixture[str]
     assert "<svg" in (run / "figure.svg").read_text()
 
 
-@pytest.mark.parametrize("command", ["", "tasks", "data", "data build", "train", "eval", "record"])
+@pytest.mark.parametrize(
+    "command", ["", "tasks", "data", "data build", "train", "eval", "record", "bench", "report"]
+)
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         main([*command.split(), "--help"])

@@ -1,7 +1,7 @@
 """The `flowmdp` command: the one package that puts environments, data and agents together.
 
-Exit codes: 0 done; 2 the input, the folder or the disk does not allow it, with one line on stderr
-that says why and what mends it; 130 interrupted by Ctrl-C.
+Exit codes: 0 done; 1 a job of `flowmdp bench` failed; 2 the input, the folder or the disk does not
+allow it, with one line on stderr that says why and what mends it; 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from flowmdp.cli.options import Command
+from flowmdp.cli.options_many import AnyCommand
 from flowmdp.errors import FlowMDPError
 
 DESCRIPTION = """Train flow policies for robots offline, step by flow step.
@@ -39,20 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = parse(argv or ["--help"])
     try:
-        command.run()
+        return command.run() or 0
     except KeyboardInterrupt as error:
         print(f"\nflowmdp: interrupted{'; ' if error.args else ''}{error}", file=sys.stderr)
         return 130
     except (FlowMDPError, OSError) as error:
         print(f"flowmdp: {_one_line(error)}", file=sys.stderr)
         return 2
-    return 0
 
 
-def parse(argv: Sequence[str]) -> Command:
+def parse(argv: Sequence[str]) -> AnyCommand:
     """The subcommand with its options; `--help` and unknown options leave by SystemExit."""
     return tyro.cli(
-        Command,
+        AnyCommand,
         prog="flowmdp",
         description=DESCRIPTION,
         args=argv,
