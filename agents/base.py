@@ -64,7 +64,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
     only_flow_steps: ClassVar[int | None] = None
     """The flow steps that the algorithm needs; None where any number will do."""
     acts_at_mean: ClassVar[bool] = False
-    """Whether the algorithm's paper evaluates it without noise (x_0 = 0)."""
+    """Whether its paper evaluates it without noise (x_0 = 0) instead of with sampled noise."""
 
     def __init__(
         self,

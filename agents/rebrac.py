@@ -65,6 +65,7 @@ class ReBRAC(OneStepAgent):
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": DeterministicPolicy}
     clones = False
+    acts_at_mean = True
 
     def __init__(
         self,

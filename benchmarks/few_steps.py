@@ -1,9 +1,9 @@
-"""What fewer flow steps cost: `python -m benchmarks.few_steps RUN... --out results/few_steps`.
+"""What fewer flow steps cost: `python -m benchmarks.few_steps RUN...`.
 
 Plays the trained agent of every run folder with 1, 2, 3, 5, 10 and 20 Euler steps from noise to
 action (trained with 10), with Heun's method at 1, 2 and 5, and distilled into one network: a
 `DistilledField` that regresses to the agent's own map from (state, noise) to action, on the data's
-states. Writes one JSON per run and prints a table.
+states. Writes one JSON per run into benchmarks/recorded/few_steps (--out) and prints the means.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
     """Measure, store, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders that `flowmdp train` made")
-    parser.add_argument("--out", type=Path, default=Path("results/few_steps"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/recorded/few_steps"))
     parser.add_argument("--episodes", type=int, default=20)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -72,6 +72,15 @@ def test_one_row_per_dataset_and_label(tmp_path: Path, report: Any) -> None:
     assert "after the fact" in lines[0] and any(line.startswith("†: fewer") for line in lines)
 
 
+def test_the_other_way_of_acting(tmp_path: Path, report: Any) -> None:
+    still = {"mean_return": 700.0, "normalized_score": 70.0}
+    behavior = {"mean_return": 100.0, "noiseless": {"mean_return": 300.0}}
+    write(tmp_path / "results", "a", [10], noiseless=still, behavior=behavior)
+    assert report()[2].split(" | ")[6:9] == ["100", "100", "10.0"]
+    assert report("--acting", "noiseless")[2].split(" | ")[6:9] == ["300", "700", "70.0"]
+    assert main(["report", str(tmp_path / "results"), "--acting", "sampled"]) == 2
+
+
 def test_a_policy_without_a_behavior_flow_shows_none(tmp_path: Path, report: Any) -> None:
     write(tmp_path / "results", "bc", [10], behavior={"mean_return": 100, "returns": [1.0, 2.0]})
     write(tmp_path / "results", "none", [10], behavior=None)

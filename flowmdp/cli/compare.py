@@ -21,6 +21,7 @@ from flowmdp.cli.results import (
     Dataset,
     Grouped,
     Result,
+    as_acting,
     group,
     load_results,
     mixed_settings,
@@ -81,7 +82,7 @@ def run_report(options: Report) -> None:
     Raises:
         ConfigurationError: For a folder without results, or a label that does not occur.
     """
-    results = load_results(options.results)
+    results = [as_acting(result, options.acting) for result in load_results(options.results)]
     grouped = group(results)
     labels = sorted({result["label"] for result in results})
     for label in (*options.reference, *([options.against] if options.against else [])):

@@ -39,7 +39,11 @@ class Acting:
         deterministic: bool = False,
     ) -> tuple[NDArray[np.float32], Any]:
         """Outer actions, shape (n, action_dim), for observations of shape (n, observation_dim)."""
-        return self.agent.act(np.asarray(observation, np.float32), **self.options), state
+        states = np.asarray(observation, np.float32)
+        options = dict(self.options)
+        if deterministic:
+            options["noise"] = np.zeros((len(states), self.agent.spec.action_dim), np.float32)
+        return self.agent.act(states, **options), state
 
 
 def open_agent(run_folder: Path, task: str | None, device: str) -> FlowAlgorithm:
@@ -76,14 +80,20 @@ def run_eval(options: Eval) -> None:
     """
     if options.episodes < 1 or options.best_of < 1:
         raise ConfigurationError("--episodes and --best-of must be at least 1")
+    if options.noiseless and options.best_of > 1:
+        raise ConfigurationError("--noiseless leaves --best-of nothing to choose from: drop one")
     agent = open_agent(options.run_folder, options.task, options.device)
     policy, name = _policy(agent, options)
     task = agent.spec.task
     assert task is not None
     play = partial(make_outer, task, agent.spec.source)
-    at_mean = agent.acts_at_mean and not options.behavior
     result = evaluate(
-        policy, play, options.episodes, options.seed, at_mean, progress=not options.json
+        policy,
+        play,
+        options.episodes,
+        options.seed,
+        deterministic=options.noiseless or (agent.acts_at_mean and not options.behavior),
+        progress=not options.json,
     )
     summary = {"episodes": options.episodes, **summarize(task, result.returns)}
     if options.json:

@@ -236,7 +236,7 @@ class Train:
     quick: bool = False
     """The whole job in small: the full dataset, few updates; a look, not a result."""
     episodes: int = 20
-    """Episodes of the evaluation at the end, for each of the two flows."""
+    """Episodes of each evaluation at the end: of both flows, with noise and without."""
     eval_every: Number = None
     """Policy steps between evaluations during training; a tenth of the steps when not given."""
     eval_episodes: int = 5
@@ -264,7 +264,7 @@ class Eval:
     For example:
       flowmdp eval runs/hopper-medium/df-div-seed0
       flowmdp eval runs/my-run --episodes 100 --seed 7
-      flowmdp eval runs/my-run --behavior
+      flowmdp eval runs/my-run --behavior --noiseless
       flowmdp eval runs/my-run --solver heun --flow-steps 5 --best-of 8
     """
 
@@ -282,6 +282,8 @@ class Eval:
     """Solver steps from noise to action; as trained when not given."""
     solver: Solver = "euler"
     """How the flow is integrated."""
+    noiseless: bool = False
+    """Start every action's chain at zero instead of at Gaussian noise."""
     best_of: int = 1
     """Draw so many actions per state and take the one the critic rates highest."""
     device: Device = "auto"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
@@ -83,6 +83,7 @@ class Report:
       flowmdp report results
       flowmdp report results/table --against df-div --figures figures --csv runs.csv
       flowmdp report results/table --reference flow-bc "df-div T=5"
+      flowmdp report results/table --acting noiseless
       flowmdp report results/table --commands
     """
 
@@ -92,6 +93,8 @@ class Report:
     """The label that all others are compared with; the best on average when not given."""
     reference: Annotated[tuple[str, ...], arg(metavar="LABEL", help_behavior_hint="")] = ()
     """Labels that are shown per dataset and stay out of the comparison over datasets."""
+    acting: Literal["published", "sampled", "noiseless"] = "published"
+    """Which returns: as each algorithm's paper plays, from sampled noise x_0, or from x_0 = 0."""
     csv: File = None
     """Write one row per run with all its numbers."""
     figures: Folder = None

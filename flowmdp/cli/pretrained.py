@@ -7,6 +7,7 @@ FLOWMDP_CACHE names the folder, else XDG_CACHE_HOME/flowmdp or ~/.cache/flowmdp.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from functools import partial
@@ -43,6 +44,8 @@ def restore(agent: ActorCritic) -> None:
             print(f"{NAMES[part]} from {path}", file=sys.stderr)
         except (CheckpointError, OSError) as error:
             print(f"flowmdp: cannot use {path} ({error}); training it again", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def store(agent: ActorCritic) -> None:

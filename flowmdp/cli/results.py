@@ -70,6 +70,26 @@ def _load(file: Path) -> Result:
     return {"label": result["algorithm"], **result, "file": str(file)}
 
 
+def as_acting(result: Result, way: str) -> Result:
+    """The result with the returns, the behaviour's too, of another way of acting.
+
+    Args:
+        result: Of `flowmdp train`.
+        way: "sampled" or "noiseless"; "published" leaves the result as it is.
+
+    Raises:
+        ConfigurationError: When the run was not evaluated that way.
+    """
+    if way == "published":
+        return result
+    if way not in result:
+        raise ConfigurationError(f"{result['file']} was not evaluated {way}: leave --acting out")
+    behavior = result.get("behavior")
+    if behavior:
+        behavior = {**behavior, **behavior[way]}
+    return {**result, **result[way], "behavior": behavior}
+
+
 def dataset_of(result: Result) -> Dataset:
     """The dataset a run belongs to."""
     return Dataset(result["task"], result["source"], result["dataset_id"])

@@ -219,16 +219,24 @@ def _conclude(
     data: TransitionDataset,
     history: dict[str, Any],
 ) -> None:
-    """Evaluate both flows on the bare robot, write result.json and curves.png, print a table."""
+    """Evaluate both flows on the bare robot, write result.json and curves.png, print a table.
+
+    Every flow plays twice, from sampled noise and from zero; the way of the algorithm's paper is
+    the result, both are stored.
+    """
     start = time.perf_counter()
     task, episodes = config["task"], config["episodes"]
     play = partial(make_outer, task, config["source"])
 
-    def outcome(policy: OuterPolicy) -> dict[str, Any]:
+    def play_all(policy: OuterPolicy, deterministic: bool) -> dict[str, Any]:
         seed = config["seed"] + AFTER
-        result = evaluate(policy, play, episodes, seed, agent.acts_at_mean, progress=True)
+        result = evaluate(policy, play, episodes, seed, deterministic, progress=True)
         summary = summarize(task, result.returns)
         return {"episodes": episodes, **summary, "returns": result.returns}
+
+    def outcome(policy: OuterPolicy) -> dict[str, Any]:
+        ways = {"sampled": play_all(policy, False), "noiseless": play_all(policy, True)}
+        return {**ways["noiseless" if agent.acts_at_mean else "sampled"], **ways}
 
     agent_outcome = outcome(agent.outer_policy())
     behavior = None
@@ -256,9 +264,12 @@ def _conclude(
     }
     write_json(folder.result, result)
     plot_run(folder.path, quiet=True)
-    rows = {config["algorithm"]: agent_outcome}
+    flows = {config["algorithm"]: agent_outcome}
     if isinstance(agent, DecisionFlow) and behavior:
-        rows["behaviour flow"] = behavior
+        flows["behaviour flow"] = behavior
+    rows: dict[str, dict[str, Any]] = {}
+    for name, flow in flows.items():
+        rows |= {name: flow["sampled"], f"{name}, no noise": flow["noiseless"]}
     rows["data"] = recorded
     print_table(f"{task}, {agent.num_timesteps} updates, seed {config['seed']}", rows)
     quoted = shlex.quote(str(folder.path))
