@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from flowmdp.agents import ALGORITHMS
+from flowmdp.agents import ALGORITHMS, checkpoint
 from flowmdp.cli import main
 from flowmdp.cli.job import QUICK
 from flowmdp.cli.run_folder import read_progress
@@ -110,12 +110,12 @@ def test_damaged_cache_is_trained_again(
     assert train("df-div", tmp_path / "one") == 0
     files = sorted((tmp_path / "cache").rglob("*.zip"))
     assert [file.name.split("-")[0] for file in files] == ["behavior", "critic"]
-    before = [file.read_bytes() for file in files]
-    for file, content in zip(files, before, strict=True):
-        file.write_bytes(content[: len(content) // 2])
+    before = [checkpoint.read(file)[0] for file in files]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:1000])
     assert train("df-div", tmp_path / "two") == 0
     assert capsys.readouterr().err.count("training it again") == 2
-    assert [file.read_bytes() for file in files] == before
+    assert [checkpoint.read(file)[0] for file in files] == before
 
 
 def test_ctrl_c_saves_and_resume_equals_an_uninterrupted_run(
