@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -178,6 +179,10 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         """x_0 ~ N(0, I) from the agent's own generator, of the shape of `actions`."""
         return torch.randn(actions.shape, generator=self.generator, device=self.device)
 
+    def starts_like(self, actions: Tensor) -> Tensor:
+        """x_0 as the flow environment draws it, N(0, noise_scale^2 I), shaped as `actions`."""
+        return self.spec.noise_scale * self.noise_like(actions)
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Matrix products in the agent's precision."""
         enabled = self.precision == "bfloat16"
@@ -315,7 +320,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
 
         Args:
             observations: Outer observations, shape (n, observation_dim).
-            noise: x_0, shape (n, action_dim); None draws Gaussian noise.
+            noise: x_0, shape (n, action_dim); None draws what the flow environment would.
             previous: Previous actions and flags, where the flow state includes them.
             n_steps: Flow steps, None for the environment's.
             solver: "euler", "midpoint" or "heun".
@@ -324,6 +329,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         if noise is None:
             shape = (len(observations), self.spec.action_dim)
             x_0 = torch.randn(shape, generator=self.act_generator, device=self.device)
+            x_0 = self.spec.noise_scale * x_0
         else:
             x_0 = torch.as_tensor(noise, dtype=torch.float32, device=self.device)
         field = self.policy.ema if field is None else field
@@ -340,6 +346,16 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         """Outer actions in [-1, 1], shape (n, action_dim), by whole chains; see `chain`."""
         actions: Array = self.chain(observations, noise, previous, n_steps, solver)[-1]
         return actions.clip(-1, 1)
+
+    def set_noise_scale(self, noise_scale: float) -> None:
+        """Act from noise of another standard deviation than the one trained with; 0 for none.
+
+        Raises:
+            ConfigurationError: If it is negative.
+        """
+        if not noise_scale >= 0:
+            raise ConfigurationError(f"noise_scale is {noise_scale}: it must not be negative")
+        self.spec = dataclasses.replace(self.spec, noise_scale=noise_scale)
 
     def outer_policy(self) -> OuterPolicy:
         """The agent as a policy for the bare outer environment."""

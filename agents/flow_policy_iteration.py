@@ -26,7 +26,7 @@ class FlowPolicyIteration:
     def __init__(self, agent: DFDiv, states: int = 1024) -> None:
         self.agent = agent
         batch = agent.data.sample(states, agent.generator)
-        self._fixed = (*batch.flow_states, agent.noise_like(batch.actions))
+        self._fixed = (*batch.flow_states, agent.starts_like(batch.actions))
 
     def evaluate(self, n: int) -> Info:
         """Fit the flow value to the policy's returns, `n` >= 1 steps; the last one's log."""
@@ -51,7 +51,7 @@ class FlowPolicyIteration:
 
     def _roll_out(self) -> Rollout:
         batch = self.agent.sample()
-        x_0 = self.agent.noise_like(batch.actions)
+        x_0 = self.agent.starts_like(batch.actions)
         with torch.no_grad():
             return self.agent.roll_out(self.agent.policy.ema, *batch.flow_states, x_0)
 

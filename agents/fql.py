@@ -114,7 +114,7 @@ class FQL(OneStepAgent):
         batch, field = self.sample(), self.policy.field
         assert isinstance(field, DistilledField)
         with torch.no_grad(), self.autocast():
-            x_0 = self.noise_like(batch.actions)
+            x_0 = self.starts_like(batch.actions)
             next_actions = field.actions(batch.next_contexts, x_0).clamp(-1, 1)
         info = self.critic_step(batch, next_actions)
         x_0 = self.noise_like(batch.actions)

@@ -29,6 +29,7 @@ class FlowSpec:
         action_dim: Width of an action.
         flow_steps: Flow steps per action.
         velocity_scale: Velocity of flow action 1.
+        noise_scale: Standard deviation of the noise x_0 from which chains start.
         include_time: Whether the flow observation holds t.
         include_previous_action: Whether it holds the previous action and its flag.
         task: Name of the task, None for an environment of the user's own.
@@ -41,6 +42,7 @@ class FlowSpec:
     velocity_scale: float
     include_time: bool = True
     include_previous_action: bool = False
+    noise_scale: float = 1.0
     task: str | None = None
     source: str | None = None
 
@@ -68,6 +70,7 @@ class FlowSpec:
                 flow_steps=int(attribute("flow_steps")),
                 velocity_scale=float(attribute("velocity_scale")),
                 include_time=bool(attribute("include_time")),
+                noise_scale=float(attribute("noise_scale")),
                 include_previous_action=bool(attribute("include_previous_action")),
                 task=attribute("task"),
                 source=attribute("source"),

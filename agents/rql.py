@@ -157,7 +157,7 @@ class RQL(ActorCritic):
             if self._n_updates < self.value_steps:
                 following = self.critic.v(batch.next_observations)[0, :, 0]
             else:
-                z = self.noise_like(batch.actions)
+                z = self.starts_like(batch.actions)
                 start = torch.cat([batch.next_contexts, z, torch.zeros_like(z[:, :1])], 1)
                 following = self.critic.aggregate(self.target_value(start)[..., 0])
             targets = batch.rewards + self.gamma * batch.masks * following

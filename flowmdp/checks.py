@@ -30,6 +30,7 @@ FlowEnv = gym.Env[Float, Float]
 ATTRIBUTES = (
     "flow_steps",
     "velocity_scale",
+    "noise_scale",
     "include_time",
     "include_previous_action",
     "outer_observation_space",

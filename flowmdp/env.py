@@ -139,6 +139,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
     |                           |             | residual mode; `flowmdp.settings` tells why       |
     | `action_mode`             | "velocity"  | "velocity", or "residual" around the behaviour    |
     | `noise_std`               | 0.0         | noise of a whole chain, in action units           |
+    | `noise_scale`             | 1.0         | deviation of x_0; below 1, actions are less varied|
     | `include_time`            | True        | observe t                                         |
     | `include_previous_action` | False       | observe a_{n-1} and its flag                      |
     | `task`, `source`          | None        | where outer and dataset came from, for the record |
@@ -167,6 +168,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         self.settings = FlowSettings.of(settings)
         self.flow_steps = int(self.settings.flow_steps)
         self.velocity_scale = self.settings.scale
+        self.noise_scale = float(self.settings.noise_scale)
         self.include_time = self.settings.include_time
         self.include_previous_action = self.settings.include_previous_action
         self.task, self.source = task, source
@@ -335,6 +337,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
     def _start_chain(self, noise: Float | None = None) -> None:
         if noise is None:
             noise = self.np_random.standard_normal(self.layout.action_dim, np.float32)
+            noise *= np.float32(self.noise_scale)
         self._x_t = noise
         self._k = self._clipped = 0
 

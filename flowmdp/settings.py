@@ -49,6 +49,7 @@ class FlowSettings:
     velocity_scale: float | None = None
     action_mode: str = "velocity"
     noise_std: float = 0.0
+    noise_scale: float = 1.0
     include_time: bool = True
     include_previous_action: bool = False
 
@@ -63,7 +64,8 @@ class FlowSettings:
         _choose("action_mode", self.action_mode, ACTION_MODES)
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ConfigurationError(f"velocity_scale is {self.scale}: it must be positive, finite")
-        for name, value in (("rho", self.rho), ("noise_std", self.noise_std)):
+        for name in ("rho", "noise_std", "noise_scale"):
+            value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigurationError(f"{name} is {value}: it must be zero or positive, finite")
         needed = REWARDS[self.reward].states

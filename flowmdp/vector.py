@@ -104,6 +104,7 @@ class FlowMDPVectorEnv(VectorEnv[Array, Array, Array]):
         self.num_envs = num_envs
         self.flow_steps = int(self.settings.flow_steps)
         self.velocity_scale = self.settings.scale
+        self.noise_scale = float(self.settings.noise_scale)
         self.include_time = self.settings.include_time
         self.include_previous_action = self.settings.include_previous_action
         self.task, self.source = task, source
@@ -215,7 +216,7 @@ class FlowMDPVectorEnv(VectorEnv[Array, Array, Array]):
         else:
             self._frames[rows, layout.state] = np.broadcast_to(state, (n, layout.obs_dim))[rows]
         if noise is None:
-            self._x_t[rows] = self._noise(rows)
+            self._x_t[rows] = np.float32(self.noise_scale) * self._noise(rows)
         else:
             self._x_t[rows] = np.broadcast_to(noise, self._x_t.shape)[rows]
         self._k[rows] = 0

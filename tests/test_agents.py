@@ -154,6 +154,16 @@ def test_predict_tells_the_levels_apart(name: str) -> None:
     assert batch.shape == (5, 2) and np.ptp(batch, axis=0).max() == 0
 
 
+def test_noise_scale_is_the_environments_until_it_is_set() -> None:
+    agent = make("flow-bc", flow_env(noise_scale=0.5))
+    states = np.zeros((4000, 2), np.float32)
+    assert agent.chain(states)[0].std() == pytest.approx(0.5, abs=0.02)
+    agent.set_noise_scale(0.0)
+    assert not agent.chain(states)[0].any()
+    with pytest.raises(ConfigurationError, match="noise_scale"):
+        agent.set_noise_scale(-1.0)
+
+
 @each_algorithm
 def test_playing_the_flow_env_equals_acting_at_once(name: str) -> None:
     env = flow_env(name)

@@ -148,6 +148,20 @@ def test_chains_equal_integrate_and_hopper(flow_steps: int) -> None:
         assert np.array_equal(observation[:11], state.astype(np.float32))
 
 
+@pytest.mark.parametrize("noise_scale", [0.0, 0.3])
+def test_noise_scale_scales_what_chains_start_from(noise_scale: float) -> None:
+    env, whole = make_toy(noise_scale=noise_scale), make_toy()
+    for chain in range(3):
+        observation, full = (
+            (one.reset(seed=1)[0] if chain == 0 else play_chain(one, np.zeros(2, np.float32))[0])
+            for one in (env, whole)
+        )
+        assert np.array_equal(observation[2:4], np.float32(noise_scale) * full[2:4])
+    given = np.array([0.5, -0.5], np.float32)
+    observation, _ = env.reset(options={"noise": given})
+    assert np.array_equal(observation[2:4], given)
+
+
 def test_rewards_sum_to_the_outer_return() -> None:
     env = make_toy()
     env.reset(seed=0)

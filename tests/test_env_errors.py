@@ -67,6 +67,7 @@ def test_step_out_of_turn() -> None:
         ({"velocity_scale": 0.0}, "velocity_scale is 0.0"),
         ({"rho": -1.0}, "rho is -1.0"),
         ({"noise_std": float("nan")}, "noise_std is nan"),
+        ({"noise_scale": -0.1}, "noise_scale is -0.1"),
         ({"action_mode": "delta"}, "unknown action_mode 'delta'"),
         ({"action_mode": "residual", "behavior": None}, "needs a behavior"),
         ({"flow_step": 3}, "unknown argument 'flow_step'"),

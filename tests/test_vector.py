@@ -22,6 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "direction": {"reward": "direction", "include_previous_action": True},
     "divergence": {"reward": "divergence", "include_time": False, "rho": 0.3},
     "residual": {"reward": "data", "action_mode": "residual", "flow_steps": 4},
+    "scaled": {"reward": "direction", "noise_scale": 0.4},
     "noisy": {"reward": "direction", "noise_std": 0.2, "flow_steps": 1},
 }
 

@@ -80,9 +80,9 @@ def run_eval(options: Eval) -> None:
     """
     if options.episodes < 1 or options.best_of < 1:
         raise ConfigurationError("--episodes and --best-of must be at least 1")
-    if options.noiseless and options.best_of > 1:
-        raise ConfigurationError("--noiseless leaves --best-of nothing to choose from: drop one")
     agent = open_agent(options.run_folder, options.task, options.device)
+    if options.noise_scale is not None:
+        agent.set_noise_scale(options.noise_scale)
     policy, name = _policy(agent, options)
     task = agent.spec.task
     assert task is not None
@@ -92,7 +92,7 @@ def run_eval(options: Eval) -> None:
         play,
         options.episodes,
         options.seed,
-        deterministic=options.noiseless or (agent.acts_at_mean and not options.behavior),
+        deterministic=options.noise_scale is None and agent.acts_at_mean,
         progress=not options.json,
     )
     summary = {"episodes": options.episodes, **summarize(task, result.returns)}

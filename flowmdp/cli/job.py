@@ -32,7 +32,7 @@ QUICK = {"steps": 2_000, "behavior_steps": 4_000, "critic_steps": 5_000}
 """What --quick puts in the place of the defaults; the data stays whole."""
 PACKAGES = ("flowmdp", "gymnasium", "minari", "mujoco", "numpy", "stable-baselines3", "torch")
 OWN_OPTIONS = {"policy", "env", "dataset", "seed", "device", "verbose", "tensorboard_log"}
-ENVIRONMENT = ("include_previous_action", "include_time", "velocity_scale")
+ENVIRONMENT = ("include_previous_action", "include_time", "noise_scale", "velocity_scale")
 """Settings of the flow environment that --set accepts beside the algorithm's arguments."""
 
 

@@ -264,7 +264,7 @@ class Eval:
     For example:
       flowmdp eval runs/hopper-medium/df-div-seed0
       flowmdp eval runs/my-run --episodes 100 --seed 7
-      flowmdp eval runs/my-run --behavior --noiseless
+      flowmdp eval runs/my-run --behavior --noise-scale 0
       flowmdp eval runs/my-run --solver heun --flow-steps 5 --best-of 8
     """
 
@@ -282,8 +282,9 @@ class Eval:
     """Solver steps from noise to action; as trained when not given."""
     solver: Solver = "euler"
     """How the flow is integrated."""
-    noiseless: bool = False
-    """Start every action's chain at zero instead of at Gaussian noise."""
+    noise_scale: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
+    """Standard deviation of the noise that chains start from; as trained when not given, 0 for
+    none."""
     best_of: int = 1
     """Draw so many actions per state and take the one the critic rates highest."""
     device: Device = "auto"
