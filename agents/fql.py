@@ -68,6 +68,7 @@ class FQL(OneStepAgent):
     """
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": DistilledPolicy}
+    default_steps = 5_000
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class FQL(OneStepAgent):
         env: Any,
         learning_rate: float = 3e-4,
         *,
-        alpha: float = 10.0,
+        alpha: float = 1.0,
         sampling_steps: int = 10,
         pessimism: float | None = 0.0,
         _init_setup_model: bool = True,

@@ -88,7 +88,7 @@ class IFQL(OneStepAgent):
         env: A flow environment with `flow_steps=1`, or its id.
         learning_rate: Unused: only flow and critic learn, at their own rates.
         expectile: Of V's regression, in [0.5, 1) (paper: 0.9).
-        samples: Actions to choose from (paper: 32).
+        samples: Actions to choose from (paper: 32) [ours: of more, the critic's errors are chosen].
         sampling_steps: Euler steps of the behaviour flow (paper: 10).
         critic_steps: Of the critic before `learn`, half on returns, half by expectiles [ours].
         **kwargs: Of `ActorCritic`.
@@ -97,6 +97,8 @@ class IFQL(OneStepAgent):
         ConfigurationError: If an argument is out of its range.
     """
 
+    default_steps = 2_000
+
     def __init__(
         self,
         policy: Any,
@@ -104,7 +106,7 @@ class IFQL(OneStepAgent):
         learning_rate: float = 3e-4,
         *,
         expectile: float = 0.9,
-        samples: int = 32,
+        samples: int = 4,
         sampling_steps: int = 10,
         critic: str = "iql",
         critic_steps: int = 10_000,

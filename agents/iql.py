@@ -60,6 +60,7 @@ class IQL(OneStepAgent):
     """
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": GaussianPolicy}
+    default_steps = 5_000
     clones = False
     acts_at_mean = True
 
@@ -70,7 +71,7 @@ class IQL(OneStepAgent):
         learning_rate: float = 3e-4,
         *,
         expectile: float = 0.7,
-        beta: float = 1.0,
+        beta: float = 3.0,
         critic: str = "iql",
         critic_steps: int = 10_000,
         _init_setup_model: bool = True,

@@ -64,6 +64,7 @@ class ReBRAC(OneStepAgent):
     """
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": DeterministicPolicy}
+    default_steps = 6_000
     clones = False
     acts_at_mean = True
 
@@ -73,8 +74,8 @@ class ReBRAC(OneStepAgent):
         env: Any,
         learning_rate: float = 3e-4,
         *,
-        actor_bc: float = 0.01,
-        critic_bc: float = 0.01,
+        actor_bc: float = 0.1,
+        critic_bc: float = 0.1,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:

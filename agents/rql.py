@@ -84,13 +84,15 @@ class RQL(ActorCritic):
         ConfigurationError: If an argument is out of its range.
     """
 
+    default_steps = 6_000
+
     def __init__(
         self,
         policy: Any,
         env: Any,
         learning_rate: float = 3e-4,
         *,
-        alpha: float = 1.0,
+        alpha: float = 0.2,
         value_steps: int = 3_000,
         pessimism: float | None = 0.0,
         _init_setup_model: bool = True,
