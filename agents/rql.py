@@ -92,7 +92,7 @@ class RQL(ActorCritic):
         env: Any,
         learning_rate: float = 3e-4,
         *,
-        alpha: float = 0.2,
+        alpha: float = 0.03,
         value_steps: int = 3_000,
         pessimism: float | None = 0.0,
         _init_setup_model: bool = True,
