@@ -244,7 +244,7 @@ def test_the_listed_command_is_the_job(table: Path) -> None:
     table.write_text(
         TABLE.replace("[run]", '[run]\nepisodes = 20\ndevice = "cpu"')
         + 'flow_steps = 5\n[algorithms."df/div, T"]\nalgorithm = "df-dir"\n'
-        'set = { net_arch = [16, 16], critic = "iql", rho = 0.5, objective = "7" }\n'
+        'set = { net_arch = [16, 16], critic = "iql", rho = 0.5, budget = "None" }\n'
     )
     jobs = read_table(table)
     assert jobs[2].name == f"{DATA}_df-div-T_seed1"
@@ -258,7 +258,7 @@ def test_the_listed_command_is_the_job(table: Path) -> None:
         "net_arch": [16, 16],
         "critic": "iql",
         "rho": 0.5,
-        "objective": "7",
+        "budget": None,
     }
     assert jobs[1].expected["flow_steps"] == 5
 

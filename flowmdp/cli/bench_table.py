@@ -6,7 +6,6 @@ first job starts: the checks of a job's options are those of `flowmdp train` its
 
 from __future__ import annotations
 
-import ast
 import re
 import tomllib
 from collections.abc import Collection, Iterable
@@ -202,13 +201,7 @@ def _algorithm(label: str, entry: Any) -> dict[str, Any]:
 
 
 def _literal(value: Any) -> str:
-    """A value of the table as --set reads it: a Python literal, or a word."""
+    """A value of the table as --set reads it; a string as it stands, so that "None" is None."""
     if isinstance(value, list):
         return f"[{','.join(repr(entry) for entry in value)}]"  # no spaces to quote in a shell
-    if not isinstance(value, str):
-        return repr(value)
-    try:
-        ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return value
-    return repr(value)
+    return value if isinstance(value, str) else repr(value)

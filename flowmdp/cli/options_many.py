@@ -36,7 +36,7 @@ class Bench:
       [algorithms.df-dir]                 # the name is the label in the report
       [algorithms.df-div]
       steps = 5000                        # any option of [run] but the seeds
-      set = { rho = 0.3 }
+      set = { rho = 0.3, budget = "None" }
       [algorithms."df-div T=5"]           # a variant under its own label
       algorithm = "df-div"
       flow_steps = 5
