@@ -21,13 +21,15 @@ from flowmdp.transitions import TransitionDataset
 
 TURNS = 2
 """Contexts per problem, which differ by a rotation."""
-RADIUS, STD = 0.6, 0.05
+RADIUS, STD = 0.6, 0.07
 """Of the circle, and of the blobs."""
 RARE = 0.05
-"""Share of the data in each best mode, where there are others."""
-SHIFT, WIDTH = 0.075, 0.12
+"""Share of the recorded modes that each best one has, where there are others."""
+STRAY = 0.05
+"""Share of the data that is uniform in the box: the critic can know that it pays badly."""
+SHIFT, WIDTH = 0.1, 0.15
 """How far the optimum is from its mode's centre, and how broad the reward's bump around it."""
-REACH = 4 * STD
+REACH = 3 * STD
 """An action belongs to the mode whose centre is nearer than this; else it is off every mode."""
 KEPT = 0.01
 """A mode is kept when it holds more than this share of the samples."""
@@ -72,8 +74,8 @@ class ModeProblem:
 
     @property
     def optima(self) -> Array:
-        """Where the reward of each mode is highest: SHIFT along the circle's tangent."""
-        return self.centers + SHIFT * np.stack([-np.sin(self.angles), np.cos(self.angles)], -1)
+        """Where the reward of each mode is highest: SHIFT farther out than its centre."""
+        return self.centers * (1 + SHIFT / RADIUS)
 
     @property
     def heights(self) -> Array:
@@ -84,7 +86,7 @@ class ModeProblem:
 
     @property
     def probabilities(self) -> Array:
-        """Share of the data in each mode, shape (modes,)."""
+        """Shares of the modes among the data that is not stray, shape (modes,)."""
         if self.modes == self.best:
             return np.full(self.modes, 1 / self.modes)
         common = (1 - RARE * self.best) / (self.modes - self.best)
@@ -95,7 +97,9 @@ class ModeProblem:
         """Mean reward of the data, in closed form (neighbouring bumps neglected)."""
         variance = WIDTH**2 + STD**2
         inside = WIDTH**2 / variance * np.exp(-(SHIFT**2) / (2 * variance))
-        return float(self.probabilities @ ((1 + self.heights) * inside - 1))
+        stray = 2 * np.pi * WIDTH**2 / 4  # a bump's integral over the box's area
+        modes = self.probabilities @ (1 + self.heights) * inside
+        return float((1 - STRAY) * modes + STRAY * stray * (1 + self.heights).sum() - 1)
 
     def rewards(self, contexts: NDArray[Any], actions: NDArray[Any]) -> Array:
         """-1 + max over modes of (1 + height) exp(-|a - optimum|^2 / (2 WIDTH^2)), shape (n,).
@@ -117,7 +121,9 @@ class ModeProblem:
         """Actions of the behaviour in the given contexts, shape (n, 2)."""
         n = len(contexts)
         modes = rng.choice(self.modes, size=n, p=self.probabilities)
-        return self.centers[contexts, modes] + STD * rng.standard_normal((n, 2))
+        inside = self.centers[contexts, modes] + STD * rng.standard_normal((n, 2))
+        stray = rng.random((n, 1)) < STRAY
+        return np.where(stray, rng.uniform(-1, 1, (n, 2)), inside.clip(-1, 1))
 
     def measure(self, contexts: NDArray[Any], actions: NDArray[Any]) -> dict[str, float]:
         """What a policy's samples are worth; contexts (n,), actions (n, 2).

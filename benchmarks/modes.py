@@ -2,8 +2,8 @@
 
 Every agent learns the bandit of `benchmarks.mode_problem`, whose contexts have 1, 2, 4 and 8 modes,
 and two equally good ones among four, over three seeds, with the best of three settings on another
-seed. Agents that use a behaviour flow start from the same one. Runs are kept in results/modes.json;
-what is there is not run again.
+seed. All start from the same critic and the same behaviour flow, as far as they use one. Runs are
+kept in results/modes.json; what is there is not run again.
 
     python -m benchmarks.modes            # run what is missing, print the tables, draw the picture
     python -m benchmarks.modes --table    # print and draw from the stored runs alone
@@ -33,20 +33,23 @@ SEARCH_SEED, SEEDS = 0, (1, 2, 3)
 DRAWN, DRAWN_SEED, DRAWN_SAMPLES = ModeProblem(8), 1, 250
 TRANSITIONS, SAMPLES = 4_000, 1_000
 """Per problem, of the data and of a policy."""
-FLOW_STEPS, STEPS = 8, 600
+FLOW_STEPS, STEPS = 10, 800
 SHARED: dict[str, Any] = {
     "policy_kwargs": {"net_arch": [64, 64]},
     "batch_size": 128,
     "learning_rate": 1e-3,
     "ema_rate": 0.02,
     "behavior_learning_rate": 2e-3,
-    "behavior_steps": 2_000,
+    "behavior_steps": 4_000,
     "critic_learning_rate": 2e-3,
-    "critic_steps": 600,
+    "critic_steps": 1_500,
+    "critic_members": 5,
+    "pessimism": 2.0,
     "precision": "float32",
     "device": "cpu",
 }
-"""Ours, untuned, and the same for all."""
+"""Ours, untuned, and the same for all, the critic of five networks included: what differs is how a
+policy is drawn from it."""
 
 
 class Method(NamedTuple):
@@ -70,9 +73,9 @@ METHODS = {
     "IFQL, N=32": Method("ifql", BEST_OF | {"samples": 32}, (), 0),
     "RQL": Method(
         "rql",
-        {"value_steps": 200},
-        ({"alpha": 0.001}, {"alpha": 0.01}, {"alpha": 0.1}),
-        STEPS + 200,
+        {"value_steps": 300},
+        ({"alpha": 0.03}, {"alpha": 0.3}, {"alpha": 3.0}),
+        STEPS + 300,
     ),
     "DF-dir": Method("df-dir", FREE, ({"rho": 0.01}, {"rho": 0.1}, {"rho": 1.0})),
     "DF-div": Method("df-div", FREE, ({"rho": 0.01}, {"rho": 0.1}, {"rho": 1.0})),
@@ -184,27 +187,27 @@ def tables(stored: dict[str, Any]) -> str:
             lines.append(f"| {name} | {rewards} | {words(chosen(stored['search'], name))} |")
     runs = stored["runs"]
     for problem in PROBLEMS:
-        lines += ["", f"| {problem.name} | " + " | ".join(COLUMNS.values()) + " |"]
-        lines.append("|---" * (1 + len(COLUMNS)) + "|")
+        columns = list(COLUMNS.values())[: None if problem.best > 1 else -1]
+        lines += ["", f"| {problem.name} | " + " | ".join(columns) + " |"]
+        lines.append("|---" * (1 + len(columns)) + "|")
         for name in ordered({row["method"] for row in runs}):
             rows = [row["problems"][problem.name] for row in runs if row["method"] == name]
-            lines.append(table_row(name, rows))
+            lines.append(f"| {name} | " + " | ".join(cells(rows)[: len(columns)]) + " |")
     return "\n".join(lines)
 
 
-def table_row(name: str, rows: list[dict[str, float]]) -> str:
-    """Means over seeds; of the reward also every seed's."""
+def cells(rows: list[dict[str, float]]) -> list[str]:
+    """Means over seeds, in the order of COLUMNS; of the reward also every seed's."""
     mean = {key: np.mean([row[key] for row in rows]) for key in COLUMNS}
     each = ", ".join(f"{row['reward']:.2f}" for row in rows)
-    cells = [f"{mean['reward']:.2f} ({each})", f"{mean['best']:.0%}", f"{mean['inside']:.2f}"]
-    cells += [f"{mean['off']:.1%}", f"{mean['kept']:.1f}", f"{mean['smaller']:.0%}"]
-    return f"| {name} | " + " | ".join(cells) + " |"
+    texts = [f"{mean['reward']:.2f} ({each})", f"{mean['best']:.0%}", f"{mean['inside']:.2f}"]
+    return [*texts, f"{mean['off']:.0%}", f"{mean['kept']:.1f}", f"{mean['smaller']:.0%}"]
 
 
 def ordered(names: set[str]) -> list[str]:
     """The clone first, then as in METHODS, each followed by what it shows beside itself."""
-    order = [n for name in METHODS for n in (name, EXTRA.get(name)) if n != "FlowBC"]
-    return [name for name in ["FlowBC", *order] if name in names]
+    order = [shown for name in METHODS for shown in (name, EXTRA.get(name, name))]
+    return [name for name in dict.fromkeys(["FlowBC", *order]) if name in names]
 
 
 def words(setting: dict[str, Any]) -> str:

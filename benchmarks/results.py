@@ -1,7 +1,8 @@
 """The README's table of results: `python -m benchmarks.results results/`.
 
 Reads every result.json below the folder and prints, for each dataset and algorithm, the mean return
-of the last checkpoint over seeds, the cloned behaviour's on the same seeds, and the data's.
+of the last checkpoint over seeds, the cloned behaviour's on the same seeds, and the data's. Other
+measurements are passed over.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ HEADER = ("dataset", "algorithm", "data", "behaviour flow", "agent", "gain", "sc
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
-    """All results below a folder."""
-    return [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
+    """All results of runs below a folder."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
+    return [result for result in found if "mean_return" in result]
 
 
 def spread(values: list[float]) -> str:
