@@ -84,7 +84,7 @@ def action_gradients(critic: Critic, observations: Tensor, actions: Tensor) -> T
     actions = actions.detach().requires_grad_()
     total = critic.advantages(observations, actions).sum()
     (gradient,) = torch.autograd.grad(total, actions)
-    return gradient  # type: ignore[no-any-return]
+    return gradient
 
 
 def falls(values: list[float], tolerance: float = 0.0) -> int:

@@ -59,7 +59,8 @@ class ModeProblem:
         """Which modes are best, shape (modes,)."""
         spacing = self.modes // self.best
         order = np.arange(self.modes)
-        return (order % spacing == 0) & (order < spacing * self.best)
+        best: NDArray[np.bool_] = (order % spacing == 0) & (order < spacing * self.best)
+        return best
 
     @property
     def angles(self) -> Array:
@@ -75,7 +76,8 @@ class ModeProblem:
     @property
     def optima(self) -> Array:
         """Where the reward of each mode is highest: SHIFT farther out than its centre."""
-        return self.centers * (1 + SHIFT / RADIUS)
+        optima: Array = self.centers * (1 + SHIFT / RADIUS)
+        return optima
 
     @property
     def heights(self) -> Array:
@@ -110,7 +112,8 @@ class ModeProblem:
         """
         squared = np.square(actions[:, None] - self.optima[contexts]).sum(-1)
         bumps: Array = (1 + self.heights) * np.exp(-squared / (2 * WIDTH**2))
-        return bumps.max(-1) - 1
+        best: Array = bumps.max(-1)
+        return best - 1
 
     def modes_of(self, contexts: NDArray[Any], actions: NDArray[Any]) -> NDArray[np.int64]:
         """The mode of every action, -1 off all modes, shape (n,)."""
@@ -167,7 +170,7 @@ PROBLEMS = (
 def observe(problem: ModeProblem, contexts: NDArray[Any]) -> NDArray[np.float32]:
     """Indicators of a problem's contexts, shape (n, len(PROBLEMS) * TURNS)."""
     numbers = PROBLEMS.index(problem) * TURNS + contexts
-    indicators = np.eye(len(PROBLEMS) * TURNS, dtype=np.float32)[numbers]
+    indicators: NDArray[np.float32] = np.eye(len(PROBLEMS) * TURNS, dtype=np.float32)[numbers]
     return indicators
 
 

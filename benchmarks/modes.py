@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from benchmarks.mode_problem import PROBLEMS, REACH, TURNS, ModeProblem, make_dataset, observe
-from flowmdp.agents import ALGORITHMS
 from flowmdp.agents.acting import OuterPolicy
 from flowmdp.agents.actor_critic import ActorCritic
+from flowmdp.cli.job import get_algorithm
 from flowmdp.cli.run_folder import read_json, write_json
 from flowmdp.env import FlowMDPEnv
 
@@ -94,7 +94,7 @@ COLUMNS = {
 
 def train(method: Method, setting: dict[str, Any], seed: int, parts: Path) -> ActorCritic:
     """A trained agent; behaviour flow and critic come from the folder `parts` where they are."""
-    cls = ALGORITHMS[method.algorithm]
+    cls = get_algorithm(method.algorithm)
     data = make_dataset(TRANSITIONS, seed)
     steps = cls.only_flow_steps or FLOW_STEPS
     env = FlowMDPEnv(states="dataset", reward="data", dataset=data, flow_steps=steps)

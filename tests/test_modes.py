@@ -21,8 +21,7 @@ from benchmarks.mode_problem import (
     make_dataset,
     observe,
 )
-from flowmdp.agents import ALGORITHMS
-from flowmdp.cli.job import constructor_arguments
+from flowmdp.cli.job import constructor_arguments, get_algorithm
 
 
 def contexts_of(n: int) -> Any:
@@ -104,7 +103,7 @@ def test_the_dataset_is_all_problems_at_once() -> None:
 def test_every_method_is_searched_over_as_many_settings_and_arguments_exist() -> None:
     assert {len(method.search) for method in modes.METHODS.values()} == {0, 3}
     for method in modes.METHODS.values():
-        known = constructor_arguments(ALGORITHMS[method.algorithm])
+        known = constructor_arguments(get_algorithm(method.algorithm))
         for setting in ({}, *method.search):
             assert set(method.fixed | setting) <= known
 
