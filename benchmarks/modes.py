@@ -177,6 +177,17 @@ def chosen(search: list[dict[str, Any]], name: str) -> dict[str, Any]:
     return setting
 
 
+def to_show(stored: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs; while there are none, what the chosen settings gave in the search."""
+    if stored["runs"]:
+        runs: list[dict[str, Any]] = stored["runs"]
+        return runs
+    found = {row["method"] for row in stored["search"]}
+    settings = {name: chosen(stored["search"], name) for name in METHODS if name in found}
+    settings |= {extra: settings[name] for name, extra in EXTRA.items() if name in settings}
+    return [row for row in stored["search"] if row["setting"] == settings.get(row["method"])]
+
+
 def tables(stored: dict[str, Any]) -> str:
     """Markdown: the search, then one table per problem, means over seeds."""
     lines = ["| method | mean reward of the three settings | chosen |", "|---|---|---|"]
@@ -185,7 +196,7 @@ def tables(stored: dict[str, Any]) -> str:
         if method.search and rows:
             rewards = ", ".join(f"{words(row['setting'])}: {mean_reward(row):.2f}" for row in rows)
             lines.append(f"| {name} | {rewards} | {words(chosen(stored['search'], name))} |")
-    runs = stored["runs"]
+    runs = to_show(stored)
     for problem in PROBLEMS:
         columns = list(COLUMNS.values())[: None if problem.best > 1 else -1]
         lines += ["", f"| {problem.name} | " + " | ".join(columns) + " |"]
@@ -254,7 +265,8 @@ def main() -> None:
     options = parser.parse_args()
     stored = read_json(options.out) if options.table else run_missing(options.out)
     print(tables(stored))
-    draw(stored, options.figure)
+    if any("points" in row for row in stored["runs"]):
+        draw(stored, options.figure)
 
 
 if __name__ == "__main__":

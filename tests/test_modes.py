@@ -132,6 +132,8 @@ def test_runs_are_stored_chosen_and_drawn(tmp_path: Path) -> None:
     assert ", rho 0.1: 1.00 | rho 0.1 |" in text
     assert "| DF-div | 1.00 (1.00) | 100% | 1.00 | 0% | 1.0 |\n" in text
     assert "| DF-div | 1.00 (1.00) | 100% | 1.00 | 0% | 1.0 | 0% |" in text  # two are best there
+    assert modes.to_show(stored) == stored["runs"]
+    assert modes.to_show(stored | {"runs": []}) == [better]
     assert modes.ordered({"DF-div", "IQL", "FlowBC"}) == ["FlowBC", "IQL", "DF-div"]
     modes.draw(stored, tmp_path / "modes.png")
     assert (tmp_path / "modes.png").stat().st_size > 1000
