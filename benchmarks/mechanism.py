@@ -14,7 +14,7 @@ step k:
 For DF-div also flow policy iteration: from the behaviour, under the run's critic and a fixed rho,
 G_0 on fixed states and noises after every round of evaluation and improvement.
 
-Writes benchmarks/recorded/mechanism/TASK-ALGORITHM-seedS.json, and docs/mechanism.png from what is there:
+Writes TASK-ALGORITHM-seedS.json into benchmarks/recorded/mechanism, and draws docs/mechanism.png:
 
     python -m benchmarks.mechanism        # draw only
 """
