@@ -86,7 +86,7 @@ def as_acting(result: Result, way: str) -> Result:
         raise ConfigurationError(f"{result['file']} was not evaluated {way}: leave --acting out")
     behavior = result.get("behavior")
     if behavior:
-        behavior = {**behavior, **behavior[way]}
+        behavior = {**behavior, **behavior[way]} if way in behavior else None
     return {**result, **result[way], "behavior": behavior}
 
 
