@@ -235,7 +235,7 @@ def draw(stored: dict[str, Any], out: Path) -> None:
     names = [name for name in ordered(set(rows)) if "," not in name]
     figure = Figure((2.2 * len(names) / 2, 4.8), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2, (len(names) + 1) // 2).flat
+    panels = figure.subplots(2, (len(names) + 1) // 2).ravel()
     for axes in panels:
         axes.set_axis_off()
     for axes, name in zip(panels, names, strict=False):
