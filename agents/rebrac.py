@@ -87,6 +87,10 @@ class ReBRAC(OneStepAgent):
         if _init_setup_model:
             self._setup_model()
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._actor_info: Info = {}  # of the actor's last step
+
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments."""
         own = {"actor_bc": self.actor_bc, "critic_bc": self.critic_bc}

@@ -34,12 +34,14 @@ def load_models(
         behavior(observations, x_t (n, action_dim), t (n, 1)) -> velocity (n, action_dim).
 
     Raises:
-        CheckpointError: If the file is missing, damaged, or its behaviour flow depends on the
-            previous action, which the reward's state does not hold.
+        CheckpointError: If the file is missing, damaged, its agent acts in one step, or its
+            behaviour flow depends on the previous action, which the reward's state does not hold.
     """
     agent = load_agent(path, device=device)
     if agent.spec.include_previous_action:
         raise CheckpointError(f"{path} depends on the previous action: use one that does not")
+    if agent.only_flow_steps is not None:
+        raise CheckpointError(f"{path} holds no flow of many steps: use a FlowBC, DFDir or DFDiv")
     normalizer: nn.Module = agent.policy.normalizer
     has_critic = isinstance(agent, DecisionFlow)
     field: nn.Module = agent.behavior if has_critic else agent.policy.ema

@@ -101,10 +101,10 @@ def test_evaluate_policy_plays_both_levels(name: str) -> None:
 @each_algorithm
 def test_training_resumes_exactly(name: str, tmp_path: Path) -> None:
     whole = make(name).learn(8, log_interval=2)
-    half = make(name).learn(4, log_interval=2)
+    half = make(name).learn(3, log_interval=2)
     half.save(tmp_path / "half")
     resumed = load_agent(tmp_path / "half", env=flow_env(name), device="cpu")
-    resumed.learn(4, log_interval=2, reset_num_timesteps=False)
+    resumed.learn(5, log_interval=2, reset_num_timesteps=False)
     assert resumed.num_timesteps == 8
     assert equal(weights(whole), weights(resumed))
     other_seed = make(name, seed=2).learn(8, log_interval=2)

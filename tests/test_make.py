@@ -11,7 +11,7 @@ import pytest
 from stable_baselines3 import SAC
 
 from examples import steer_flow, tune_on_robot
-from flowmdp.agents import DFDiv, FlowBC, load_models, pretrained_path
+from flowmdp.agents import IQL, DFDiv, FlowBC, load_models, pretrained_path
 from flowmdp.checks import check_flow_env
 from flowmdp.errors import CheckpointError, ConfigurationError, FlowMDPError
 from flowmdp.noise import LatentNoiseEnv
@@ -91,6 +91,9 @@ def test_errors(checkpoint: str, tmp_path: Path) -> None:
     DFDiv("MlpPolicy", previous, **SMALL).save(tmp_path / "previous.zip")
     with pytest.raises(CheckpointError, match="previous action"):
         load_models(tmp_path / "previous.zip")
+    IQL("MlpPolicy", gym.make(HOPPER, flow_steps=1), **SMALL).save(tmp_path / "iql.zip")
+    with pytest.raises(CheckpointError, match="no flow of many steps"):
+        load_models(tmp_path / "iql.zip")
 
 
 def test_a_task_without_shipped_models_says_what_to_run() -> None:
