@@ -73,6 +73,8 @@ def _load(file: Path) -> Result:
 def as_acting(result: Result, way: str) -> Result:
     """The result with the returns, the behaviour's too, of another way of acting.
 
+    Evaluations during training were played in the published way only, and are left out.
+
     Args:
         result: Of `flowmdp train`.
         way: "sampled" or "noiseless"; "published" leaves the result as it is.
@@ -87,7 +89,8 @@ def as_acting(result: Result, way: str) -> Result:
     behavior = result.get("behavior")
     if behavior:
         behavior = {**behavior, **behavior[way]} if way in behavior else None
-    return {**result, **result[way], "behavior": behavior}
+    during = dict.fromkeys(("best_evaluation", "last_evaluations"))
+    return {**result, **result[way], **during, "behavior": behavior}
 
 
 def dataset_of(result: Result) -> Dataset:
