@@ -129,7 +129,8 @@ def test_without_gl_a_line_names_the_packages(
 
 
 def test_backends_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setenv("MUJOCO_GL", "")  # so that what the choice sets is taken back afterwards
+    monkeypatch.delenv("MUJOCO_GL")
     asked: list[str] = []
 
     def failure(backend: str) -> str | None:

@@ -35,7 +35,9 @@ class ChainPlayer:
 
     def points(self, observation: NDArray[Any]) -> NDArray[np.float32]:
         """x_0 .. x_1 for one observation, shape (flow_steps + 1, action_dim), not clipped."""
-        noise = self.rng.standard_normal((1, self.agent.spec.action_dim), np.float32)
+        spec = self.agent.spec
+        noise = self.rng.standard_normal((1, spec.action_dim), np.float32)
+        noise *= np.float32(0 if self.agent.acts_at_mean else spec.noise_scale)
         batch = np.asarray(observation, np.float32)[None]
         points: NDArray[np.float32] = self.agent.chain(
             batch, noise, self.previous, field=self.field
