@@ -135,20 +135,24 @@ class DecisionFlow(ActorCritic):
     def _update(self) -> Info:
         """One roll-out; the critic where it goes on learning, the anchor, then the policy.
 
-        The policy learns on half as many chains as there are transitions, the critic's target
-        needs an action for each.
+        The policy learns on fewer chains than there are transitions (`policy_chains`), the
+        critic's target needs an action for each.
         """
         batch = self.sample()
-        half = (len(batch.actions) + 1) // 2
+        policy_chains = self.policy_chains(len(batch.actions))
         learns = self.critic_mode == "td"
-        chains = slice(None if learns else half)
+        chains = slice(None if learns else policy_chains)
         observations, contexts = (state[chains] for state in batch.flow_states)
         x_0 = self.starts_like(batch.actions[chains])
         rollout = self.roll_out(self.policy.ema, observations, contexts, x_0)
         info = self.critic_step(batch, rollout.actions) if learns else {}
-        rollout = rollout.first(half)
+        rollout = rollout.first(policy_chains)
         self.steer_anchor(rollout)
         return info | self._update_policy(batch, rollout)
+
+    def policy_chains(self, transitions: int) -> int:
+        """How many chains the policy learns on in a batch of so many transitions."""
+        return (transitions + 1) // 2
 
     def _update_policy(self, batch: Batch, rollout: Rollout) -> Info:
         """Evaluate and improve the policy in the flow MDP, one gradient step; what to log."""

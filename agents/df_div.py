@@ -12,8 +12,8 @@ action. One update, in the paper's order:
 The transition is known, so Q^f needs no network, and the gradient reaches u through V's action
 input alone.
 
-Ours: advantage units; every chain is learned from at two of its steps, half a chain apart, chosen
-so that a batch covers all steps evenly; TD(lambda) with a default of lambda = 1; the improvement's
+Ours: advantage units; every chain is learned from at four of its steps, evenly apart, so that a
+batch covers all steps alike; TD(lambda) with a default of lambda = 1; the improvement's
 loss is multiplied by flow_steps so that the clipped gradient norm does not depend on them.
 
 Logged (train/):
@@ -43,9 +43,11 @@ from flowmdp.agents.networks import Descent, FlowCritic
 from flowmdp.errors import ConfigurationError
 from flowmdp.mdp import flow_step
 
+ROWS_PER_CHAIN = 4  # more rows per chain are cheaper; fewer are less alike
+
 
 class FlowRows(NamedTuple):
-    """Two points of each chain: rows c and chains + c stand on chain c, half a chain apart."""
+    """Points of chains: rows c, chains + c, 2 * chains + c ... stand on chain c."""
 
     flow_steps: int
     observations: Tensor  # (rows, observation_dim)
@@ -163,6 +165,10 @@ class DFDiv(DecisionFlow):
     def _modules(self) -> dict[str, nn.Module]:
         return super()._modules() | {"value": self.value}
 
+    def policy_chains(self, transitions: int) -> int:
+        """As many as give one row of learning for each transition."""
+        return -(-transitions // rows_per_chain(self.spec.flow_steps))
+
     def _update_policy(self, batch: Batch, rollout: Rollout) -> Info:
         rows, returns, evaluation = self.score(rollout)
         return evaluation | self._evaluate(rows, returns) | self._improve(rows)
@@ -185,7 +191,7 @@ class DFDiv(DecisionFlow):
                 values = self.value(contexts[size:], inner, t[size:]).unflatten(0, (-1, size))
         divergences = DIVERGENCES[self.divergence](rollout.velocities, reference)
         returns = flow_returns(divergences, terminal, self.anchor.rho, values, self.lam)
-        steps, chains, last = two_steps(size, flow_steps, self.device)
+        steps, chains, last = learned_steps(size, flow_steps, self.device)
         rows = FlowRows(
             flow_steps,
             rollout.observations[chains],
@@ -219,12 +225,20 @@ class DFDiv(DecisionFlow):
         return {"policy_loss": loss.detach(), "grad_norm": self.descent.step(loss)}
 
 
+def rows_per_chain(flow_steps: int) -> int:
+    """At how many of its steps a chain is learned from."""
+    return min(ROWS_PER_CHAIN, flow_steps)
+
+
 @functools.cache
-def two_steps(chains: int, flow_steps: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Flow step and chain of every row, (2 * chains,) each, and the rows of last steps; int64."""
+def learned_steps(
+    chains: int, flow_steps: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Flow step and chain of every row, (rows,) each, and the rows of last steps; int64."""
+    rows = rows_per_chain(flow_steps)
     chain = torch.arange(chains, device=device)
-    steps = torch.cat([chain, chain + (flow_steps + 1) // 2]) % flow_steps
-    return steps, chain.repeat(2), torch.nonzero(steps == flow_steps - 1)[:, 0]
+    steps = torch.cat([chain + row * flow_steps // rows for row in range(rows)]) % flow_steps
+    return steps, chain.repeat(rows), torch.nonzero(steps == flow_steps - 1)[:, 0]
 
 
 def value_loss(value: nn.Module, rows: FlowRows, returns: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from flowmdp.agents.anchor import Anchor
 from flowmdp.agents.critics import IQLCritic, TDCritic
 from flowmdp.agents.data import lambda_returns
 from flowmdp.agents.df_dir import FlowPairs, endpoint_objective, flow_critic_loss
-from flowmdp.agents.df_div import flow_returns, two_steps
+from flowmdp.agents.df_div import flow_returns, learned_steps
 from flowmdp.agents.divergences import DIVERGENCES, direction, smooth_norm, squared
 from flowmdp.agents.flow_bc import flow_matching_loss
 from flowmdp.agents.networks import Descent, EnsembleMlp, FlowCritic, VelocityField, polyak
@@ -235,16 +235,15 @@ def test_half_of_the_pairs_come_from_the_data() -> None:
     )
 
 
-@pytest.mark.parametrize(("chains", "flow_steps"), [(128, 10), (20, 10), (7, 3), (4, 1), (9, 2)])
-def test_every_chain_is_learned_from_at_two_steps(chains: int, flow_steps: int) -> None:
-    steps, chain, last = two_steps(chains, flow_steps, torch.device("cpu"))
-    first, second = steps[:chains], steps[chains:]
-    assert torch.equal(chain[:chains], chain[chains:])
-    assert flow_steps == 1 or (first != second).all()
-    assert torch.equal(steps[last], torch.full_like(last, flow_steps - 1))
-    assert len(last) == (steps == flow_steps - 1).sum()
+@pytest.mark.parametrize(("chains", "flow_steps"), [(64, 10), (20, 10), (7, 3), (4, 1), (9, 2)])
+def test_every_chain_is_learned_from_at_different_steps(chains: int, flow_steps: int) -> None:
+    steps, chain, last = learned_steps(chains, flow_steps, torch.device("cpu"))
+    rows = min(4, flow_steps)
+    assert torch.equal(chain, torch.arange(chains).repeat(rows))
+    assert len(set(zip(steps.tolist(), chain.tolist(), strict=True))) == rows * chains
+    assert torch.equal(last, torch.nonzero(steps == flow_steps - 1)[:, 0])
     counts = torch.bincount(steps, minlength=flow_steps)
-    assert counts.max() - counts.min() <= 2
+    assert counts.max() - counts.min() <= rows
 
 
 def test_the_anchor_holds_its_budget() -> None:

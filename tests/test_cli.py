@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -116,6 +117,20 @@ def test_damaged_cache_is_trained_again(
     assert train("df-div", tmp_path / "two") == 0
     assert capsys.readouterr().err.count("training it again") == 2
     assert [checkpoint.read(file)[0] for file in files] == before
+
+
+@pytest.mark.parametrize("arguments", [["tasks"], ["bench", "table.toml", "--list"]])
+def test_a_reader_that_leaves_early_is_no_message(arguments: list[str], tmp_path: Path) -> None:
+    table = '[run]\nseeds = [1]\n[[tasks]]\ntask = "hopper-medium"\n[algorithms.df-div]\n'
+    (tmp_path / "table.toml").write_text(table)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-P", "-m", "flowmdp.cli", *arguments]
+    process = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (1, "")
 
 
 def test_ctrl_c_saves_and_resume_equals_an_uninterrupted_run(

@@ -1,12 +1,14 @@
 """The `flowmdp` command: the one package that puts environments, data and agents together.
 
-Exit codes: 0 done; 1 a job of `flowmdp bench` failed; 2 the input, the folder or the disk does not
-allow it, with one line on stderr that says why and what mends it; 130 interrupted by Ctrl-C.
+Exit codes: 0 done; 1 a job of `flowmdp bench` failed, or whoever reads the output has left; 2 the
+input, the folder or the disk does not allow it, with one line on stderr that says why and what
+mends it; 130 interrupted by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,7 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = parse(argv or ["--help"])
     try:
-        return command.run() or 0
+        status = command.run() or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader has had enough, as in `flowmdp bench --list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 1
     except KeyboardInterrupt as error:
         print(f"\nflowmdp: interrupted{'; ' if error.args else ''}{error}", file=sys.stderr)
         return 130
