@@ -81,6 +81,15 @@ def test_the_other_way_of_acting(tmp_path: Path, report: Any) -> None:
     assert main(["report", str(tmp_path / "results"), "--acting", "sampled"]) == 2
 
 
+def test_both_ways_of_acting_side_by_side(tmp_path: Path, report: Any) -> None:
+    still = {"mean_return": 700.0, "normalized_score": 70.0}
+    write(tmp_path / "results", "flow", [10, 20], noiseless=still)
+    write(tmp_path / "results", "mean", [70, 70], noiseless=still)
+    rows = [line.split(" | ")[3:5] + line.split(" | ")[7:8] for line in report("--acting", "both")]
+    expected = [["flow", "2 †", "150 ± 71"], ["flow noiseless", "2 †", "700 ± 0"]]
+    assert rows[2:5] == [*expected, ["mean", "2 †", "700 ± 0"]]
+
+
 def test_a_policy_without_a_behavior_flow_shows_none(tmp_path: Path, report: Any) -> None:
     write(tmp_path / "results", "bc", [10], behavior={"mean_return": 100, "returns": [1.0, 2.0]})
     write(tmp_path / "results", "none", [10], behavior=None)

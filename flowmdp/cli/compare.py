@@ -22,6 +22,7 @@ from flowmdp.cli.results import (
     Grouped,
     Result,
     as_acting,
+    both_ways,
     group,
     load_results,
     mixed_settings,
@@ -82,7 +83,11 @@ def run_report(options: Report) -> None:
     Raises:
         ConfigurationError: For a folder without results, or a label that does not occur.
     """
-    results = [as_acting(result, options.acting) for result in load_results(options.results)]
+    results = load_results(options.results)
+    if options.acting == "both":
+        results = [way for result in results for way in both_ways(result)]
+    else:
+        results = [as_acting(result, options.acting) for result in results]
     grouped = group(results)
     labels = sorted({result["label"] for result in results})
     for label in (*options.reference, *([options.against] if options.against else [])):

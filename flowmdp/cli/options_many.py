@@ -93,8 +93,9 @@ class Report:
     """The label that all others are compared with; the best on average when not given."""
     reference: Annotated[tuple[str, ...], arg(metavar="LABEL", help_behavior_hint="")] = ()
     """Labels that are shown per dataset and stay out of the comparison over datasets."""
-    acting: Literal["published", "sampled", "noiseless"] = "published"
-    """Which returns: as each algorithm's paper plays, from sampled noise x_0, or from x_0 = 0."""
+    acting: Literal["published", "sampled", "noiseless", "both"] = "published"
+    """Which returns: as each algorithm's paper plays, from sampled noise x_0, or from x_0 = 0;
+    both: the first and, under a label of its own, the last."""
     csv: File = None
     """Write one row per run with all its numbers."""
     figures: Folder = None

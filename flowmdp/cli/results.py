@@ -93,6 +93,18 @@ def as_acting(result: Result, way: str) -> Result:
     return {**result, **result[way], **during, "behavior": behavior}
 
 
+def both_ways(result: Result) -> list[Result]:
+    """The result as published and, where that is from noise, `<label> noiseless` beside it.
+
+    Raises:
+        ConfigurationError: When the run was not evaluated without noise.
+    """
+    noiseless = as_acting(result, "noiseless")
+    if noiseless["mean_return"] == result["mean_return"]:
+        return [result]
+    return [result, {**noiseless, "label": f"{result['label']} noiseless"}]
+
+
 def dataset_of(result: Result) -> Dataset:
     """The dataset a run belongs to."""
     return Dataset(result["task"], result["source"], result["dataset_id"])
