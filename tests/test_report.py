@@ -49,12 +49,14 @@ def write(
 
 @pytest.fixture
 def report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs `flowmdp report` on tmp_path/results; returns its lines."""
+    """Runs `flowmdp report` on tmp_path/results; returns its lines from the long table on."""
 
-    def run(*options: str) -> list[str]:
+    def run(*options: str, short: bool = False) -> list[str]:
         capsys.readouterr()
         assert main(["report", str(tmp_path / "results"), *options]) == 0
-        return capsys.readouterr().out.splitlines()
+        lines = capsys.readouterr().out.splitlines()
+        second = next(n for n, line in enumerate(lines) if line.startswith("| task |"))
+        return lines[:second] if short else lines[second:]
 
     return run
 
@@ -70,6 +72,18 @@ def test_one_row_per_dataset_and_label(tmp_path: Path, report: Any) -> None:
         f"{left}/medium-v0 | a&#124;b | 3 | 200 | 101 ± 1 | 200 ± 100 | 20.0 ± 10.0 | 205 ± 100 |",
     ]
     assert "after the fact" in lines[0] and any(line.startswith("†: fewer") for line in lines)
+
+
+def test_the_short_table_has_a_column_per_label(tmp_path: Path, report: Any) -> None:
+    write(tmp_path / "results", "a", [10, 20, 30])
+    write(tmp_path / "results", "b", [40, 60], "zoo/hopper/expert-v0")
+    lines = report(short=True)
+    assert lines[0] == "| dataset | data | a | b |"
+    assert lines[2:4] == [
+        "| zoo/hopper/expert-v0 | 200 | - | 500 ± 141 † |",
+        "| zoo/hopper/medium-v0 | 200 | 200 ± 100 | - |",
+    ]
+    assert lines[-2].startswith("†: fewer")
 
 
 def test_the_other_way_of_acting(tmp_path: Path, report: Any) -> None:

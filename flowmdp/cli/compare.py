@@ -97,7 +97,7 @@ def run_report(options: Report) -> None:
     if options.against in options.reference or not compared:
         raise ConfigurationError("--reference leaves nothing to compare: name fewer labels there")
     comparison = Comparison.of(grouped, compared)
-    parts = [dataset_table(grouped), aggregate_table(comparison)]
+    parts = [return_table(grouped, labels), dataset_table(grouped), aggregate_table(comparison)]
     if len(compared) > 1 and comparison.datasets:
         parts.append(difference_table(comparison, options.against))
     if options.commands:
@@ -117,6 +117,29 @@ def scores_of(runs: list[Result]) -> list[float] | None:
     """Normalised score of every run; None where the task has no references."""
     scores = [run.get("normalized_score") for run in runs]
     return None if None in scores else [float(score) for score in scores if score is not None]
+
+
+def return_table(grouped: Grouped, labels: list[str]) -> str:
+    """The short one: a row per dataset, a column per label, returns over seeds in the cells."""
+    rows = [
+        (dataset.dataset_id, f"{data_return(runs):.0f}", *(_cell(runs.get(one)) for one in labels))
+        for dataset, runs in grouped.items()
+    ]
+    notes = ["Mean return over seeds ± standard deviation over seeds."]
+    if any(MARK in cell for row in rows for cell in row):
+        notes.append(FEW_NOTE)
+    return markdown(("dataset", "data", *labels), rows, text=1, notes=notes)
+
+
+def data_return(runs: dict[str, list[Result]]) -> float:
+    """Mean return of the data's own episodes, the same in every run on a dataset."""
+    return float(next(iter(runs.values()))[0]["data"]["mean_return"])
+
+
+def _cell(runs: list[Result] | None) -> str:
+    if not runs:
+        return "-"
+    return spread([run["mean_return"] for run in runs]) + (MARK if len(runs) < FEW else "")
 
 
 def dataset_table(grouped: Grouped) -> str:

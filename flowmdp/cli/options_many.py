@@ -74,10 +74,11 @@ class Report:
     """Compare finished runs: per dataset, over datasets with intervals, and against each other.
 
     Reads every result.json, or file that `flowmdp bench` left, below a folder and prints Markdown:
-    for each dataset and label the mean over seeds and their standard deviation; over the datasets
-    that all labels share the mean and the interquartile mean of the normalised score with 95 %
-    bootstrap intervals; and differences between labels with theirs. Runs that carry no label go
-    under their algorithm's name.
+    for each dataset and label the mean return over seeds and their standard deviation, first in
+    short, then with the score, the data's return and the clone's; over the datasets that all labels
+    share the mean and the interquartile mean of the normalised score with 95 % bootstrap intervals;
+    and differences between labels with theirs. Runs that carry no label go under their algorithm's
+    name.
 
     For example:
       flowmdp report results
