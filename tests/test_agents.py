@@ -124,6 +124,15 @@ def test_pretraining_resumes_exactly(name: str, stop_after: int, tmp_path: Path)
     assert equal(weights(whole), weights(resumed))
 
 
+@pytest.mark.parametrize("name", ["df-dir", "df-div"])
+def test_the_papers_setting_learns(name: str) -> None:
+    agent = make(name, **ALGORITHMS[name].paper)  # type: ignore[attr-defined]
+    agent.pretrain()
+    before = weights(agent)
+    agent.learn(2)
+    assert agent.anchor.rho == 1 and not equal(before, weights(agent))
+
+
 def test_pretraining_is_shared_between_the_agents(tmp_path: Path) -> None:
     direct = make("df-div")
     direct.pretrain()

@@ -18,7 +18,8 @@ import pytest
 
 from flowmdp.agents import ALGORITHMS, checkpoint
 from flowmdp.cli import main
-from flowmdp.cli.job import QUICK
+from flowmdp.cli.job import QUICK, get_algorithm, make_config
+from flowmdp.cli.options import Train
 from flowmdp.cli.run_folder import read_progress
 from tests.tiny_run import tiny_run
 
@@ -229,6 +230,7 @@ BAD = {
     "train df-div hopper-medium --set rho": "NAME=VALUE",
     "train df-div hopper-medium --set roh=1": "no such argument",
     "train df-div hopper-medium --set rho=-1": "rho is -1",
+    "train iql hopper-medium --paper": "no other setting",
     "train df-div hopper-medium --set rho=much": "refuses",
     "train df-div hopper-medium --set critic=best": "critic is 'best'",
     "train df-div hopper-medium --dataset no/such-v0": "no/such-v0",
@@ -245,6 +247,13 @@ BAD = {
     "plot OUT": "holds no run",
     "train df-div hopper-medium --out /dev/null": "is a file",
 }
+
+
+@pytest.mark.parametrize("name", ["df-dir", "df-div"])
+def test_the_papers_setting_takes_one_word(name: str) -> None:
+    config = make_config(Train(name, "hopper-medium", paper=True, set=("rho=3",)))
+    assert config["arguments"] == {**get_algorithm(name).paper, "rho": 3}
+    assert config["arguments"]["critic"] == "iql" and config["arguments"]["budget"] is None
 
 
 @pytest.mark.parametrize("command", BAD)
