@@ -5,12 +5,9 @@
 `flowmdp record DIR` does the same with the flow of every action drawn over the picture.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("MUJOCO_GL", "egl")  # without a display; read when mujoco is imported
 
 import gymnasium as gym
 import imageio.v2 as imageio
