@@ -78,12 +78,16 @@ def test_noise_scale_by_id(hopper_data: Path) -> None:
         assert np.abs(scaled[..., 11:14]).min() > 0
 
 
-def test_an_agent_of_less_noise_loads_onto_its_id(tmp_path: Path) -> None:
-    env = gym.make(HOPPER, noise_scale=0.3)
-    FlowBC("MlpPolicy", env, **SMALL).save(tmp_path / "agent.zip")
-    assert FlowBC.load(tmp_path / "agent.zip", env=env, device="cpu").spec.noise_scale == 0.3
+def test_an_agents_settings_make_its_environment_again(tmp_path: Path) -> None:
+    """Loading refuses an environment that differs in any of them."""
+    env = gym.make(HOPPER, noise_scale=0.3, velocity_scale=5.0, include_previous_action=True)
+    agent = FlowBC("MlpPolicy", env, **SMALL)
+    agent.save(tmp_path / "agent.zip")
+    env = gym.make(HOPPER, **agent.spec.settings)
+    assert FlowBC.load(tmp_path / "agent.zip", env=env, device="cpu").spec == agent.spec
+    env = gym.make(HOPPER, **{**agent.spec.settings, "noise_scale": 1.0})
     with pytest.raises(CheckpointError, match=r"noise_scale is 0\.3 there and 1\.0 here"):
-        FlowBC.load(tmp_path / "agent.zip", env=gym.make(HOPPER), device="cpu")
+        FlowBC.load(tmp_path / "agent.zip", env=env, device="cpu")
 
 
 def test_latent_noise_by_id(checkpoint: str) -> None:
