@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,12 @@ class FlowSpec:
         """Width of what the velocity is conditioned on: s, and [a_prev, flag] where included."""
         extra = self.action_dim + 1 if self.include_previous_action else 0
         return self.observation_dim + extra
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `gym.make`, beside the task's id, that make the flow environment again."""
+        told_by_the_task = ("observation_dim", "action_dim", "task")
+        return {name: v for name, v in asdict(self).items() if name not in told_by_the_task}
 
     @classmethod
     def of(cls, env: VecEnv) -> FlowSpec:

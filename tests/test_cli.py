@@ -199,8 +199,11 @@ def test_tasks_data_and_plot_speak(run: Path, capsys: pytest.CaptureFixture[str]
     assert "<svg" in (run / "figure.svg").read_text()
 
 
+DATA = ["data", *(f"data {name}" for name in ("build", "list", "info", "download", "import"))]
+
+
 @pytest.mark.parametrize(
-    "command", ["", "tasks", "data", "data build", "train", "eval", "record", "bench", "report"]
+    "command", ["", "tasks", *DATA, "train", "eval", "record", "plot", "bench", "report"]
 )
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:

@@ -306,7 +306,7 @@ class Eval:
 class Record:
     """Record a video: the robot, and over it each action's flow from noise to action.
 
-    Needs no display: rendering goes through EGL or OSMesa (MUJOCO_GL chooses, else whichever
+    Needs no display: rendering goes through GLFW, EGL or OSMesa (MUJOCO_GL chooses, else whichever
     works). The video runs at the robot's own frame rate.
 
     For example:
