@@ -296,6 +296,9 @@ def test_checkpoints_of_others_and_damaged_ones(
     assert "damaged" in failure(capsys, "eval", str(run))
     (run / "config.json").write_text("{")
     assert "damaged" in failure(capsys, "train", "--resume", str(run))
+    del config["seed"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert "lacks 'seed'" in failure(capsys, "plot", str(run))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,14 +148,23 @@ def _umask() -> int:
     return mask
 
 
+def progress_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of progress.csv, without what a kill or a full disk left unreadable.
+
+    A last line without its end is left out: half a number may look like a number.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1].decode(errors="replace")
+    rows = csv.DictReader(whole.splitlines())
+    return [row for row in rows if None not in row and (row.get("step") or "").isdecimal()]
+
+
 def read_progress(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Series of progress.csv: name -> (step, value) pairs, without the empty cells."""
+    """Series of progress.csv: name -> (step, value) pairs, without cells that hold no number."""
     series: dict[str, list[tuple[int, float]]] = {}
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                step = row.pop("step", None)
-                for name, cell in row.items():
-                    if name and cell and step:
-                        series.setdefault(name, []).append((int(step), float(cell)))
+    for row in progress_rows(path):
+        step = int(row.pop("step"))
+        for name, cell in row.items():
+            with suppress(TypeError, ValueError):  # a row that is too short has None
+                series.setdefault(name, []).append((step, float(cell)))
     return series
