@@ -116,7 +116,7 @@ def read_transitions(metadata: dict[str, Any], obs_dim: int, action_dim: int) ->
     """
     dataset_id, episodes = metadata["dataset_id"], metadata["total_episodes"]
     steps = metadata["total_steps"]
-    if not (isinstance(steps, int) and isinstance(episodes, int)) or steps < 1 or episodes < 1:
+    if steps < 1 or episodes < 1:
         raise broken(dataset_id, f"it holds {episodes} episodes and {steps} steps")
     try:
         arrays = Arrays(dataset_id, steps, obs_dim, action_dim)
@@ -170,7 +170,9 @@ def _read_hdf5(arrays: Arrays, episodes: int) -> None:
                 for name in FIELDS:
                     stored[name].read(everything, everything, getattr(arrays, name)[rows])
                 arrays.close(rows)
-    except (OSError, KeyError, RuntimeError, TypeError) as error:
+    except DatasetError:
+        raise
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise broken(arrays.id, f"main_data.hdf5 cannot be read ({error})") from error
 
 
@@ -186,7 +188,7 @@ def minari_episodes(dataset_id: str) -> Iterator[dict[str, NDArray[Any]]]:
                 "observations": _flatten(space, episode.observations),
                 **{name: np.asarray(getattr(episode, name)) for name in FIELDS},
             }
-    except (OSError, KeyError, RuntimeError, TypeError, AssertionError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise broken(dataset_id, f"Minari cannot read it ({error})") from error
 
 

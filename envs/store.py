@@ -66,6 +66,9 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
         raise broken(dataset_id, f"metadata.json lacks {', '.join(missing)}")
     if metadata["dataset_id"] != dataset_id:
         raise broken(dataset_id, f"its metadata belong to {metadata['dataset_id']!r}")
+    for key in ("total_episodes", "total_steps"):
+        if not isinstance(metadata[key], int):
+            raise broken(dataset_id, f"its {key} is {metadata[key]!r}, not a whole number")
     return metadata
 
 

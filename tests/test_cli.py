@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -249,6 +250,7 @@ BAD = {
     "record OUT --out OUT/no/video.mp4": "create it",
     "plot OUT": "holds no run",
     "train df-div hopper-medium --out /dev/null": "is a file",
+    "train df-div hopper-medium --out /dev/null/run": "/dev/null is a file",
 }
 
 
@@ -278,9 +280,21 @@ def test_unknown_options_leave_by_two(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a folder nobody can write to")
-def test_no_permission(hopper_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_permission(
+    datasets_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     line = failure(capsys, "train", "df-div", "hopper-medium", "--out", "/sys/flowmdp-run")
-    assert "no permission to write" in line and "--out" in line
+    assert "no permission to read or write /sys/flowmdp-run: choose another folder" in line
+    assert not datasets_path.exists(), "no data is built for a run that has no place"
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_text", _forbidden)
+        line = failure(capsys, "plot", str(tmp_path))
+    assert f"no permission to read or write {tmp_path / 'config.json'}: " in line
+
+
+def _forbidden(path: Path, **_: str) -> str:
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
 
 def test_runs_are_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,6 +322,16 @@ def test_checkpoints_of_others_and_damaged_ones(
     assert "damaged" in failure(capsys, "eval", str(run))
     (run / "config.json").write_text("{")
     assert "damaged" in failure(capsys, "train", "--resume", str(run))
+    del config["seed"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert "lacks 'seed'" in failure(capsys, "plot", str(run))
+
+
+def test_a_picture_for_a_folder_that_is_not_there(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = failure(capsys, "plot", str(run), "--out", str(run / "no" / "curves.png"))
+    assert line == f"flowmdp: no such folder, create it: {run / 'no'}"
 
 
 @pytest.fixture

@@ -143,6 +143,9 @@ def test_dict_observations_are_flattened_by_sorted_key() -> None:
     assert data.truncations.tolist() == [False, False, True]
     with pytest.raises(DatasetError, match="observation space"):
         load()
+    (dataset_folder(ID) / "data" / "main_data.hdf5").unlink()
+    with pytest.raises(DatasetError, match="Minari cannot read it"):
+        list(minari_episodes(ID))
 
 
 # Everything below is refused, in one line that names the cause and a cure.
@@ -244,6 +247,13 @@ def test_half_written_datasets_are_refused_and_listed_as_such() -> None:
     with h5py.File(data / "main_data.hdf5", "a") as file:
         del file["episode_1"]
     refuse("1 of the promised 2 episodes")
+    for name in ("episode_0", "episode_0/rewards"):  # an array for a group, a group for an array
+        (data / "main_data.hdf5").write_bytes(whole)
+        with h5py.File(data / "main_data.hdf5", "a") as file:
+            array = isinstance(file[name], h5py.Dataset)
+            del file[name]
+            file.create_group(name) if array else file.create_dataset(name, data=[1.0])
+        refuse("main_data.hdf5 cannot be read")
     (data / "main_data.hdf5").write_bytes(whole)
     change_metadata(total_steps=6)
     refuse("5 of the promised 6 steps")
@@ -253,7 +263,11 @@ def test_half_written_datasets_are_refused_and_listed_as_such() -> None:
     refuse("more than the 4 steps it promises")
     change_metadata(total_episodes=0)
     refuse("0 episodes")
-    change_metadata(dataset_id="another/one-v0")
+    for value in ("5", 5.0, None):
+        change_metadata(total_episodes=2, total_steps=value)
+        refuse(f"its total_steps is {value!r}, not a whole number")
+        assert list_datasets() == {ID: None}
+    change_metadata(total_steps=5, dataset_id="another/one-v0")
     refuse("belong to 'another/one-v0'")
     for text in ("", "[]", "{}"):
         (data / "metadata.json").write_text(text)

@@ -265,6 +265,17 @@ def test_a_failed_build_leaves_nothing(
     assert list_datasets() == {} and leftovers(datasets_path) == []
 
 
+def test_a_full_disk_is_one_line(datasets_path: Path) -> None:
+    """No file may grow to the size of the dataset; HDF5 on a disk would crash the process."""
+    command = [sys.executable, "-P", "-m", "flowmdp.cli", "data", "build", TASK, "--steps", "1000"]
+    limited = ["sh", "-c", 'ulimit -f 200; exec "$@"', "sh", *command]  # blocks of 512 bytes
+    child = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert child.returncode == 2
+    line = child.stderr.splitlines()[-1]
+    assert line.startswith(f"flowmdp: cannot write dataset {ID}") and "make room" in line
+    assert list_datasets() == {} and leftovers(datasets_path) == []
+
+
 def test_a_store_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,29 @@ def test_video_has_the_robots_rate_and_the_episodes_length(
     assert main(["record", run, "--out", str(plain), "--steps", "2", "--plain"]) == 0
     assert main(["record", run, "--out", str(plain), "--steps", "2", "--behavior"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.mp4", "video.mp4"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_full_disk_keeps_the_old_video(
+    gl: str,
+    runs: dict[str, Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    suffix: str,
+) -> None:
+    out = tmp_path / f"video{suffix}"
+    command = ["record", str(runs["flow-bc"]), "--out", str(out), "--steps", "4"]
+    assert main(command) == 0
+    before = out.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        assert main(command) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("flowmdp: ffmpeg stopped writing") and "is the disk full?" in line
+    assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]
 
 
 def test_the_camera_follows_the_robot(gl: str) -> None:

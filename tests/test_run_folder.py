@@ -65,6 +65,37 @@ def test_progress_continues_and_forgets(tmp_path: Path) -> None:
     assert "note" not in series
 
 
+@pytest.mark.parametrize("torn", ["20", "20,0.", "20,0.5", "20,0.5,0.1", "20,0.5,0.1\r", "20,0.\0"])
+def test_a_torn_last_line_of_progress_is_dropped(torn: str, tmp_path: Path) -> None:
+    path = tmp_path / "progress.csv"
+    ProgressFile(path).write({"train/loss": 1.0, "train/gap": 0.3}, {}, 10)
+    path.write_bytes(path.read_bytes() + torn.encode())
+    assert read_progress(path)["train/loss"] == [(10, 1.0)]
+    progress = ProgressFile(path)
+    progress.forget_after(pretrain_step=0, train_step=10)
+    progress.write({"train/loss": 0.5}, {}, 20)
+    assert read_progress(path)["train/loss"] == [(10, 1.0), (20, 0.5)]
+
+
+def test_progress_torn_in_its_header_starts_anew(tmp_path: Path) -> None:
+    path = tmp_path / "progress.csv"
+    path.write_text("step,train/lo")
+    assert read_progress(path) == {}
+    ProgressFile(path).write({"train/loss": 0.5}, {}, 20)
+    assert read_progress(path) == {"train/loss": [(20, 0.5)]}
+
+
+def test_unreadable_lines_and_cells_of_progress_are_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "progress.csv"
+    path.write_bytes(
+        b"step,train/loss,train/gap\r\n10,1.0,0.3\r\n20,0.30,0.5,0.1\r\n\xff,0.1,\r\n30\r\n"
+        b"40,0.5.0,0.2\r\n\0\0\0\r\n"
+    )
+    ProgressFile(path).forget_after(pretrain_step=0, train_step=100)
+    series = read_progress(path)
+    assert series == {"train/loss": [(10, 1.0)], "train/gap": [(10, 0.3), (40, 0.2)]}
+
+
 def test_summary_of_returns() -> None:
     returns = [1000.0, 1400.0, 1200.0]
     summary = summarize("hopper-medium", returns)

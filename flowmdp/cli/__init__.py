@@ -81,6 +81,9 @@ def _one_line(error: Exception) -> str:
                 "command; what was saved before is whole"
             )
         if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            return f"no permission to write{where}: choose another folder (--out) or its owner's"
+            return (
+                f"no permission to read or write{where}: choose another folder, or have its owner "
+                "permit it"
+            )
         return f"{error.strerror or message}:{where}" if where else message
     return message

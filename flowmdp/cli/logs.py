@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import (
     TensorBoardOutputFormat,
 )
 
-from flowmdp.cli.run_folder import RunFolder, replace_file
+from flowmdp.cli.run_folder import RunFolder, progress_rows, replace_file
 
 
 class ProgressFile(KVWriter):
@@ -25,14 +25,16 @@ class ProgressFile(KVWriter):
     SB3's own CSV writer empties the file when it opens it and leaves the step out.
 
     Args:
-        path: The file; lines it already holds stay.
+        path: The file; lines it already holds stay, but for a last one that was never finished.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.columns = ["step"]
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
+            with path.open("rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+            with path.open(newline="", encoding="utf-8", errors="replace") as file:
                 self.columns = next(csv.reader(file), self.columns)
 
     def write(
@@ -64,10 +66,7 @@ class ProgressFile(KVWriter):
             )
 
     def _rewrite(self, keep: Callable[[dict[str, str]], bool]) -> None:
-        rows: list[dict[str, str]] = []
-        if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if keep(row)]
+        rows = [row for row in progress_rows(self.path) if keep(row)]
 
         def write(temporary: Path) -> None:
             with temporary.open("w", newline="", encoding="utf-8") as file:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowmdp.cli.run_folder import RunFolder, read_json, read_progress, replace_file
-from flowmdp.errors import ConfigurationError
+from flowmdp.errors import CheckpointError, ConfigurationError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,12 +36,17 @@ def plot_run(path: Path, out: Path | None = None, quiet: bool = False) -> Path:
         The picture's path.
 
     Raises:
-        CheckpointError: When the folder holds no run.
+        CheckpointError: When the folder holds no run, or one of its files lacks something.
         ConfigurationError: When the format is unknown.
     """
     folder, config = RunFolder.open(path)
     try:
         return _draw(folder, config, out or folder.curves)
+    except KeyError as error:
+        raise CheckpointError(
+            f"config.json, history.json or result.json in {path} lacks {error}: restore it or "
+            "train again"
+        ) from error
     except OSError as error:
         if not quiet:
             raise

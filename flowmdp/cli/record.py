@@ -53,7 +53,7 @@ def record(options: Record) -> None:
     """Play one episode and write the video.
 
     Raises:
-        RenderingError: When there is no OpenGL, or ffmpeg cannot write.
+        RenderingError: When there is no OpenGL, or ffmpeg cannot write; an older video stays.
         ConfigurationError: For a length below 1 or an unknown format.
         CheckpointError: When the checkpoint cannot be used.
     """
@@ -97,9 +97,11 @@ def write_video(
     """Play until the episode ends or the length is reached; returns steps and return.
 
     Raises:
-        RenderingError: When ffmpeg stops.
+        RenderingError: When ffmpeg stops, or the file is not whole.
     """
     import imageio.v2 as imageio
+
+    full = f"ffmpeg stopped writing {options.out}: is the disk full? Free some space and repeat"
 
     observation, _ = env.reset(seed=options.seed)
     total, steps, over = 0.0, 0, False
@@ -118,10 +120,20 @@ def write_video(
                 observation, reward, terminated, truncated, _ = env.step(action)
                 total, steps, over = total + float(reward), steps + 1, terminated or truncated
                 bar.update()
+    except OSError as error:
+        raise RenderingError(full) from error
+    finally:
         writer.close()
-    except BrokenPipeError as error:
-        writer.close()
-        raise RenderingError(
-            f"ffmpeg stopped writing {options.out}: is the disk full? Free some space and repeat"
-        ) from error
+    if not is_whole(path, steps):
+        raise RenderingError(full)
     return steps, total
+
+
+def is_whole(path: Path, frames: int) -> bool:
+    """Whether a video holds that many frames; imageio does not tell how its ffmpeg ended."""
+    from imageio_ffmpeg import count_frames_and_secs
+
+    try:
+        return bool(count_frames_and_secs(path)[0] == frames)
+    except RuntimeError:
+        return False

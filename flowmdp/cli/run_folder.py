@@ -11,10 +11,12 @@ result.json     the run's outcome; written last, so its presence says that the r
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,14 +61,22 @@ class RunFolder:
         return self.path / "result.json"
 
     def check_free(self) -> None:
-        """Raise ConfigurationError when the folder already holds a run, or is no folder."""
+        """Check that a new run can be put here; leaves nothing behind.
+
+        Raises:
+            ConfigurationError: When the folder already holds a run, or is no folder.
+            OSError: When it cannot be written.
+        """
         if self.config.exists() or self.checkpoint.exists():
             raise ConfigurationError(
                 f"{self.path} already holds a run: continue it with `flowmdp train --resume "
                 f"{self.path}`, or choose another --out"
             )
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigurationError(f"{self.path} is a file: choose a folder with --out")
+        there = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not there.is_dir():
+            raise ConfigurationError(f"{there} is a file: choose a folder with --out")
+        with naming(self.path), tempfile.TemporaryFile(dir=there):
+            pass
 
     def create(self, config: dict[str, Any]) -> None:
         """Make the folder and write the run's configuration."""
@@ -128,8 +138,15 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file of the same suffix, then put it in `path`'s place.
 
     Whatever goes wrong, `path` is either as it was or whole and new, and no temporary file stays.
+
+    Raises:
+        OSError: When it cannot be written, with its name and not the temporary file's.
     """
-    handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+    if not path.parent.is_dir():
+        cause = "no such folder, create it"
+        raise FileNotFoundError(errno.ENOENT, cause, str(path.parent))
+    with naming(path):
+        handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -140,6 +157,16 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError name `path` instead of a hidden file that the user knows nothing of."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def _umask() -> int:
     """The process's umask, which can only be read by setting it."""
     mask = os.umask(0)
@@ -147,14 +174,23 @@ def _umask() -> int:
     return mask
 
 
+def progress_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of progress.csv, without what a kill or a full disk left unreadable.
+
+    A last line without its end is left out: half a number may look like a number.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1].decode(errors="replace")
+    rows = csv.DictReader(whole.splitlines())
+    return [row for row in rows if None not in row and (row.get("step") or "").isdecimal()]
+
+
 def read_progress(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Series of progress.csv: name -> (step, value) pairs, without the empty cells."""
+    """Series of progress.csv: name -> (step, value) pairs, without cells that hold no number."""
     series: dict[str, list[tuple[int, float]]] = {}
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                step = row.pop("step", None)
-                for name, cell in row.items():
-                    if name and cell and step:
-                        series.setdefault(name, []).append((int(step), float(cell)))
+    for row in progress_rows(path):
+        step = int(row.pop("step"))
+        for name, cell in row.items():
+            with suppress(TypeError, ValueError):  # a row that is too short has None
+                series.setdefault(name, []).append((step, float(cell)))
     return series
