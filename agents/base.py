@@ -21,6 +21,7 @@ from flowmdp.agents.critics import Info
 from flowmdp.agents.data import Batch, DeviceDataset, check_fit
 from flowmdp.agents.policy import FlowPolicy, FlowSpec
 from flowmdp.agents.saving import CheckpointedAlgorithm
+from flowmdp.arguments import check_flags, check_integers, check_numbers
 from flowmdp.errors import ConfigurationError
 from flowmdp.path import get_path
 from flowmdp.transitions import TransitionDataset
@@ -103,10 +104,16 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             raise ConfigurationError(
                 f"precision is {precision!r}: choose 'auto', 'float32' or 'bfloat16'"
             )
-        if batch_size < 1:
-            raise ConfigurationError(f"batch_size is {batch_size}: it must be at least 1")
-        if not 0 <= gamma < 1:
-            raise ConfigurationError(f"gamma is {gamma}: it must be in [0, 1)")
+        check_numbers("(0, inf)", learning_rate=learning_rate)
+        check_integers(1, batch_size=batch_size)
+        check_numbers("[0, 1)", gamma=gamma)
+        check_numbers("[0, 1]", ema_rate=ema_rate)
+        check_flags(compile=compile)
+        if seed is not None:
+            check_integers(0, seed=seed)
+            if seed >= 2**32:
+                raise ConfigurationError(f"seed is {seed}: NumPy needs it to be below 2**32")
+        check_widths(self.policy_kwargs.get("net_arch", []))
         get_path(path)  # known, or ConfigurationError
         self.batch_size, self.gamma, self.ema_rate = batch_size, gamma, ema_rate
         self.path = path
@@ -388,6 +395,14 @@ class FlowAlgorithm(CheckpointedAlgorithm):
     def _modules(self) -> dict[str, nn.Module]:
         """Everything with weights that a checkpoint holds."""
         return {"policy": self.policy}
+
+
+def check_widths(net_arch: Any) -> None:
+    """Raise ConfigurationError unless these are widths of hidden layers."""
+    if not isinstance(net_arch, list | tuple):
+        raise ConfigurationError(f"net_arch is {net_arch!r}: list the widths, as in [256, 256]")
+    for width in net_arch:
+        check_integers(1, **{"a width in net_arch": width})
 
 
 def fastest_precision(device: torch.device) -> str:

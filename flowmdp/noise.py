@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +9,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from flowmdp.arguments import check_numbers
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ActionError, ConfigurationError
 from flowmdp.spaces import as_flow_action
@@ -53,8 +53,7 @@ class LatentNoiseEnv(gym.Env[Float, Float]):
     def __init__(self, flow: FlowMDPEnv, noise_scale: float = NOISE_SCALE) -> None:
         if flow.settings.action_mode != "residual":
             raise ConfigurationError("decision='noise' needs action_mode='residual': a frozen flow")
-        if not (math.isfinite(noise_scale) and noise_scale > 0):
-            raise ConfigurationError(f"noise_scale is {noise_scale}: it must be positive, finite")
+        check_numbers("(0, inf)", noise_scale=noise_scale)
         self.flow, self.noise_scale = flow, noise_scale
         self.metadata, self.render_mode = flow.metadata, flow.render_mode
         layout = flow.layout
