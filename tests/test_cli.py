@@ -184,6 +184,14 @@ def test_eval_and_its_options(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "hopper-medium" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("algorithm", ["flow-bc", "iql"])
+def test_best_of_needs_the_critic_of_decision_flow(
+    algorithm: str, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = failure(capsys, "eval", str(runs[algorithm]), "--best-of", "2")
+    assert "--best-of" in line and algorithm in line and "leave it out" in line
+
+
 def test_tasks_data_and_plot_speak(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for argv, word in (
         (["tasks"], "hopper-medium"),
@@ -229,7 +237,13 @@ BAD = {
     "train df-div hopper-medium --set rho": "NAME=VALUE",
     "train df-div hopper-medium --set roh=1": "no such argument",
     "train df-div hopper-medium --set rho=-1": "rho is -1",
-    "train df-div hopper-medium --set rho=much": "refuses",
+    "train df-div hopper-medium --set rho=much": "rho is 'much'",
+    "train df-div hopper-medium --set learning_rate=-1": "learning_rate is -1",
+    "train df-div hopper-medium --set net_arch=[-5]": "net_arch is -5",
+    "train df-div hopper-medium --set noise_scale=abc": "noise_scale is 'abc'",
+    "train df-div hopper-medium --set velocity_scale=abc": "velocity_scale is 'abc'",
+    "train df-div hopper-medium --set batch_size=1.5": "batch_size is 1.5",
+    "train df-div hopper-medium --seed 4294967296": "seed is 4294967296",
     "train df-div hopper-medium --set critic=best": "critic is 'best'",
     "train df-div hopper-medium --dataset no/such-v0": "no/such-v0",
     "train df-div hopper-medium --dataset nonsense": "malformed dataset id",
@@ -239,8 +253,11 @@ BAD = {
     "data info no/such-v0": "no/such-v0",
     "data build hopper-medium --steps 0": "steps is 0",
     "eval OUT": "does not exist",
+    "eval OUT --seed -1": "--seed is -1",
+    "eval OUT --best-of 0": "--best-of is 0",
     "record OUT --out OUT.gif": "use a name ending in",
     "record OUT --steps 0": "--steps is 0",
+    "record OUT --seed -1": "--seed is -1",
     "record OUT --out OUT/no/video.mp4": "create it",
     "plot OUT": "holds no run",
     "train df-div hopper-medium --out /dev/null": "is a file",
