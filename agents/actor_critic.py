@@ -318,10 +318,14 @@ class ActorCritic(FlowAlgorithm):
         """
         manifest, tensors = checkpoint.read(path)
         if manifest.get("key") != self.part_key(part):
-            raise CheckpointError(f"{path} was pre-trained on other data or with other settings")
-        checkpoint.restore_modules(self._modules_of(part), tensors)
-        if part == "critic":
-            checkpoint.restore_optimizer("critic", self.optimizers["critic"], tensors)
+            raise CheckpointError(
+                f"{path} was pre-trained on other data or with other settings: remove it, or train "
+                "with those"
+            )
+        with checkpoint.refusing_damage(path):
+            checkpoint.restore_modules(self._modules_of(part), tensors)
+            if part == "critic":
+                checkpoint.restore_optimizer("critic", self.optimizers["critic"], tensors)
         setattr(self, f"{part}_updates", getattr(self, f"{part}_steps"))
 
     def _modules_of(self, part: str) -> dict[str, nn.Module]:

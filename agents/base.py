@@ -122,16 +122,16 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         self._dataset = dataset
         if self.env is not None:
             self.spec = FlowSpec.of(self.env)
-            if self.only_flow_steps not in (None, self.spec.flow_steps):
-                raise ConfigurationError(
-                    f"{type(self).__name__} acts in flow_steps={self.only_flow_steps}, not "
-                    f"{self.spec.flow_steps}: make the environment with that number"
-                )
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
         """Make generators, networks and optimisers; subclasses add theirs."""
+        if self.only_flow_steps not in (None, self.spec.flow_steps):
+            raise ConfigurationError(
+                f"{type(self).__name__} acts in flow_steps={self.only_flow_steps}, not "
+                f"{self.spec.flow_steps}: make the environment with that number"
+            )
         seed = 0 if self.seed is None else self.seed
         self.set_random_seed(seed)
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -358,10 +358,8 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         """Act from noise of another standard deviation than the one trained with; 0 for none.
 
         Raises:
-            ConfigurationError: If it is negative.
+            ConfigurationError: If it is negative or not finite.
         """
-        if not noise_scale >= 0:
-            raise ConfigurationError(f"noise_scale is {noise_scale}: it must not be negative")
         self.spec = dataclasses.replace(self.spec, noise_scale=noise_scale)
 
     def outer_policy(self) -> OuterPolicy:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
 
 from flowmdp.errors import ConfigurationError
 
+INTEGER = int | np.integer
+NUMBER = INTEGER | float | np.floating
 Interval = Literal["(0, inf)", "[0, inf)", "[0, 1)", "[0, 1]", "[0.5, 1)", "(-inf, inf)"]
 
 INTERVALS: dict[Interval, Callable[[Any], bool]] = {
@@ -26,7 +27,7 @@ INTERVALS: dict[Interval, Callable[[Any], bool]] = {
 def check_numbers(interval: Interval, **values: Any) -> None:
     """Raise ConfigurationError unless every value is a finite number in the interval."""
     for name, value in values.items():
-        number = isinstance(value, Real) and not isinstance(value, bool)
+        number = isinstance(value, NUMBER) and not isinstance(value, bool)
         if not (number and abs(value) <= sys.float_info.max and INTERVALS[interval](value)):
             raise ConfigurationError(f"{name} is {value!r}: it must be a number in {interval}")
 
@@ -34,7 +35,8 @@ def check_numbers(interval: Interval, **values: Any) -> None:
 def check_integers(least: int, **values: Any) -> None:
     """Raise ConfigurationError unless every value is an integer of at least `least`."""
     for name, value in values.items():
-        if not (isinstance(value, Integral) and not isinstance(value, bool) and value >= least):
+        integer = isinstance(value, INTEGER) and not isinstance(value, bool)
+        if not (integer and value >= least):
             raise ConfigurationError(
                 f"{name} is {value!r}: it must be an integer of at least {least}"
             )

@@ -59,10 +59,12 @@ class FlowSettings:
         _choose("action_mode", self.action_mode, ACTION_MODES)
         if self.velocity_scale is not None:
             check_numbers("(0, inf)", velocity_scale=self.velocity_scale)
-        names = ("rho", "noise_std", "noise_scale")
-        check_numbers("[0, inf)", **{name: getattr(self, name) for name in names})
-        names = ("include_time", "include_previous_action")
-        check_flags(**{name: getattr(self, name) for name in names})
+        check_numbers(
+            "[0, inf)", rho=self.rho, noise_std=self.noise_std, noise_scale=self.noise_scale
+        )
+        check_flags(
+            include_time=self.include_time, include_previous_action=self.include_previous_action
+        )
         needed = REWARDS[self.reward].states
         if needed is not None and self.states != needed:
             raise ConfigurationError(

@@ -264,7 +264,7 @@ def test_every_number_is_checked(name: str) -> None:
     for argument, value in agent.hyperparameters().items():
         if isinstance(value, bool | int | float):
             with pytest.raises(ConfigurationError, match=f"{argument} is 'x'"):
-                make(name, **{argument: "x"})
+                make(name, None, **{argument: "x"})
 
 
 def test_other_bad_input_is_refused() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from flowmdp.agents import ALGORITHMS, checkpoint
 from flowmdp.cli import main
-from flowmdp.cli.job import QUICK
+from flowmdp.cli.job import QUICK, constructor_arguments, get_algorithm
 from flowmdp.cli.run_folder import read_progress
 from tests.tiny_run import tiny_run
 
@@ -220,10 +220,10 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_quick_names_arguments_the_algorithms_have() -> None:
-    from flowmdp.cli.job import constructor_arguments
-
-    assert set(QUICK) - {"steps"} <= constructor_arguments(ALGORITHMS["df-div"])
-    assert {"rho", "critic", "objective", "net_arch"} <= constructor_arguments(ALGORITHMS["df-dir"])
+    assert set(QUICK) - {"steps"} <= constructor_arguments(get_algorithm("df-div"))
+    assert {"rho", "critic", "objective", "net_arch"} <= constructor_arguments(
+        get_algorithm("df-dir")
+    )
 
 
 BAD = {
