@@ -250,7 +250,7 @@ BAD = {
     "train df-div door-human": "flowmdp data download door-human",
     "train df-div hopper-medium --source minari": "mujoco/hopper/medium-v0",
     "train --resume OUT": "no config.json",
-    "data info no/such-v0": "no/such-v0",
+    "data info no/such-v0": "`flowmdp data list` shows what is there",
     "data build hopper-medium --steps 0": "steps is 0",
     "eval OUT": "does not exist",
     "eval OUT --seed -1": "--seed is -1",
