@@ -67,6 +67,8 @@ class FlowAlgorithm(CheckpointedAlgorithm):
     """The flow steps that the algorithm needs; None where any number will do."""
     acts_at_mean: ClassVar[bool] = False
     """Whether its paper evaluates it without noise (x_0 = 0) instead of with sampled noise."""
+    paper: ClassVar[dict[str, Any]] = {}
+    """Arguments of the constructor that make it the paper's own, where the defaults are ours."""
 
     def __init__(
         self,

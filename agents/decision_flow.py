@@ -10,7 +10,7 @@ critic; values are measured in advantage units (see `critics`).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -72,6 +72,14 @@ class DecisionFlow(ActorCritic):
     """
 
     default_steps = 3_000  # improves within a few thousand, see docs/experiments.md
+    paper: ClassVar[dict[str, Any]] = {
+        "critic": "iql",
+        "critic_members": 2,
+        "pessimism": None,
+        "budget": None,
+        "rho": 1.0,
+    }
+    """As far as the paper's text was at hand; its own rho was not."""
 
     def __init__(
         self,

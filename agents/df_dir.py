@@ -27,7 +27,7 @@ Logged (train/):
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,8 @@ class DFDir(DecisionFlow):
         objective: "advantage", "direction" or "endpoint".
         **kwargs: Of `DecisionFlow`.
     """
+
+    paper: ClassVar[dict[str, Any]] = {**DecisionFlow.paper, "objective": "advantage"}
 
     def __init__(
         self,

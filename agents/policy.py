@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,12 @@ class FlowSpec:
     def flow_observation_dim(self) -> int:
         """Width of the flow environment's observation: context, x_t, and t where included."""
         return self.context_dim + self.action_dim + int(self.include_time)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `gym.make`, beside the task's id, that make the flow environment again."""
+        told_by_the_task = ("observation_dim", "action_dim", "task")
+        return {name: v for name, v in asdict(self).items() if name not in told_by_the_task}
 
     @classmethod
     def of(cls, env: VecEnv) -> FlowSpec:

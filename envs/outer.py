@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from flowmdp.envs.rendering import TypedRendering, prepare_rendering
 from flowmdp.envs.tasks import Task, get_task
 from flowmdp.errors import UnknownTaskError
 
@@ -35,11 +36,13 @@ def make_outer(task: str, source: str | None = None, render_mode: str | None = N
 
     Raises:
         UnknownTaskError: For an unknown task or source, or an environment that is not installed.
+        RenderingError: With a render mode, when there is no OpenGL to render with.
     """
     row = get_task(task)
     env_id = registered_id(row, row.source(source))
     options: dict[str, Any] = dict(row.options)
     if render_mode is not None:
+        prepare_rendering(render_mode)
         options["render_mode"] = render_mode
     try:
         with warnings.catch_warnings():  # D4RL's data need the older version
@@ -54,6 +57,7 @@ def make_outer(task: str, source: str | None = None, render_mode: str | None = N
         env = getattr(importlib.import_module(module), name)(env)
     if render_mode is not None:
         _follow_robot(env)
+        env = TypedRendering(env)
     if isinstance(env.observation_space, gym.spaces.Dict):
         env = gym.wrappers.FlattenObservation(env)
     box = env.action_space

@@ -5,12 +5,9 @@
 `flowmdp record DIR` does the same with the flow of every action drawn over the picture.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("MUJOCO_GL", "egl")  # without a display; read when mujoco is imported
 
 import gymnasium as gym
 import imageio.v2 as imageio
@@ -33,12 +30,10 @@ class Config:
 def main(config: Config) -> float:
     """Returns the robot's return."""
     agent = load_agent(config.checkpoint)
-    env_id = f"FlowMDP-{agent.spec.task}-v0"
-    settings: dict[str, Any] = {
-        "source": agent.spec.source,
-        "flow_steps": agent.spec.flow_steps,
-    }
-    env = gym.make(env_id, render_mode="rgb_array", **settings)
+    settings = agent.spec.settings  # source, flow_steps, velocity_scale ...: as it was trained
+    if agent.acts_at_mean:
+        settings["noise_scale"] = 0.0  # as its paper evaluates it
+    env = gym.make(f"FlowMDP-{agent.spec.task}-v0", render_mode="rgb_array", **settings)
     observation, _ = env.reset(seed=config.seed)
     total, frames, over = 0.0, 0, False
     fps = env.metadata["render_fps"]

@@ -3,7 +3,9 @@
     python examples/sb3_style.py --steps 5000
 
 The agent learns from the task's dataset, which is built here when it is absent. It then plays the
-flow environment, where SB3's `evaluate_policy` reports the robot's return, and the bare robot.
+flow environment, where SB3's `evaluate_policy` reports the robot's return, and the bare robot. The
+flow environment draws the noise of every chain; on the bare robot `evaluate_policy` plays
+deterministically, from x_0 = 0, and the returns of the two may differ a lot.
 """
 
 from dataclasses import dataclass, field

@@ -94,7 +94,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
     ## Starting State
     `states="env"`: the outer environment is reset; it is seeded from this environment's generator
     when a seed is given (and at the first reset). `states="dataset"`: s is drawn uniformly from the
-    dataset's observations. In both, x_0 ~ N(0, I) at the start of every chain and t = 0.
+    dataset's observations. In both every chain starts at x_0 ~ N(0, noise_scale^2 I) and t = 0.
     `reset(options={"noise": x_0})` sets the first chain's noise, `{"state": s}` the state
     (`states="dataset"` only); other options go to the outer environment.
 

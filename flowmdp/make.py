@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import CheckpointError, ConfigurationError
-from flowmdp.noise import NOISE_SCALE, LatentNoiseEnv
+from flowmdp.noise import NOISE_BOUND, LatentNoiseEnv
 from flowmdp.settings import FlowSettings
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def make_flow_env(
     *,
     states: str = "env",
     decision: str = "velocity",
-    noise_scale: float | None = None,
+    noise_bound: float | None = None,
     checkpoint: str | None = None,
     dataset_id: str | None = None,
     render_mode: str | None = None,
@@ -40,12 +40,12 @@ def make_flow_env(
         states: "env" runs the robot; "dataset" runs on recorded states, without a simulator.
         decision: "velocity": every flow step is one; "noise": only the noise is, and the behaviour
             flow does the rest (`LatentNoiseEnv`).
-        noise_scale: Of `decision="noise"`.
+        noise_bound: Of `decision="noise"`: x_0 of an action of 1; None is 3.
         checkpoint: File that holds a critic and a behaviour flow, for the rewards and action modes
             that need them; None takes the ones that ship for the task, where there are any.
         dataset_id: Minari id of another dataset with the task's outer environment.
         render_mode: The outer environment's: "rgb_array", "human" ...; only for `states="env"`.
-        **settings: The other arguments of `FlowMDPEnv`: reward, flow_steps, rho, divergence ...
+        **settings: The other arguments of `FlowMDPEnv`: reward, flow_steps, noise_scale, rho ...
 
     Raises:
         UnknownTaskError: For an unknown task or source.
@@ -61,9 +61,13 @@ def make_flow_env(
         raise ConfigurationError("states='dataset' has no robot to render: leave out render_mode")
     if decision not in ("velocity", "noise"):
         raise ConfigurationError(f"unknown decision {decision!r}: choose 'velocity' or 'noise'")
-    if decision == "velocity" and noise_scale is not None:
-        raise ConfigurationError("noise_scale needs decision='noise'")
+    if decision == "velocity" and noise_bound is not None:
+        raise ConfigurationError("noise_bound is of decision='noise': add that, or leave it out")
     if decision == "noise":
+        if "noise_scale" in settings:
+            raise ConfigurationError(
+                "decision='noise' draws no noise that noise_scale could scale: use noise_bound"
+            )
         settings.setdefault("action_mode", "residual")
     needed = FlowSettings.of({"states": states, **settings}).models
     critic, behavior = _models(task, source, checkpoint, needed)
@@ -79,7 +83,7 @@ def make_flow_env(
     )
     if decision == "velocity":
         return flow
-    return LatentNoiseEnv(flow, NOISE_SCALE if noise_scale is None else noise_scale)
+    return LatentNoiseEnv(flow, NOISE_BOUND if noise_bound is None else noise_bound)
 
 
 def make_flow_vector_env(

@@ -16,7 +16,7 @@ from flowmdp.spaces import as_flow_action
 
 Float = NDArray[np.float32]
 
-NOISE_SCALE = 3.0
+NOISE_BOUND = 3.0
 """Noise of an action of 1: the box holds 99.7 % of each component of N(0, I). [ours, untuned]"""
 
 
@@ -29,7 +29,7 @@ class LatentNoiseEnv(gym.Env[Float, Float]):
     this environment, and can only choose among actions that the behaviour flow produces.
 
     ## Action Space
-    `Box(-1, 1, (action_dim,), float32)`; x_0 = noise_scale * action, clipped to the box.
+    `Box(-1, 1, (action_dim,), float32)`; x_0 = noise_bound * action, clipped to the box.
 
     ## Observation Space
     The outer observation s_n, a flat float32 `Box`; with `include_previous_action` of the flow
@@ -44,17 +44,17 @@ class LatentNoiseEnv(gym.Env[Float, Float]):
     |---------------|---------|--------------------------------------------------------------------|
     | `flow`        |         | a `FlowMDPEnv` with `action_mode="residual"`: the frozen flow is   |
     |               |         | its behaviour; owned and closed by this environment                |
-    | `noise_scale` | 3.0     | noise of an action of 1                                            |
+    | `noise_bound` | 3.0     | noise of an action of 1; `action_magnitude` in DSRL's code         |
 
     ## Version History
     * v0: first release.
     """
 
-    def __init__(self, flow: FlowMDPEnv, noise_scale: float = NOISE_SCALE) -> None:
+    def __init__(self, flow: FlowMDPEnv, noise_bound: float = NOISE_BOUND) -> None:
         if flow.settings.action_mode != "residual":
             raise ConfigurationError("decision='noise' needs action_mode='residual': a frozen flow")
-        check_numbers("(0, inf)", noise_scale=noise_scale)
-        self.flow, self.noise_scale = flow, noise_scale
+        check_numbers("(0, inf)", noise_bound=noise_bound)
+        self.flow, self.noise_bound = flow, noise_bound
         self.metadata, self.render_mode = flow.metadata, flow.render_mode
         layout = flow.layout
         # Of a flow observation [s, x_t, (t), (a_{n-1}, flag)] everything but x_t and t.
@@ -74,12 +74,12 @@ class LatentNoiseEnv(gym.Env[Float, Float]):
         return observation[self._kept], info
 
     def step(self, action: Float) -> tuple[Float, float, bool, bool, dict[str, Any]]:
-        """Start a chain at noise_scale * action and let the frozen flow finish it."""
+        """Start a chain at noise_bound * action and let the frozen flow finish it."""
         action = as_flow_action(action, self._zero.shape)
         if not np.isfinite(action).all():
             raise ActionError(f"the action is not finite: {action}")
         bounded = np.minimum(np.maximum(action, np.float32(-1)), np.float32(1))
-        self.flow.set_noise(bounded * np.float32(self.noise_scale))
+        self.flow.set_noise(bounded * np.float32(self.noise_bound))
         total = 0.0
         for _ in range(self.flow.flow_steps):
             observation, reward, terminated, truncated, info = self.flow.step(self._zero)

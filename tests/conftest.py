@@ -24,6 +24,7 @@ os.environ.update(
     COLUMNS="120",
 )
 os.environ.pop("DISPLAY", None)
+os.environ.pop("WAYLAND_DISPLAY", None)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -86,7 +87,7 @@ def runs(hopper_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.fixture(scope="session")
 def gl() -> str:
     """A working OpenGL backend; tests that draw robots are skipped without one."""
-    from flowmdp.cli.rendering import choose_backend
+    from flowmdp.envs.rendering import choose_backend
     from flowmdp.errors import RenderingError
 
     try:

@@ -78,6 +78,25 @@ def test_it_is_an_sb3_algorithm(name: str, tmp_path: Path) -> None:
     assert "time/updates_per_second" in header and "grad_norm" in header
 
 
+@pytest.mark.parametrize("played", ["Hopper-v5", "FlowMDP-hopper-medium-v0"])
+def test_sb3_callbacks_on_a_task(played: str, hopper_data: Path, tmp_path: Path) -> None:
+    """On the bare robot and on the flow environment, the best agent is saved and loads again."""
+    agent = FlowBC("MlpPolicy", gym.make("FlowMDP-hopper-medium-v0"), **TINY)
+    evaluation = EvalCallback(
+        Monitor(gym.make(played)),
+        eval_freq=4,
+        n_eval_episodes=1,
+        best_model_save_path=str(tmp_path),
+        verbose=0,
+    )
+    agent.learn(8, callback=[CheckpointCallback(4, str(tmp_path)), evaluation])
+    best = load_agent(tmp_path / "best_model.zip", device="cpu")
+    same = load_agent(tmp_path / f"rl_model_{best.num_timesteps}_steps.zip", device="cpu")
+    assert best.num_timesteps in (4, 8) and equal(weights(best), weights(same))
+    mean, _ = evaluate_policy(best, Monitor(gym.make(played)), n_eval_episodes=1)
+    assert evaluation.best_mean_reward > 0 and np.isfinite(mean)
+
+
 @each_algorithm
 def test_evaluate_policy_plays_both_levels(name: str) -> None:
     agent = make(name).learn(2)
@@ -122,6 +141,15 @@ def test_pretraining_resumes_exactly(name: str, stop_after: int, tmp_path: Path)
     part.save(tmp_path / "part.zip")
     resumed = load_agent(tmp_path / "part.zip", env=flow_env(name), device="cpu").learn(2)
     assert equal(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("name", ["df-dir", "df-div"])
+def test_the_papers_setting_learns(name: str) -> None:
+    agent = make(name, **ALGORITHMS[name].paper)  # type: ignore[attr-defined]
+    agent.pretrain()
+    before = weights(agent)
+    agent.learn(2)
+    assert agent.anchor.rho == 1 and not equal(before, weights(agent))
 
 
 def test_pretraining_is_shared_between_the_agents(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ import pytest
 
 from flowmdp.agents import ALGORITHMS, checkpoint
 from flowmdp.cli import main
-from flowmdp.cli.job import QUICK, constructor_arguments, get_algorithm
+from flowmdp.cli.job import QUICK, constructor_arguments, get_algorithm, make_config
+from flowmdp.cli.options import Train
 from flowmdp.cli.run_folder import read_progress
 from tests.tiny_run import tiny_run
 
@@ -206,8 +207,11 @@ def test_tasks_data_and_plot_speak(run: Path, capsys: pytest.CaptureFixture[str]
     assert "<svg" in (run / "figure.svg").read_text()
 
 
+DATA = ["data", *(f"data {name}" for name in ("build", "list", "info", "download", "import"))]
+
+
 @pytest.mark.parametrize(
-    "command", ["", "tasks", "data", "data build", "train", "eval", "record", "bench", "report"]
+    "command", ["", "tasks", *DATA, "train", "eval", "record", "plot", "bench", "report"]
 )
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
@@ -237,6 +241,7 @@ BAD = {
     "train df-div hopper-medium --set rho": "NAME=VALUE",
     "train df-div hopper-medium --set roh=1": "no such argument",
     "train df-div hopper-medium --set rho=-1": "rho is -1",
+    "train iql hopper-medium --paper": "no other setting",
     "train df-div hopper-medium --set rho=much": "rho is 'much'",
     "train df-div hopper-medium --set learning_rate=-1": "learning_rate is -1",
     "train df-div hopper-medium --set net_arch=[-5]": "net_arch is -5",
@@ -262,6 +267,13 @@ BAD = {
     "plot OUT": "holds no run",
     "train df-div hopper-medium --out /dev/null": "is a file",
 }
+
+
+@pytest.mark.parametrize("name", ["df-dir", "df-div"])
+def test_the_papers_setting_takes_one_word(name: str) -> None:
+    config = make_config(Train(name, "hopper-medium", paper=True, set=("rho=3",)))
+    assert config["arguments"] == {**get_algorithm(name).paper, "rho": 3}
+    assert config["arguments"]["critic"] == "iql" and config["arguments"]["budget"] is None
 
 
 @pytest.mark.parametrize("command", BAD)

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import gymnasium as gym
 import pytest
 
 from examples import custom_loop, draw_flow, record_video, sb3_style, train_behavior
-from flowmdp.agents import FlowBC
-from flowmdp.env import FlowMDPEnv
-from flowmdp.envs.datasets import load_dataset
-from flowmdp.envs.outer import make_outer
+from flowmdp.agents import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def checkpoint(hopper_data: Path, tmp_path: Path) -> Path:
-    """An untrained behaviour flow of hopper-medium."""
-    env = FlowMDPEnv(make_outer("hopper-medium"), task="hopper-medium", source="builtin")
-    agent = FlowBC(
-        "MlpPolicy",
-        env,
-        dataset=load_dataset("hopper-medium"),
-        policy_kwargs={"net_arch": [16]},
-        seed=0,
-    )
-    agent.learn(5)
-    agent.save(tmp_path / "checkpoint.zip")
-    env.close()
-    return tmp_path / "checkpoint.zip"
 
 
 def test_custom_loop() -> None:
@@ -51,10 +34,31 @@ def test_sb3_style(hopper_data: Path, tmp_path: Path) -> None:
     assert {"agent.zip", "rl_model_3_steps.zip", "rl_model_6_steps.zip"} <= names
 
 
-def test_record_video(gl: str, checkpoint: Path, tmp_path: Path) -> None:
+OTHER: dict[str, Any] = {
+    "flow_steps": 4,
+    "velocity_scale": 5.0,
+    "noise_scale": 0.5,
+    "include_time": False,
+    "include_previous_action": True,
+}
+"""Settings of a flow environment, none of which is the default."""
+
+
+@pytest.mark.parametrize("name", ["flow-bc", "iql"])
+def test_record_video(name: str, gl: str, tmp_path: Path) -> None:
+    """Played as it was trained; IQL, which its paper evaluates at the mean, without noise."""
+    settings = OTHER | ({"flow_steps": 1} if name == "iql" else {})
+    algorithm: Any = ALGORITHMS[name]
+    env = gym.make("FlowMDP-hopper-medium-v0", **settings)
+    agent = algorithm("MlpPolicy", env, policy_kwargs={"net_arch": [16]}, seed=0)
+    agent.save(tmp_path / "checkpoint.zip")
     out = tmp_path / "video.mp4"
-    record_video.main(record_video.Config(checkpoint, out, steps=3))
+    with mock.patch.object(gym, "make", wraps=gym.make) as make:
+        record_video.main(record_video.Config(tmp_path / "checkpoint.zip", out, steps=3))
     assert out.stat().st_size > 1_000
+    expected = settings | {"source": "builtin", "render_mode": "rgb_array"}
+    expected |= {"noise_scale": 0.0} if name == "iql" else {}
+    assert make.call_args_list[0].kwargs == expected
 
 
 def test_train_behavior(
@@ -89,12 +93,13 @@ def blocks(language: str) -> list[str]:
 
 
 def test_readme_python_runs(hopper_data: Path, tmp_path: Path, gl: str) -> None:
-    """All of it, in the order it is read, with the numbers of steps cut down."""
+    """All of it, in the order it is read, with the numbers of steps cut down; no MUJOCO_GL."""
     code = "\n".join(blocks("python"))
     small = re.sub(r"\b\d[\d_]*_000\b", "40", code)
     run = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning", "-c", small],
         cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "MUJOCO_GL"},
         capture_output=True,
         text=True,
     )

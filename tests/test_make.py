@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,32 @@ def test_vector_and_sync_agree_with_a_trained_models_file(
             np.testing.assert_allclose(mine, yours, rtol=1e-4, atol=1e-4)
 
 
+def test_noise_scale_by_id(hopper_data: Path) -> None:
+    """One environment or many, the noise is the same draw, scaled."""
+    vector: list[dict[str, Any]] = [{}, {"vectorization_mode": "sync"}]
+    makers: list[Any] = [partial(gym.make, HOPPER)]
+    makers += [partial(gym.make_vec, HOPPER, num_envs=2, **more) for more in vector]
+    for make in makers:
+        scaled, whole = make(noise_scale=0.5).reset(seed=0)[0], make().reset(seed=0)[0]
+        assert np.array_equal(scaled[..., 11:14], np.float32(0.5) * whole[..., 11:14])
+        assert np.abs(scaled[..., 11:14]).min() > 0
+
+
+def test_an_agents_settings_make_its_environment_again(tmp_path: Path) -> None:
+    """Loading refuses an environment that differs in any of them."""
+    env = gym.make(HOPPER, noise_scale=0.3, velocity_scale=5.0, include_previous_action=True)
+    agent = FlowBC("MlpPolicy", env, **SMALL)
+    agent.save(tmp_path / "agent.zip")
+    env = gym.make(HOPPER, **agent.spec.settings)
+    assert FlowBC.load(tmp_path / "agent.zip", env=env, device="cpu").spec == agent.spec
+    env = gym.make(HOPPER, **{**agent.spec.settings, "noise_scale": 1.0})
+    with pytest.raises(CheckpointError, match=r"noise_scale is 0\.3 there and 1\.0 here"):
+        FlowBC.load(tmp_path / "agent.zip", env=env, device="cpu")
+
+
 def test_latent_noise_by_id(checkpoint: str) -> None:
-    env = gym.make(HOPPER, decision="noise", checkpoint=checkpoint)
-    assert isinstance(env.unwrapped, LatentNoiseEnv)
+    env = gym.make(HOPPER, decision="noise", noise_bound=2.0, checkpoint=checkpoint)
+    assert isinstance(env.unwrapped, LatentNoiseEnv) and env.unwrapped.noise_bound == 2.0
     observation, _ = env.reset(seed=0)
     assert observation.shape == (11,)
     *_, info = env.step(env.action_space.sample())

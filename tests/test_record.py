@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import imageio.v2 as imageio
 import numpy as np
 import pytest
 
-from flowmdp.cli import main, rendering
+from flowmdp.cli import main
 from flowmdp.cli.overlay import FlowOverlay
+from flowmdp.cli.rendering import prepare_scene
+from flowmdp.envs import rendering
 from flowmdp.envs.outer import make_outer
 from flowmdp.errors import RenderingError
 
 SIZE = (640, 480)
-
-
-@pytest.fixture(scope="session")
-def gl() -> str:
-    """A working OpenGL backend; tests that draw robots are skipped without one."""
-    try:
-        return rendering.choose_backend()
-    except RenderingError as error:
-        pytest.skip(str(error))
 
 
 def chain(action: list[float], steps: int = 10) -> Any:
@@ -101,7 +97,7 @@ def test_video_has_the_robots_rate_and_the_episodes_length(
 def test_the_camera_follows_the_robot(gl: str) -> None:
     """Ten metres further on, the robot is still in the middle of the picture."""
     env: Any = make_outer("hopper-medium", render_mode="rgb_array")
-    rendering.prepare_scene(env, *SIZE)
+    prepare_scene(env, *SIZE)
     env.reset(seed=0)
     bare = env.unwrapped
     shares = []
@@ -128,18 +124,61 @@ def test_without_gl_a_line_names_the_packages(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_backends_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+ROBOT = """
+import gymnasium, flowmdp
+env = gymnasium.make("FlowMDP-hopper-medium-v0", render_mode="rgb_array")
+env.reset(seed=0)
+print(env.render().std())
+"""
+
+
+def draw(backend: str | None) -> subprocess.CompletedProcess[str]:
+    """Draw the robot in a new process, which has no display and this MUJOCO_GL."""
+    environment = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}
+    environment |= {} if backend is None else {"MUJOCO_GL": backend}
+    return subprocess.run(
+        [sys.executable, "-c", ROBOT], env=environment, capture_output=True, text=True
+    )
+
+
+def test_python_needs_no_variable_to_render(gl: str) -> None:
+    run = draw(None)
+    assert run.returncode == 0 and run.stderr == "", run.stderr
+    assert float(run.stdout) > 20, "there is something to see"
+
+
+def test_a_backend_that_fails_in_python_gives_the_same_line() -> None:
+    """The user's own choice is not replaced: GLFW without a display."""
+    run = draw("glfw")
+    line = run.stderr.strip().splitlines()[-1]
+    assert line.startswith("flowmdp.errors.RenderingError: no OpenGL to render with (glfw: ")
+    assert "unset MUJOCO_GL" in line and "apt-get install libegl1" in line
+
+
+def test_an_error_of_the_robots_own_stays_what_it_is(gl: str) -> None:
+    with pytest.raises(gym.error.ResetNeeded):
+        make_outer("hopper-medium", render_mode="rgb_array").render()
+
+
+def test_a_window_needs_a_display() -> None:
+    with pytest.raises(RenderingError, match="'human' needs a display"):
+        make_outer("hopper-medium", render_mode="human")
+
+
+@pytest.mark.parametrize("display", [False, True])
+def test_backends_are_tried_in_order(display: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "")  # so that what the choice sets is taken back afterwards
-    monkeypatch.delenv("MUJOCO_GL")
+    if display:
+        monkeypatch.setenv("DISPLAY", ":0")
     asked: list[str] = []
 
     def failure(backend: str) -> str | None:
         asked.append(backend)
-        return "no library" if backend == "egl" else None
+        return None if backend == "osmesa" else "no library"
 
     monkeypatch.setattr(rendering, "_failure", failure)
     assert rendering.choose_backend() == "osmesa"
-    assert asked == ["egl", "osmesa"]
+    assert asked == [*(["glfw"] if display else []), "egl", "osmesa"]
 
 
 def test_a_failing_probe_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,7 +256,7 @@ def follow(observations: Any, x_t: Any, t: Any) -> Any:
 
 
 def test_noise_decides_the_executed_action() -> None:
-    env = steered(noise_scale=2.0)
+    env = steered(noise_bound=2.0)
     observation, _ = env.reset(seed=0)
     assert observation.shape == (2,) and env.observation_space.contains(observation)
     _, reward, _, _, info = env.step(np.array([1.0, -5.0], np.float32))
@@ -310,8 +310,8 @@ def test_latent_noise_contract_and_sac() -> None:
 def test_latent_noise_bad_input() -> None:
     with pytest.raises(ConfigurationError, match="action_mode='residual'"):
         LatentNoiseEnv(FlowMDPEnv(PointRobot()))
-    with pytest.raises(ConfigurationError, match="noise_scale is 0"):
-        steered(noise_scale=0.0)
+    with pytest.raises(ConfigurationError, match="noise_bound is 0"):
+        steered(noise_bound=0.0)
     env = steered()
     env.reset(seed=0)
     for bad in (np.zeros(3, np.float32), np.full(2, np.nan, np.float32)):
@@ -322,7 +322,9 @@ def test_latent_noise_bad_input() -> None:
     with pytest.raises(ConfigurationError, match="unknown decision"):
         gym.make("FlowMDP-hopper-medium-v0", decision="all")
     with pytest.raises(ConfigurationError, match="decision='noise'"):
-        gym.make("FlowMDP-hopper-medium-v0", noise_scale=1.0)
+        gym.make("FlowMDP-hopper-medium-v0", noise_bound=1.0)
+    with pytest.raises(ConfigurationError, match="use noise_bound"):
+        gym.make("FlowMDP-hopper-medium-v0", decision="noise", noise_scale=1.0)
 
 
 def test_behavior_of_the_toys_reaches_its_action() -> None:

@@ -209,6 +209,7 @@ class Train:
       flowmdp train df-dir hopper-medium --seed 1 --out runs/my-run
       flowmdp train df-div hopper-medium --dataset zoo/hopper/medium-v0
       flowmdp train df-div hopper-medium --set rho=0.3 batch_size=512
+      flowmdp train df-div hopper-medium --paper
       flowmdp train --resume runs/my-run
       flowmdp train --resume runs/my-run --steps 40000
     """
@@ -247,6 +248,8 @@ class Train:
         default=()
     )
     """Any other constructor argument of the algorithm, for instance rho=0.3 critic=td."""
+    paper: bool = False
+    """df-dir, df-div: start from the setting of their paper instead of the defaults (ours)."""
     verbose: bool = False
     """Print the logged numbers as tables too."""
 
@@ -303,7 +306,7 @@ class Eval:
 class Record:
     """Record a video: the robot, and over it each action's flow from noise to action.
 
-    Needs no display: rendering goes through EGL or OSMesa (MUJOCO_GL chooses, else whichever
+    Needs no display: rendering goes through GLFW, EGL or OSMesa (MUJOCO_GL chooses, else whichever
     works). The video runs at the robot's own frame rate.
 
     For example:

@@ -12,8 +12,9 @@ from tqdm import tqdm
 from flowmdp.arguments import check_integers
 from flowmdp.cli.options import Record
 from flowmdp.cli.overlay import FlowOverlay
-from flowmdp.cli.rendering import actuator_names, choose_backend, prepare_scene
+from flowmdp.cli.rendering import actuator_names, prepare_scene
 from flowmdp.cli.run_folder import replace_file
+from flowmdp.envs.rendering import choose_backend
 from flowmdp.errors import ConfigurationError, RenderingError
 
 SIZE = (640, 480)
@@ -63,7 +64,7 @@ def record(options: Record) -> None:
         raise ConfigurationError(f"--out {options.out}: use a name ending in {', '.join(FORMATS)}")
     if not options.out.parent.is_dir():
         raise ConfigurationError(f"--out {options.out}: the folder does not exist, create it")
-    backend = choose_backend()  # before anything imports mujoco
+    backend = choose_backend()  # before anything that takes time to load
     from flowmdp.cli.eval import open_agent
     from flowmdp.cli.job import algorithm_name
     from flowmdp.envs.outer import make_outer
