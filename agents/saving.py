@@ -179,8 +179,8 @@ class CheckpointedAlgorithm(BaseAlgorithm):
                 for n in other
             )
             raise CheckpointError(
-                f"the checkpoint is of another environment: {difference}; make the environment as "
-                "it was there, or train a new agent on this one"
+                f"the checkpoint is of another environment: {difference}; make it with the "
+                "settings load_agent(FILE).spec names, or train a new agent on this one"
             )
         self._setup_model()
         checkpoint.restore_modules(self._modules(), tensors)
