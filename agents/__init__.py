@@ -7,7 +7,7 @@ from flowmdp.agents.fql import FQL
 from flowmdp.agents.ifql import IFQL
 from flowmdp.agents.iql import IQL
 from flowmdp.agents.rebrac import ReBRAC
-from flowmdp.agents.reward_models import load_models, pretrained_path
+from flowmdp.agents.reward_models import load_models, models_of, pretrained_path
 from flowmdp.agents.rql import RQL
 from flowmdp.agents.saving import load_agent
 
@@ -34,5 +34,6 @@ __all__ = [
     "ReBRAC",
     "load_agent",
     "load_models",
+    "models_of",
     "pretrained_path",
 ]

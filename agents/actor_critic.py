@@ -30,6 +30,7 @@ from flowmdp.agents.critics import CRITICS, BehaviorTargets, Info
 from flowmdp.agents.data import Batch
 from flowmdp.agents.flow_bc import flow_matching_step
 from flowmdp.agents.networks import Descent, VelocityField, frozen_copy
+from flowmdp.arguments import check_integers, check_numbers
 from flowmdp.errors import CheckpointError, ConfigurationError
 
 LAMBDA = 0.95  # of the behaviour's returns, after a first round of Monte-Carlo returns
@@ -96,8 +97,18 @@ class ActorCritic(FlowAlgorithm):
     ) -> None:
         if critic not in CRITICS:
             raise ConfigurationError(f"critic is {critic!r}: choose one of {', '.join(CRITICS)}")
-        if min(behavior_steps, critic_steps) < 0:
-            raise ConfigurationError("behavior_steps and critic_steps must not be negative")
+        check_integers(0, behavior_steps=behavior_steps, critic_steps=critic_steps)
+        check_integers(1, critic_members=critic_members)
+        check_numbers("[0.5, 1)", expectile=expectile)
+        check_numbers(
+            "(0, inf)",
+            behavior_learning_rate=behavior_learning_rate,
+            critic_learning_rate=critic_learning_rate,
+        )
+        if pessimism is not None:
+            check_numbers("(-inf, inf)", pessimism=pessimism)
+        if pessimism and critic_members < 2:
+            raise ConfigurationError("pessimism needs critic_members of at least 2")
         super().__init__(policy, env, learning_rate, _init_setup_model=False, **kwargs)
         self.critic_mode, self.expectile = critic, expectile
         self.critic_members, self.pessimism = critic_members, pessimism
@@ -307,10 +318,14 @@ class ActorCritic(FlowAlgorithm):
         """
         manifest, tensors = checkpoint.read(path)
         if manifest.get("key") != self.part_key(part):
-            raise CheckpointError(f"{path} was pre-trained on other data or with other settings")
-        checkpoint.restore_modules(self._modules_of(part), tensors)
-        if part == "critic":
-            checkpoint.restore_optimizer("critic", self.optimizers["critic"], tensors)
+            raise CheckpointError(
+                f"{path} was pre-trained on other data or with other settings: remove it, or train "
+                "with those"
+            )
+        with checkpoint.refusing_damage(path):
+            checkpoint.restore_modules(self._modules_of(part), tensors)
+            if part == "critic":
+                checkpoint.restore_optimizer("critic", self.optimizers["critic"], tensors)
         setattr(self, f"{part}_updates", getattr(self, f"{part}_steps"))
 
     def _modules_of(self, part: str) -> dict[str, nn.Module]:

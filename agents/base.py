@@ -21,6 +21,7 @@ from flowmdp.agents.critics import Info
 from flowmdp.agents.data import Batch, DeviceDataset, check_fit
 from flowmdp.agents.policy import FlowPolicy, FlowSpec
 from flowmdp.agents.saving import CheckpointedAlgorithm
+from flowmdp.arguments import check_flags, check_integers, check_numbers
 from flowmdp.errors import ConfigurationError
 from flowmdp.path import get_path
 from flowmdp.transitions import TransitionDataset
@@ -105,10 +106,16 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             raise ConfigurationError(
                 f"precision is {precision!r}: choose 'auto', 'float32' or 'bfloat16'"
             )
-        if batch_size < 1:
-            raise ConfigurationError(f"batch_size is {batch_size}: it must be at least 1")
-        if not 0 <= gamma < 1:
-            raise ConfigurationError(f"gamma is {gamma}: it must be in [0, 1)")
+        check_numbers("(0, inf)", learning_rate=learning_rate)
+        check_integers(1, batch_size=batch_size)
+        check_numbers("[0, 1)", gamma=gamma)
+        check_numbers("[0, 1]", ema_rate=ema_rate)
+        check_flags(compile=compile)
+        if seed is not None:
+            check_integers(0, seed=seed)
+            if seed >= 2**32:
+                raise ConfigurationError(f"seed is {seed}: NumPy needs it to be below 2**32")
+        check_widths(self.policy_kwargs.get("net_arch", []))
         get_path(path)  # known, or ConfigurationError
         self.batch_size, self.gamma, self.ema_rate = batch_size, gamma, ema_rate
         self.path = path
@@ -117,16 +124,16 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         self._dataset = dataset
         if self.env is not None:
             self.spec = FlowSpec.of(self.env)
-            if self.only_flow_steps not in (None, self.spec.flow_steps):
-                raise ConfigurationError(
-                    f"{type(self).__name__} acts in flow_steps={self.only_flow_steps}, not "
-                    f"{self.spec.flow_steps}: make the environment with that number"
-                )
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
         """Make generators, networks and optimisers; subclasses add theirs."""
+        if self.only_flow_steps not in (None, self.spec.flow_steps):
+            raise ConfigurationError(
+                f"{type(self).__name__} acts in flow_steps={self.only_flow_steps}, not "
+                f"{self.spec.flow_steps}: make the environment with that number"
+            )
         seed = 0 if self.seed is None else self.seed
         self.set_random_seed(seed)
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -353,10 +360,8 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         """Act from noise of another standard deviation than the one trained with; 0 for none.
 
         Raises:
-            ConfigurationError: If it is negative.
+            ConfigurationError: If it is negative or not finite.
         """
-        if not noise_scale >= 0:
-            raise ConfigurationError(f"noise_scale is {noise_scale}: it must not be negative")
         self.spec = dataclasses.replace(self.spec, noise_scale=noise_scale)
 
     def outer_policy(self) -> OuterPolicy:
@@ -390,6 +395,14 @@ class FlowAlgorithm(CheckpointedAlgorithm):
     def _modules(self) -> dict[str, nn.Module]:
         """Everything with weights that a checkpoint holds."""
         return {"policy": self.policy}
+
+
+def check_widths(net_arch: Any) -> None:
+    """Raise ConfigurationError unless these are widths of hidden layers."""
+    if not isinstance(net_arch, list | tuple):
+        raise ConfigurationError(f"net_arch is {net_arch!r}: list the widths, as in [256, 256]")
+    for width in net_arch:
+        check_integers(1, **{"a width in net_arch": width})
 
 
 def fastest_precision(device: torch.device) -> str:

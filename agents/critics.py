@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from flowmdp.agents.data import Batch, DeviceDataset, lambda_returns
 from flowmdp.agents.networks import EnsembleMlp, frozen_copy, polyak
-from flowmdp.errors import ConfigurationError
 
 Info = dict[str, Tensor]
 
@@ -66,10 +65,6 @@ class Critic(nn.Module):
         pessimism: float | None = None,
     ) -> None:
         super().__init__()
-        if not 0.5 <= expectile < 1:
-            raise ConfigurationError(f"expectile is {expectile}: it must be in [0.5, 1)")
-        if pessimism and members < 2:
-            raise ConfigurationError("pessimism needs critic_members of at least 2")
         self.gamma, self.tau = gamma, tau
         self.expectile, self.pessimism = expectile, pessimism
         width = observation_dim + action_dim

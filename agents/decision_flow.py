@@ -22,6 +22,7 @@ from flowmdp.agents.base import Array
 from flowmdp.agents.critics import Info
 from flowmdp.agents.data import Batch
 from flowmdp.agents.networks import Descent
+from flowmdp.arguments import check_numbers
 from flowmdp.errors import ConfigurationError
 from flowmdp.mdp import flow_step, flow_time
 
@@ -93,10 +94,9 @@ class DecisionFlow(ActorCritic):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
-        if rho <= 0:
-            raise ConfigurationError(f"rho is {rho}: it must be positive")
-        if budget is not None and budget <= 0:
-            raise ConfigurationError(f"budget is {budget}: it must be positive, or None")
+        check_numbers("(0, inf)", rho=rho)
+        if budget is not None:
+            check_numbers("(0, inf)", budget=budget)
         super().__init__(
             policy,
             env,

@@ -40,6 +40,7 @@ from flowmdp.agents.data import Batch
 from flowmdp.agents.decision_flow import DecisionFlow, Rollout
 from flowmdp.agents.divergences import DIVERGENCES, Divergence
 from flowmdp.agents.networks import Descent, FlowCritic
+from flowmdp.arguments import check_numbers
 from flowmdp.errors import ConfigurationError
 from flowmdp.mdp import flow_step
 
@@ -143,8 +144,7 @@ class DFDiv(DecisionFlow):
         if divergence not in DIVERGENCES:
             names = ", ".join(DIVERGENCES)
             raise ConfigurationError(f"divergence is {divergence!r}: choose one of {names}")
-        if not 0 <= lam <= 1:
-            raise ConfigurationError(f"lam is {lam}: it must be in [0, 1]")
+        check_numbers("[0, 1]", lam=lam)
         super().__init__(policy, env, learning_rate, _init_setup_model=False, **kwargs)
         self.divergence, self.lam = divergence, lam
         if _init_setup_model:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from flowmdp.errors import ConfigurationError
+from flowmdp.arguments import check_integers
 
 
 class Policy(Protocol):
@@ -60,10 +60,10 @@ def evaluate(
         progress: Show a progress bar.
 
     Raises:
-        ConfigurationError: If `episodes` is below 1.
+        ConfigurationError: If `episodes` is below 1 or the seed negative.
     """
-    if episodes < 1:
-        raise ConfigurationError(f"episodes is {episodes}: it must be at least 1")
+    check_integers(1, episodes=episodes)
+    check_integers(0, seed=seed)
     envs = [make_env() for _ in range(episodes)]
     observations = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
     returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)

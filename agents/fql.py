@@ -28,7 +28,7 @@ from flowmdp.agents.acting import OuterPolicy
 from flowmdp.agents.critics import Critic, Info
 from flowmdp.agents.data import Batch
 from flowmdp.agents.one_step import DistilledField, DistilledPolicy, OneStepAgent, SampledField
-from flowmdp.errors import ConfigurationError
+from flowmdp.arguments import check_integers, check_numbers
 
 
 def policy_loss(
@@ -82,10 +82,8 @@ class FQL(OneStepAgent):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
-        if alpha < 0:
-            raise ConfigurationError(f"alpha is {alpha}: it must not be negative")
-        if sampling_steps < 1:
-            raise ConfigurationError(f"sampling_steps is {sampling_steps}: it must be at least 1")
+        check_numbers("[0, inf)", alpha=alpha)
+        check_integers(1, sampling_steps=sampling_steps)
         super().__init__(
             policy,
             env,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from flowmdp.agents.acting import OuterPolicy
 from flowmdp.agents.critics import Critic, Info
 from flowmdp.agents.one_step import OneStepAgent, SampledField
-from flowmdp.errors import ConfigurationError
+from flowmdp.arguments import check_integers
 
 
 class BestOfField(SampledField):
@@ -113,8 +113,7 @@ class IFQL(OneStepAgent):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
-        if min(samples, sampling_steps) < 1:
-            raise ConfigurationError("samples and sampling_steps must be at least 1")
+        check_integers(1, samples=samples, sampling_steps=sampling_steps)
         super().__init__(
             policy,
             env,

@@ -26,7 +26,7 @@ from torch import Tensor
 from flowmdp.agents.critics import Info
 from flowmdp.agents.data import Batch
 from flowmdp.agents.one_step import GaussianField, GaussianPolicy, OneStepAgent
-from flowmdp.errors import ConfigurationError
+from flowmdp.arguments import check_numbers
 
 MAX_WEIGHT = 100.0
 """Weights are clipped here, as in the paper's code."""
@@ -77,8 +77,7 @@ class IQL(OneStepAgent):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
-        if beta < 0:
-            raise ConfigurationError(f"beta is {beta}: it must not be negative")
+        check_numbers("[0, inf)", beta=beta)
         super().__init__(
             policy,
             env,

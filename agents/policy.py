@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from flowmdp.agents.networks import Normalizer, VelocityField, frozen_copy
+from flowmdp.arguments import check_flags, check_integers, check_numbers
 from flowmdp.errors import ConfigurationError
 from flowmdp.solver import integrate
 
@@ -34,6 +35,9 @@ class FlowSpec:
         include_previous_action: Whether it holds the previous action and its flag.
         task: Name of the task, None for an environment of the user's own.
         source: Data source of the task.
+
+    Raises:
+        ConfigurationError: If one of them is of another type or out of range.
     """
 
     observation_dim: int
@@ -46,11 +50,33 @@ class FlowSpec:
     task: str | None = None
     source: str | None = None
 
+    def __post_init__(self) -> None:
+        """Check what a checkpoint may have brought."""
+        check_integers(
+            1,
+            observation_dim=self.observation_dim,
+            action_dim=self.action_dim,
+            flow_steps=self.flow_steps,
+        )
+        check_numbers("(0, inf)", velocity_scale=self.velocity_scale)
+        check_numbers("[0, inf)", noise_scale=self.noise_scale)
+        check_flags(
+            include_time=self.include_time, include_previous_action=self.include_previous_action
+        )
+        for name in ("task", "source"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}: it must be a name")
+
     @property
     def context_dim(self) -> int:
         """Width of what the velocity is conditioned on: s, and [a_prev, flag] where included."""
         extra = self.action_dim + 1 if self.include_previous_action else 0
         return self.observation_dim + extra
+
+    @property
+    def flow_observation_dim(self) -> int:
+        """Width of the flow environment's observation: context, x_t, and t where included."""
+        return self.context_dim + self.action_dim + int(self.include_time)
 
     @property
     def settings(self) -> dict[str, Any]:

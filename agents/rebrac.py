@@ -29,7 +29,7 @@ from torch import Tensor
 from flowmdp.agents.critics import Critic, Info
 from flowmdp.agents.data import Batch
 from flowmdp.agents.one_step import DeterministicField, DeterministicPolicy, OneStepAgent
-from flowmdp.errors import ConfigurationError
+from flowmdp.arguments import check_numbers
 
 POLICY_DELAY = 2
 NOISE, NOISE_CLIP = 0.2, 0.5
@@ -79,9 +79,7 @@ class ReBRAC(OneStepAgent):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
-        for name, value in (("actor_bc", actor_bc), ("critic_bc", critic_bc)):
-            if value < 0:
-                raise ConfigurationError(f"{name} is {value}: it must not be negative")
+        check_numbers("[0, inf)", actor_bc=actor_bc, critic_bc=critic_bc)
         super().__init__(policy, env, learning_rate, _init_setup_model=False, **kwargs)
         self.actor_bc, self.critic_bc = actor_bc, critic_bc
         if _init_setup_model:

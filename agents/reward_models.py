@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,21 +24,35 @@ BehaviorFunction = Callable[[Array, Array, Array], Array]
 def load_models(
     path: str | os.PathLike[str], device: torch.device | str = "cpu"
 ) -> tuple[CriticFunction | None, BehaviorFunction]:
-    """The critic, in advantage units, and the behaviour flow of a checkpoint.
+    """The critic and the behaviour flow of a checkpoint; see `models_of`.
 
     Args:
-        path: What `agent.save` wrote; a `FlowBC` agent has no critic.
+        path: What `agent.save` wrote.
         device: Where the networks run. Chains of one environment are fastest on "cpu".
+
+    Raises:
+        CheckpointError: If the file is missing or damaged, or as `models_of` does.
+    """
+    return models_of(load_agent(path, device=device), path)
+
+
+def models_of(
+    agent: Any, path: str | os.PathLike[str]
+) -> tuple[CriticFunction | None, BehaviorFunction]:
+    """The critic, in advantage units, and the behaviour flow of an agent.
+
+    Args:
+        agent: A `FlowBC` agent has no critic.
+        path: Where it came from, for the messages.
 
     Returns:
         critic(observations (n, obs_dim), actions (n, action_dim)) -> (n,), or None; and
         behavior(observations, x_t (n, action_dim), t (n, 1)) -> velocity (n, action_dim).
 
     Raises:
-        CheckpointError: If the file is missing, damaged, its agent acts in one step, or its
-            behaviour flow depends on the previous action, which the reward's state does not hold.
+        CheckpointError: If the agent acts in one step, or its behaviour flow depends on the
+            previous action, which the reward's state does not hold.
     """
-    agent = load_agent(path, device=device)
     if agent.spec.include_previous_action:
         raise CheckpointError(f"{path} depends on the previous action: use one that does not")
     if agent.only_flow_steps is not None:

@@ -32,7 +32,7 @@ from flowmdp.agents.critics import Info
 from flowmdp.agents.data import Batch
 from flowmdp.agents.flow_bc import flow_matching_loss
 from flowmdp.agents.networks import Descent, EnsembleMlp, frozen_copy, polyak
-from flowmdp.errors import ConfigurationError
+from flowmdp.arguments import check_integers, check_numbers
 from flowmdp.mdp import flow_step, flow_time
 from flowmdp.path import get_path
 
@@ -98,10 +98,8 @@ class RQL(ActorCritic):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
-        if alpha < 0:
-            raise ConfigurationError(f"alpha is {alpha}: it must not be negative")
-        if value_steps < 0:
-            raise ConfigurationError(f"value_steps is {value_steps}: it must not be negative")
+        check_numbers("[0, inf)", alpha=alpha)
+        check_integers(0, value_steps=value_steps)
         super().__init__(
             policy,
             env,

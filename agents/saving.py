@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -10,12 +11,17 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import get_system_info
 from torch import Tensor, nn
 
 from flowmdp.agents import checkpoint
 from flowmdp.agents.policy import FlowSpec
+from flowmdp.arguments import check_integers
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.transitions import TransitionDataset
+
+NOT_STORED = {"dataset", "device", "tensorboard_log", "verbose"}
+"""Arguments of the constructor that belong to who loads a checkpoint, never to the file."""
 
 
 class CheckpointedAlgorithm(BaseAlgorithm):
@@ -34,6 +40,16 @@ class CheckpointedAlgorithm(BaseAlgorithm):
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-able; what it takes to make the agent again."""
         raise TypeError(f"{type(self).__name__} must say its hyper-parameters")
+
+    @classmethod
+    def arguments(cls) -> set[str]:
+        """Names of the constructor's arguments after `policy` and `env`, of all base classes."""
+        names: set[str] = set()
+        for base in cls.__mro__:
+            if issubclass(base, CheckpointedAlgorithm) and "__init__" in vars(base):
+                names |= set(inspect.signature(vars(base)["__init__"]).parameters)
+        names -= {"self", "policy", "env", "args", "kwargs"}
+        return {name for name in names if not name.startswith("_")}
 
     def _modules(self) -> dict[str, nn.Module]:
         """Everything with weights that a checkpoint holds."""
@@ -94,6 +110,9 @@ class CheckpointedAlgorithm(BaseAlgorithm):
         env: Any = None,
         device: torch.device | str = "auto",
         dataset: TransitionDataset | None = None,
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
         **kwargs: Any,
     ) -> Self:
         """Make the agent again from a checkpoint; no code from the file is run.
@@ -103,28 +122,43 @@ class CheckpointedAlgorithm(BaseAlgorithm):
             env: The flow environment, needed to learn on unless `dataset` is given.
             device: "auto", "cpu" or "cuda".
             dataset: Transitions to learn from; None takes the environment's.
-            **kwargs: Override hyper-parameters.
+            custom_objects: For SB3's signature only; must be empty, nothing is unpickled.
+            print_system_info: Print the versions of this system, as SB3 does.
+            force_reset: For SB3's signature only; learning takes no step of `env`.
+            **kwargs: Override hyper-parameters, or give other arguments of the constructor.
 
         Raises:
+            ConfigurationError: If an argument is unknown or out of range.
             CheckpointError: If the file is missing, damaged, of another algorithm, or made for
                 another environment than `env`.
         """
+        if custom_objects:
+            raise ConfigurationError(
+                "a checkpoint holds no objects to replace: leave custom_objects out and override "
+                "hyper-parameters by name, as in load(path, learning_rate=1e-4)"
+            )
+        unknown = set(kwargs) - cls.arguments()
+        if unknown:
+            names = ", ".join(sorted(cls.arguments()))
+            raise ConfigurationError(f"load has no argument {min(unknown)!r}: choose among {names}")
+        if print_system_info:
+            get_system_info()
         manifest, tensors = checkpoint.read(path)
         if manifest.get("algorithm") != cls.__name__:
             raise CheckpointError(
                 f"{path} holds a {manifest.get('algorithm')}, not a {cls.__name__}: "
                 "load it with its own class or with load_agent"
             )
-        try:
-            arguments: dict[str, Any] = {"dataset": dataset, "_init_setup_model": False}
-            arguments |= manifest["hyperparameters"] | kwargs
-            agent = cls("MlpPolicy", env, device=device, **arguments)
+        own: dict[str, Any] = {"dataset": dataset, "device": device, "_init_setup_model": False}
+        with checkpoint.refusing_damage(path):  # the file's arguments first, without the caller's
+            stored = manifest["hyperparameters"]
+            foreign = set(stored) - (cls.arguments() - NOT_STORED)
+            if foreign:
+                raise ValueError(f"{min(foreign)!r} is no hyper-parameter")
+            cls("MlpPolicy", None, **own, **stored)
+        agent = cls("MlpPolicy", env, **own, **(stored | kwargs))
+        with checkpoint.refusing_damage(path):
             agent._restore(manifest, tensors)
-        except CheckpointError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{path} is damaged: {reason}") from None
         return agent
 
     def _restore(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -132,6 +166,8 @@ class CheckpointedAlgorithm(BaseAlgorithm):
         spec = FlowSpec(**manifest["spec"])
         if self.env is None:
             low, high = tensors["space/low"].numpy(), tensors["space/high"].numpy()
+            if not low.shape == high.shape == (spec.flow_observation_dim,):
+                raise ValueError("its spec and its space are of different widths")
             self.spec, self.n_envs = spec, 1
             self.observation_space = spaces.Box(low, high, dtype=np.float32)
             self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
@@ -142,7 +178,10 @@ class CheckpointedAlgorithm(BaseAlgorithm):
                 f"{n} is {getattr(spec, n)!r} there and {getattr(self.spec, n)!r} here"
                 for n in other
             )
-            raise CheckpointError(f"the checkpoint is of another environment: {difference}")
+            raise CheckpointError(
+                f"the checkpoint is of another environment: {difference}; make it with the "
+                "settings load_agent(FILE).spec names, or train a new agent on this one"
+            )
         self._setup_model()
         checkpoint.restore_modules(self._modules(), tensors)
         for name, optimizer in self.optimizers.items():
@@ -151,8 +190,9 @@ class CheckpointedAlgorithm(BaseAlgorithm):
             generator.set_state(tensors[f"generator/{name}"])
         for name, value in manifest["counters"].items():
             if name not in self._counters():
-                raise CheckpointError(f"unknown counter {name!r}")
-            setattr(self, name, int(value))
+                raise ValueError(f"{name!r} is no counter")
+            check_integers(0, **{name: value})
+            setattr(self, name, value)
 
 
 def load_agent(path: checkpoint.Target, **kwargs: Any) -> Any:
@@ -164,4 +204,7 @@ def load_agent(path: checkpoint.Target, **kwargs: Any) -> Any:
         if cls.__name__ == name:
             return cls.load(path, **kwargs)
         stack += cls.__subclasses__()
-    raise CheckpointError(f"{path} holds an agent of the unknown class {name!r}")
+    raise CheckpointError(
+        f"{path} holds an agent of the unknown class {name!r}: import the module that defines it, "
+        "or name a file that agent.save wrote"
+    )

@@ -52,7 +52,10 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
     folder = dataset_folder(dataset_id)
     data = folder / "data"
     if not data.exists():
-        raise DatasetError(f"dataset {dataset_id} is not in the local store {store_root()}")
+        raise DatasetError(
+            f"dataset {dataset_id} is not in the local store {store_root()}: `flowmdp data list` "
+            "shows what is there, `flowmdp tasks` what gets the rest"
+        )
     try:
         metadata = json.loads((data / "metadata.json").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

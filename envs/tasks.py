@@ -34,6 +34,7 @@ class Task:
         outer_env: Gymnasium id of the robot's environment, per source.
         datasets: Minari id of the recorded behaviour, per source; a missing source has none.
         horizon: Longest episode in outer steps.
+        robot: Tasks of one robot can use each other's critics and flows.
         d4rl_file: Name of D4RL's original file; empty where D4RL has none.
         behaviors: Names of the shipped policies that the builtin dataset is rolled out from, in
             equal shares; empty where the package ships none.
@@ -56,6 +57,7 @@ class Task:
     outer_env: Mapping[str, str]
     datasets: Mapping[str, str]
     horizon: int
+    robot: str = ""
     d4rl_file: str = ""
     behaviors: tuple[str, ...] = ()
     planner: bool = False
@@ -143,6 +145,7 @@ def _gym_mujoco(
                 outer_env={"builtin": f"{env}-v5", "minari": f"{env}-v5", "d4rl": f"{env}-v4"},
                 datasets=datasets,
                 horizon=1000,
+                robot=robot,
                 d4rl_file=f"{robot}_{kind.replace('-', '_')}-v2.hdf5",
                 behaviors=behaviors,
                 reference_min=reference_min,
@@ -185,6 +188,7 @@ def _point_maze() -> tuple[Task, ...]:
                         "minari": f"D4RL/pointmaze/{maze}{suffix}-v2",
                     },
                     horizon=horizon,
+                    robot="pointmaze",
                     planner=True,
                     options=MAZE_OPTIONS,
                     wrapper="flowmdp.envs.point_maze:PointMaze",
@@ -211,6 +215,7 @@ def _adroit(
             outer_env={"minari": env_id, "d4rl": env_id},
             datasets={"minari": f"D4RL/{robot}/{kind}-v2", "d4rl": f"d4rl/{robot}/{kind}-v1"},
             horizon=horizon,
+            robot=robot,
             d4rl_file=f"{robot}-{kind}-v1.hdf5",
             same_robot=(f"AdroitHand{name}-v2",),
             wrapper=f"flowmdp.envs.adroit:D4RL{name}",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowmdp.env import FlowMDPEnv
-from flowmdp.errors import ConfigurationError
+from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.noise import NOISE_BOUND, LatentNoiseEnv
 from flowmdp.settings import FlowSettings
 
@@ -50,6 +50,7 @@ def make_flow_env(
     Raises:
         UnknownTaskError: For an unknown task or source.
         ConfigurationError: For an argument out of range, or a reward whose models are not there.
+        CheckpointError: For a checkpoint that is missing, damaged or of another robot.
         DatasetError: For `states="dataset"` when the dataset cannot be had.
     """
     from flowmdp.envs.outer import make_outer
@@ -113,6 +114,7 @@ def make_flow_vector_env(
     Raises:
         UnknownTaskError: For an unknown task or source.
         ConfigurationError: For an argument out of range, or a reward whose models are not there.
+        CheckpointError: For a checkpoint that is missing, damaged or of another robot.
         DatasetError: When the dataset cannot be had.
     """
     from flowmdp.envs.tasks import get_task
@@ -153,7 +155,7 @@ def _models(
     """Critic and behaviour flow of the checkpoint, or (None, None) where none are needed."""
     if checkpoint is None and not needed:
         return None, None
-    from flowmdp.agents import load_models, pretrained_path
+    from flowmdp.agents import load_agent, models_of, pretrained_path
     from flowmdp.envs.tasks import get_task
 
     path = Path(checkpoint) if checkpoint is not None else None
@@ -164,5 +166,22 @@ def _models(
             f"these settings need a trained {' and '.join(needed)}, and none ships for {task} "
             f"({source}): run `flowmdp train df-div {task}` and pass checkpoint=FILE"
         )
-    critic, behavior = load_models(path)
+    agent = load_agent(path, device="cpu")
+    _check_robot(path, agent.spec.task, task)
+    critic, behavior = models_of(agent, path)
     return critic, behavior
+
+
+def _check_robot(path: Path, trained_on: str | None, task: str) -> None:
+    """Refuse the models of another robot, which may be of the same sizes by chance.
+
+    Raises:
+        CheckpointError: When the checkpoint's task is one of ours and has another robot.
+    """
+    from flowmdp.envs.tasks import TASKS
+
+    if trained_on in TASKS and TASKS[trained_on].robot != TASKS[task].robot:
+        raise CheckpointError(
+            f"{path} was trained on {trained_on}, whose robot is not that of {task}: pass a "
+            f"checkpoint of {task}, `flowmdp train df-div {task}` makes one"
+        )

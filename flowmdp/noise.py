@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +9,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from flowmdp.arguments import check_numbers
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ActionError, ConfigurationError
 from flowmdp.spaces import as_flow_action
@@ -53,8 +53,7 @@ class LatentNoiseEnv(gym.Env[Float, Float]):
     def __init__(self, flow: FlowMDPEnv, noise_bound: float = NOISE_BOUND) -> None:
         if flow.settings.action_mode != "residual":
             raise ConfigurationError("decision='noise' needs action_mode='residual': a frozen flow")
-        if not (math.isfinite(noise_bound) and noise_bound > 0):
-            raise ConfigurationError(f"noise_bound is {noise_bound}: it must be positive, finite")
+        check_numbers("(0, inf)", noise_bound=noise_bound)
         self.flow, self.noise_bound = flow, noise_bound
         self.metadata, self.render_mode = flow.metadata, flow.render_mode
         layout = flow.layout

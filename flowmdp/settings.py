@@ -6,12 +6,10 @@ cannot disagree about an argument's default, its range or the layout of an obser
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-
+from flowmdp.arguments import check_flags, check_integers, check_numbers
 from flowmdp.errors import ConfigurationError
 from flowmdp.rewards import DIVERGENCES, REWARDS
 
@@ -54,20 +52,19 @@ class FlowSettings:
     include_previous_action: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.flow_steps, bool) or not isinstance(self.flow_steps, int | np.integer):
-            raise ConfigurationError(f"flow_steps is {self.flow_steps!r}: it must be an integer")
-        if self.flow_steps < 1:
-            raise ConfigurationError(f"flow_steps is {self.flow_steps}: it must be at least 1")
+        check_integers(1, flow_steps=self.flow_steps)
         _choose("reward", self.reward, tuple(REWARDS))
         _choose("states", self.states, STATES)
         _choose("divergence", self.divergence, tuple(DIVERGENCES))
         _choose("action_mode", self.action_mode, ACTION_MODES)
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ConfigurationError(f"velocity_scale is {self.scale}: it must be positive, finite")
-        for name in ("rho", "noise_std", "noise_scale"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigurationError(f"{name} is {value}: it must be zero or positive, finite")
+        if self.velocity_scale is not None:
+            check_numbers("(0, inf)", velocity_scale=self.velocity_scale)
+        check_numbers(
+            "[0, inf)", rho=self.rho, noise_std=self.noise_std, noise_scale=self.noise_scale
+        )
+        check_flags(
+            include_time=self.include_time, include_previous_action=self.include_previous_action
+        )
         needed = REWARDS[self.reward].states
         if needed is not None and self.states != needed:
             raise ConfigurationError(

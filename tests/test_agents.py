@@ -259,11 +259,40 @@ def test_bfloat16_learns_the_same_within_its_rounding() -> None:
         (DFDiv, {"critic": "sarsa"}),
         (DFDiv, {"expectile": 1.0}),
         (DFDiv, {"behavior_steps": -1}),
+        (FlowBC, {"learning_rate": -1}),
+        (FlowBC, {"learning_rate": "fast"}),
+        (FlowBC, {"batch_size": 1.5}),
+        (FlowBC, {"ema_rate": 2}),
+        (FlowBC, {"compile": "false"}),
+        (FlowBC, {"seed": -1}),
+        (FlowBC, {"seed": 2**32}),
+        (DFDiv, {"pessimism": "abc"}),
+        (DFDiv, {"pessimism": float("nan")}),
+        (DFDiv, {"critic_members": 0}),
+        (DFDiv, {"critic_steps": 20.5}),
+        (DFDiv, {"critic_learning_rate": 0.0}),
+        (DFDiv, {"rho": "much"}),
+        (DFDiv, {"budget": True}),
     ],
 )
 def test_arguments_out_of_range_are_refused(cls: Any, kwargs: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(kwargs)).split("_")[0]):
         cls("MlpPolicy", flow_env(), **{**TINY, **kwargs})
+
+
+@pytest.mark.parametrize("net_arch", [[-5], [0], [16.0], 64, "wide", {"pi": [16]}])
+def test_widths_that_are_none_are_refused(net_arch: Any) -> None:
+    with pytest.raises(ConfigurationError, match="net_arch is"):
+        make("flow-bc", policy_kwargs={"net_arch": net_arch})
+
+
+@each_algorithm
+def test_every_number_is_checked(name: str) -> None:
+    agent = make(name)
+    for argument, value in agent.hyperparameters().items():
+        if isinstance(value, bool | int | float):
+            with pytest.raises(ConfigurationError, match=f"{argument} is 'x'"):
+                make(name, None, **{argument: "x"})
 
 
 def test_other_bad_input_is_refused() -> None:

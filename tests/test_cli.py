@@ -19,7 +19,7 @@ import pytest
 
 from flowmdp.agents import ALGORITHMS, checkpoint
 from flowmdp.cli import main
-from flowmdp.cli.job import QUICK, get_algorithm, make_config
+from flowmdp.cli.job import QUICK, constructor_arguments, get_algorithm, make_config
 from flowmdp.cli.options import Train
 from flowmdp.cli.run_folder import read_progress
 from tests.tiny_run import tiny_run
@@ -186,6 +186,14 @@ def test_eval_and_its_options(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "hopper-medium" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("algorithm", ["flow-bc", "iql"])
+def test_best_of_needs_the_critic_of_decision_flow(
+    algorithm: str, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = failure(capsys, "eval", str(runs[algorithm]), "--best-of", "2")
+    assert "--best-of" in line and algorithm in line and "leave it out" in line
+
+
 def test_tasks_data_and_plot_speak(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for argv, word in (
         (["tasks"], "hopper-medium"),
@@ -217,10 +225,10 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_quick_names_arguments_the_algorithms_have() -> None:
-    from flowmdp.cli.job import constructor_arguments
-
-    assert set(QUICK) - {"steps"} <= constructor_arguments(ALGORITHMS["df-div"])
-    assert {"rho", "critic", "objective", "net_arch"} <= constructor_arguments(ALGORITHMS["df-dir"])
+    assert set(QUICK) - {"steps"} <= constructor_arguments(get_algorithm("df-div"))
+    assert {"rho", "critic", "objective", "net_arch"} <= constructor_arguments(
+        get_algorithm("df-dir")
+    )
 
 
 BAD = {
@@ -235,18 +243,27 @@ BAD = {
     "train df-div hopper-medium --set roh=1": "no such argument",
     "train df-div hopper-medium --set rho=-1": "rho is -1",
     "train iql hopper-medium --paper": "no other setting",
-    "train df-div hopper-medium --set rho=much": "refuses",
+    "train df-div hopper-medium --set rho=much": "rho is 'much'",
+    "train df-div hopper-medium --set learning_rate=-1": "learning_rate is -1",
+    "train df-div hopper-medium --set net_arch=[-5]": "net_arch is -5",
+    "train df-div hopper-medium --set noise_scale=abc": "noise_scale is 'abc'",
+    "train df-div hopper-medium --set velocity_scale=abc": "velocity_scale is 'abc'",
+    "train df-div hopper-medium --set batch_size=1.5": "batch_size is 1.5",
+    "train df-div hopper-medium --seed 4294967296": "seed is 4294967296",
     "train df-div hopper-medium --set critic=best": "critic is 'best'",
     "train df-div hopper-medium --dataset no/such-v0": "no/such-v0",
     "train df-div hopper-medium --dataset nonsense": "malformed dataset id",
     "train df-div door-human": "flowmdp data download door-human",
     "train df-div hopper-medium --source minari": "mujoco/hopper/medium-v0",
     "train --resume OUT": "no config.json",
-    "data info no/such-v0": "no/such-v0",
+    "data info no/such-v0": "`flowmdp data list` shows what is there",
     "data build hopper-medium --steps 0": "steps is 0",
     "eval OUT": "does not exist",
+    "eval OUT --seed -1": "--seed is -1",
+    "eval OUT --best-of 0": "--best-of is 0",
     "record OUT --out OUT.gif": "use a name ending in",
     "record OUT --steps 0": "--steps is 0",
+    "record OUT --seed -1": "--seed is -1",
     "record OUT --out OUT/no/video.mp4": "create it",
     "plot OUT": "holds no run",
     "train df-div hopper-medium --out /dev/null": "is a file",

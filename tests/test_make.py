@@ -107,8 +107,13 @@ def test_errors(checkpoint: str, tmp_path: Path) -> None:
     gym.make(HOPPER, action_mode="residual", checkpoint=str(tmp_path / "clone.zip"))
     with pytest.raises(CheckpointError):
         gym.make(HOPPER, reward="direction", checkpoint=str(tmp_path / "none.zip"))
-    with pytest.raises(ConfigurationError, match="the critic fails on"):
-        gym.make("FlowMDP-walker2d-medium-v0", reward="direction", checkpoint=checkpoint)
+    cheetah = str(tmp_path / "cheetah.zip")  # has the sizes of the walker
+    DFDiv("MlpPolicy", gym.make("FlowMDP-halfcheetah-medium-v0"), **SMALL).save(cheetah)
+    for path, trained_on in ((checkpoint, "hopper-medium"), (cheetah, "halfcheetah-medium")):
+        with pytest.raises(CheckpointError, match=f"{path} was trained on {trained_on}") as caught:
+            gym.make("FlowMDP-walker2d-medium-v0", reward="divergence", checkpoint=path)
+        assert "flowmdp train df-div walker2d-medium" in str(caught.value)
+    gym.make("FlowMDP-hopper-expert-v0", reward="divergence", checkpoint=checkpoint)
     with pytest.raises(ConfigurationError, match="action_mode='residual'"):
         gym.make(HOPPER, decision="noise", action_mode="velocity", checkpoint=checkpoint)
     previous = gym.make(HOPPER, include_previous_action=True)

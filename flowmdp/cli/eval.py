@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from flowmdp.agents import load_agent
 from flowmdp.agents.base import FlowAlgorithm
+from flowmdp.agents.decision_flow import DecisionFlow
 from flowmdp.agents.evaluation import Policy, evaluate
+from flowmdp.arguments import check_integers
 from flowmdp.cli.job import algorithm_name, check_device, checkpoint_file
 from flowmdp.cli.options import Eval
 from flowmdp.cli.report import print_table, summarize
@@ -78,8 +80,8 @@ def run_eval(options: Eval) -> None:
     Raises:
         ConfigurationError: For a number out of range, or options that exclude each other.
     """
-    if options.episodes < 1 or options.best_of < 1:
-        raise ConfigurationError("--episodes and --best-of must be at least 1")
+    check_integers(1, **{"--episodes": options.episodes, "--best-of": options.best_of})
+    check_integers(0, **{"--seed": options.seed})
     agent = open_agent(options.run_folder, options.task, options.device)
     if options.noise_scale is not None:
         agent.set_noise_scale(options.noise_scale)
@@ -110,6 +112,11 @@ def _policy(agent: FlowAlgorithm, options: Eval) -> tuple[Policy, str]:
         raise ConfigurationError(
             "--behavior plays the behaviour flow as it was trained: leave out --flow-steps, "
             "--solver and --best-of"
+        )
+    if options.best_of > 1 and not isinstance(agent, DecisionFlow):
+        raise ConfigurationError(
+            f"--best-of asks the critic of df-dir and df-div, this is a {algorithm_name(agent)}: "
+            "leave it out"
         )
     if options.behavior:
         return agent.behavior_policy(), "behaviour flow"

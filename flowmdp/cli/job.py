@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
-import inspect
 import platform
 import shlex
 import sys
@@ -123,17 +122,12 @@ def algorithm_name(agent: FlowAlgorithm) -> str:
     return type(agent).__name__
 
 
-def constructor_arguments(algorithm: type) -> set[str]:
+def constructor_arguments(algorithm: type[FlowAlgorithm]) -> set[str]:
     """Names of the constructor's arguments that --set accepts, through all base classes."""
-    names: set[str] = set()
-    for cls in algorithm.__mro__:
-        if "__init__" in vars(cls) and cls.__module__.startswith("flowmdp."):
-            names |= set(inspect.signature(vars(cls)["__init__"]).parameters)
-    names = {name for name in names if not name.startswith("_")} - OWN_OPTIONS
-    return (names | {"net_arch"}) - {"self", "args", "kwargs", "policy_kwargs"}
+    return (algorithm.arguments() - OWN_OPTIONS | {"net_arch"}) - {"policy_kwargs"}
 
 
-def parse_arguments(pairs: Sequence[str], algorithm: type) -> dict[str, Any]:
+def parse_arguments(pairs: Sequence[str], algorithm: type[FlowAlgorithm]) -> dict[str, Any]:
     """`rho=0.3 critic=td net_arch=[512,512]` as a dictionary; values are literals or words.
 
     Raises:

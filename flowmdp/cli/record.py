@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from flowmdp.arguments import check_integers
 from flowmdp.cli.options import Record
 from flowmdp.cli.overlay import FlowOverlay
 from flowmdp.cli.rendering import actuator_names, prepare_scene
@@ -54,11 +55,11 @@ def record(options: Record) -> None:
 
     Raises:
         RenderingError: When there is no OpenGL, or ffmpeg cannot write; an older video stays.
-        ConfigurationError: For a length below 1 or an unknown format.
+        ConfigurationError: For a length below 1, a negative seed or an unknown format.
         CheckpointError: When the checkpoint cannot be used.
     """
-    if options.steps < 1:
-        raise ConfigurationError(f"--steps is {options.steps}: it must be at least 1")
+    check_integers(1, **{"--steps": options.steps})
+    check_integers(0, **{"--seed": options.seed})
     if options.out.suffix.lower() not in FORMATS:
         raise ConfigurationError(f"--out {options.out}: use a name ending in {', '.join(FORMATS)}")
     if not options.out.parent.is_dir():
