@@ -101,7 +101,7 @@ class ActorCritic(FlowAlgorithm):
         check_integers(1, critic_members=critic_members)
         check_numbers("[0.5, 1)", expectile=expectile)
         check_numbers(
-            "(0, inf)",
+            "[0, inf)",
             behavior_learning_rate=behavior_learning_rate,
             critic_learning_rate=critic_learning_rate,
         )

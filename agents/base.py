@@ -106,7 +106,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             raise ConfigurationError(
                 f"precision is {precision!r}: choose 'auto', 'float32' or 'bfloat16'"
             )
-        check_numbers("(0, inf)", learning_rate=learning_rate)
+        check_numbers("[0, inf)", learning_rate=learning_rate)
         check_integers(1, batch_size=batch_size)
         check_numbers("[0, 1)", gamma=gamma)
         check_numbers("[0, 1]", ema_rate=ema_rate)

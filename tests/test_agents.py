@@ -270,7 +270,7 @@ def test_bfloat16_learns_the_same_within_its_rounding() -> None:
         (DFDiv, {"pessimism": float("nan")}),
         (DFDiv, {"critic_members": 0}),
         (DFDiv, {"critic_steps": 20.5}),
-        (DFDiv, {"critic_learning_rate": 0.0}),
+        (DFDiv, {"critic_learning_rate": -1e-4}),
         (DFDiv, {"rho": "much"}),
         (DFDiv, {"budget": True}),
     ],
