@@ -13,12 +13,13 @@ class Anchor(nn.Module):
 
     What a given rho allows differs between datasets. With a budget, rho is steered so that the mean
     squared distance between the policy's and the behaviour's action from the same noise stays at
-    `budget` times the variance of the behaviour's own actions at one state. Every few
-    steps log rho moves by `RATE` times the relative excess.
+    `budget` times the variance that one coordinate of the behaviour's own actions has at one state.
+    A policy moves along one direction, the gradient of Q: 1 is one standard deviation, whatever the
+    number of coordinates. Every few steps log rho moves by `RATE` times the relative excess.
 
     Args:
         rho: Its (first) value.
-        budget: Allowed transport in units of the behaviour's variance; None keeps rho fixed.
+        budget: Allowed transport in units of the variance; None keeps rho fixed.
     """
 
     RATE = 0.02
@@ -39,7 +40,7 @@ class Anchor(nn.Module):
     @torch.no_grad()
     def fit(self, actions: Tensor, others: Tensor) -> None:
         """Take the variance from two independent actions per state, (batch, action_dim) each."""
-        self.variance.copy_((actions - others).square().sum(-1).mean() / 2)
+        self.variance.copy_((actions - others).square().mean() / 2)
 
     @torch.no_grad()
     def steer(self, transport: Tensor) -> None:

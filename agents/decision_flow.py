@@ -60,8 +60,9 @@ class DecisionFlow(ActorCritic):
         learning_rate: Adam's, of the policy.
         rho: Weight of staying with the behaviour, in advantage units; where it starts if there is
             a budget.
-        budget: How far actions may move, in units of the variance of the behaviour's actions at one
-            state; `Anchor` holds it by steering rho. None keeps rho fixed.
+        budget: How far actions may move: their mean squared distance from the behaviour's, in units
+            of the variance of one action coordinate; `Anchor` holds it by steering rho. None keeps
+            rho fixed.
         critic_members: Q networks in the ensemble; five [ours: two let every policy run into what
             the critic has not seen].
         pessimism: Q = mean - pessimism * std of the members.
@@ -88,7 +89,7 @@ class DecisionFlow(ActorCritic):
         learning_rate: float = 3e-4,
         *,
         rho: float = 1.0,
-        budget: float | None = 0.25,
+        budget: float | None = 1.0,
         critic_members: int = 5,
         pessimism: float | None = 2.0,
         _init_setup_model: bool = True,
