@@ -20,10 +20,11 @@ class OuterPolicy:
     Args:
         agent: Whose normaliser, noise generator and flow steps are used.
         field: The velocity field to follow.
+        **options: Of the agent's `act`: n_steps, solver and, for Decision Flow, best_of.
     """
 
-    def __init__(self, agent: FlowAlgorithm, field: nn.Module) -> None:
-        self.agent, self.field = agent, field
+    def __init__(self, agent: FlowAlgorithm, field: nn.Module, **options: Any) -> None:
+        self.agent, self.field, self.options = agent, field, options
 
     def predict(
         self,
@@ -52,8 +53,11 @@ class OuterPolicy:
             previous = state[0]
             if episode_start is not None:
                 previous = np.where(np.asarray(episode_start)[:, None], 0.0, previous)
-        noise = np.zeros((len(batch), spec.action_dim), np.float32) if deterministic else None
-        actions = np.clip(self.agent.chain(batch, noise, previous, field=self.field)[-1], -1, 1)
+        chains = len(batch) * self.options.get("best_of", 1)
+        noise = np.zeros((chains, spec.action_dim), np.float32) if deterministic else None
+        actions = self.agent.act(
+            batch, noise=noise, previous=previous, field=self.field, **self.options
+        )
         if spec.include_previous_action:
             state = (np.concatenate([actions, np.ones_like(actions[:, :1])], axis=1),)
         return (actions[0] if array.ndim == 1 else actions), state

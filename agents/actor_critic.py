@@ -244,11 +244,11 @@ class ActorCritic(FlowAlgorithm):
         self.critic.update_target()
         return {f"critic_{key}": value for key, value in info.items()}
 
-    def behavior_policy(self) -> OuterPolicy:
+    def behavior_policy(self, **options: Any) -> OuterPolicy:
         """The behaviour flow u_v as a policy for the bare outer environment."""
         if not self.clones:
             return super().behavior_policy()
-        return OuterPolicy(self, self.behavior)
+        return OuterPolicy(self, self.behavior, **options)
 
     # -- checkpoints ------------------------------------------------------------------------
 

@@ -334,7 +334,15 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             n_steps: Flow steps, None for the environment's.
             solver: "euler", "midpoint" or "heun".
             field: The velocity field, None for the acting one.
+
+        Raises:
+            ConfigurationError: If an agent that acts in one step is asked for another solver.
         """
+        if self.only_flow_steps is not None and (n_steps, solver) != (None, "euler"):
+            raise ConfigurationError(
+                f"{type(self).__name__} acts in {self.only_flow_steps} step: leave out flow steps "
+                "and solver"
+            )
         if noise is None:
             shape = (len(observations), self.spec.action_dim)
             x_0 = torch.randn(shape, generator=self.act_generator, device=self.device)
@@ -351,9 +359,10 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         solver: str = "euler",
         noise: Array | None = None,
         previous: Array | None = None,
+        field: nn.Module | None = None,
     ) -> Array:
         """Outer actions in [-1, 1], shape (n, action_dim), by whole chains; see `chain`."""
-        actions: Array = self.chain(observations, noise, previous, n_steps, solver)[-1]
+        actions: Array = self.chain(observations, noise, previous, n_steps, solver, field)[-1]
         return actions.clip(-1, 1)
 
     def set_noise_scale(self, noise_scale: float) -> None:
@@ -364,12 +373,19 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         """
         self.spec = dataclasses.replace(self.spec, noise_scale=noise_scale)
 
-    def outer_policy(self) -> OuterPolicy:
-        """The agent as a policy for the bare outer environment."""
-        return OuterPolicy(self, self.policy.ema)
+    def outer_policy(self, **options: Any) -> OuterPolicy:
+        """The agent as a policy for the bare outer environment.
 
-    def behavior_policy(self) -> OuterPolicy:
+        Args:
+            **options: See `OuterPolicy`.
+        """
+        return OuterPolicy(self, self.policy.ema, **options)
+
+    def behavior_policy(self, **options: Any) -> OuterPolicy:
         """The cloned behaviour as a policy for the bare outer environment.
+
+        Args:
+            **options: See `OuterPolicy`.
 
         Raises:
             ConfigurationError: If the algorithm clones none.

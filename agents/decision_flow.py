@@ -211,6 +211,7 @@ class DecisionFlow(ActorCritic):
         solver: str = "euler",
         noise: Array | None = None,
         previous: Array | None = None,
+        field: nn.Module | None = None,
         best_of: int = 1,
     ) -> Array:
         """Outer actions by whole chains; see `FlowAlgorithm.act`.
@@ -221,6 +222,7 @@ class DecisionFlow(ActorCritic):
             solver: "euler", "midpoint" or "heun".
             noise: x_0, shape (n * best_of, action_dim); None draws it.
             previous: Previous actions and flags, where the flow state includes them.
+            field: The velocity field, None for the acting one.
             best_of: Chains per observation; the action that the critic values most is taken.
 
         Returns:
@@ -231,7 +233,7 @@ class DecisionFlow(ActorCritic):
         states = np.repeat(observations, best_of, axis=0)
         if previous is not None:
             previous = np.repeat(previous, best_of, axis=0)
-        actions = super().act(states, n_steps, solver, noise, previous)
+        actions = super().act(states, n_steps, solver, noise, previous, field)
         if best_of == 1:
             return actions
         values = self.q_values(states, actions).reshape(-1, best_of)

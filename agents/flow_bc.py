@@ -93,6 +93,6 @@ class FlowBC(FlowAlgorithm):
             self, self.policy.field, self.descent, self.sample(), self.generator
         )
 
-    def behavior_policy(self) -> OuterPolicy:
+    def behavior_policy(self, **options: Any) -> OuterPolicy:
         """The agent itself."""
-        return self.outer_policy()
+        return self.outer_policy(**options)

@@ -105,9 +105,9 @@ class FQL(OneStepAgent):
         super()._setup_model()
         self.teacher = SampledField(self.behavior, self.sampling_steps)
 
-    def behavior_policy(self) -> OuterPolicy:
+    def behavior_policy(self, **options: Any) -> OuterPolicy:
         """The behaviour flow as a policy for the bare outer environment."""
-        return OuterPolicy(self, self.teacher)
+        return OuterPolicy(self, self.teacher, **options)
 
     def _update(self) -> Info:
         batch, field = self.sample(), self.policy.field

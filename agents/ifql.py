@@ -154,9 +154,9 @@ class IFQL(OneStepAgent):
         own = super()._modules()
         return {name: own[name] for name in ("policy", "flow")}  # the policy holds the others
 
-    def behavior_policy(self) -> OuterPolicy:
+    def behavior_policy(self, **options: Any) -> OuterPolicy:
         """The flow that is sampled, one sample per state."""
-        return OuterPolicy(self, SampledField(self.behavior, self.sampling_steps))
+        return OuterPolicy(self, SampledField(self.behavior, self.sampling_steps), **options)
 
     def _update(self) -> Info:
         return self.critic_step(self.sample())

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flowmdp.agents.decision_flow import DecisionFlow
+from flowmdp.agents.actor_critic import ActorCritic
 from flowmdp.agents.saving import load_agent
 from flowmdp.errors import CheckpointError
 
@@ -56,9 +56,11 @@ def models_of(
     if agent.spec.include_previous_action:
         raise CheckpointError(f"{path} depends on the previous action: use one that does not")
     if agent.only_flow_steps is not None:
-        raise CheckpointError(f"{path} holds no flow of many steps: use a FlowBC, DFDir or DFDiv")
+        raise CheckpointError(
+            f"{path} holds no flow of many steps: use a FlowBC, DFDir, DFDiv or RQL"
+        )
     normalizer: nn.Module = agent.policy.normalizer
-    has_critic = isinstance(agent, DecisionFlow)
+    has_critic = isinstance(agent, ActorCritic)
     field: nn.Module = agent.behavior if has_critic else agent.policy.ema
 
     def tensors(*arrays: Array) -> list[Tensor]:

@@ -20,8 +20,8 @@ from flowmdp.agents.acting import OuterPolicy
 from flowmdp.agents.base import FlowAlgorithm
 from flowmdp.agents.evaluation import Policy, evaluate
 from flowmdp.agents.networks import Descent, frozen_copy
-from flowmdp.agents.one_step import DistilledField, OneStepField, SampledField
-from flowmdp.cli.eval import Acting, open_agent
+from flowmdp.agents.one_step import DistilledField, SampledField
+from flowmdp.cli.eval import open_agent
 from flowmdp.cli.job import make_data
 from flowmdp.cli.report import summarize
 from flowmdp.cli.run_folder import read_json, write_json
@@ -31,23 +31,6 @@ from flowmdp.transitions import TransitionDataset
 SOLVERS = [("euler", n) for n in (1, 2, 3, 5, 10, 20)] + [("heun", n) for n in (1, 2, 5)]
 DISTILL_STEPS, DISTILL_RATE = 10_000, 1e-3
 EVALUATION_SEED = 3_000_000
-
-
-class OneNetwork(OuterPolicy):
-    """A one-step field as a policy for the bare robot."""
-
-    def __init__(self, agent: FlowAlgorithm, field: OneStepField) -> None:
-        super().__init__(agent, field)
-
-    def predict(self, observation: Any, state: Any = None, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """Outer actions, (n, action_dim), for observations (n, observation_dim)."""
-        agent = self.agent
-        states = torch.as_tensor(observation, dtype=torch.float32, device=agent.device)
-        shape = (len(states), agent.spec.action_dim)
-        x_0 = torch.randn(shape, generator=agent.act_generator, device=agent.device)
-        with torch.inference_mode():
-            actions = x_0 + self.field(agent.policy.normalizer(states), x_0, 0.0)
-        return actions.clamp(-1, 1).cpu().numpy(), state
 
 
 def distillation_loss(field: DistilledField, contexts: Tensor, x_0: Tensor, x_1: Tensor) -> Tensor:
@@ -94,10 +77,11 @@ def measure(run: Path, episodes: int) -> dict[str, Any]:
         return {"returns": returns, **summarize(config["task"], returns)}
 
     ways = {
-        f"{solver} {n}": outcome(Acting(agent, n_steps=n, solver=solver)) for solver, n in SOLVERS
+        f"{solver} {n}": outcome(agent.outer_policy(n_steps=n, solver=solver))
+        for solver, n in SOLVERS
     }
     field, error = distill(agent, make_data(config))
-    ways["distilled"] = outcome(OneNetwork(agent, field))
+    ways["distilled"] = outcome(OuterPolicy(agent, field, n_steps=1))
     names = ("task", "dataset_id", "algorithm", "seed", "steps")
     return {**{name: config[name] for name in names}, "distillation_rmse": error, "ways": ways}
 

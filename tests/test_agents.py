@@ -222,6 +222,11 @@ def test_the_previous_action_is_fed_everywhere(name: str) -> None:
     np.testing.assert_array_equal(first, again)  # and forgotten at an episode's start
     mean = evaluate(policy, PointRobot, episodes=3).mean
     assert np.isfinite(mean)
+    other = agent.outer_policy(n_steps=2)
+    assert not np.allclose(
+        other.predict(observations, state, np.zeros(3, bool), deterministic=True)[0],
+        other.predict(observations, state, np.ones(3, bool), deterministic=True)[0],
+    )
 
 
 def test_best_of_takes_what_the_critic_values() -> None:
@@ -232,6 +237,8 @@ def test_best_of_takes_what_the_critic_values() -> None:
     candidates = agent.act(np.repeat(observations, 4, 0), noise=noise)
     values = agent.q_values(np.repeat(observations, 4, 0), candidates).reshape(6, 4)
     np.testing.assert_allclose(agent.q_values(observations, best), values.max(1), rtol=1e-5)
+    played, _ = agent.outer_policy(best_of=4).predict(observations, deterministic=True)
+    np.testing.assert_allclose(played, agent.act(observations, noise=np.zeros((6, 2))), atol=1e-6)
 
 
 def test_bfloat16_learns_the_same_within_its_rounding() -> None:

@@ -182,6 +182,7 @@ def test_eval_and_its_options(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert returns() != returns("--seed", "9")
     assert len(returns("--behavior")) == 2
     assert len(returns("--solver", "heun", "--flow-steps", "3")) == 2
+    assert returns("--behavior", "--flow-steps", "3") != returns("--behavior")
     assert main(["eval", str(run / "checkpoint.zip"), "--episodes", "1"]) == 0
     assert "hopper-medium" in capsys.readouterr().out
 
@@ -192,6 +193,13 @@ def test_best_of_needs_the_critic_of_decision_flow(
 ) -> None:
     line = failure(capsys, "eval", str(runs[algorithm]), "--best-of", "2")
     assert "--best-of" in line and algorithm in line and "leave it out" in line
+
+
+def test_one_step_agents_take_no_flow_steps(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = failure(capsys, "eval", str(runs["iql"]), "--flow-steps", "5")
+    assert "IQL acts in 1 step" in line and "leave out" in line
 
 
 def test_tasks_data_and_plot_speak(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from stable_baselines3 import SAC
 
 from examples import steer_flow, tune_on_robot
-from flowmdp.agents import IQL, DFDiv, FlowBC, load_models, pretrained_path
+from flowmdp.agents import IQL, RQL, DFDiv, FlowBC, load_models, pretrained_path
 from flowmdp.checks import check_flow_env
 from flowmdp.errors import CheckpointError, ConfigurationError, FlowMDPError
 from flowmdp.noise import LatentNoiseEnv
@@ -120,6 +120,18 @@ def test_errors(checkpoint: str, tmp_path: Path) -> None:
     DFDiv("MlpPolicy", previous, **SMALL).save(tmp_path / "previous.zip")
     with pytest.raises(CheckpointError, match="previous action"):
         load_models(tmp_path / "previous.zip")
+    rql = RQL("MlpPolicy", gym.make(HOPPER), **SMALL)
+    for part, number in ((rql.behavior, 0.25), (rql.policy.ema, 0.5)):  # told apart below
+        for tensor in part.parameters():
+            tensor.data.fill_(number)
+    rql.save(tmp_path / "rql.zip")
+    critic, behavior = load_models(tmp_path / "rql.zip")
+    states, points = np.ones((2, 11), np.float32), np.ones((2, 3), np.float32)
+    clone = rql.chain(states, points, field=rql.behavior)
+    assert critic is not None
+    assert behavior(states, points, np.zeros((2, 1), np.float32)) == pytest.approx(
+        (clone[1] - clone[0]) * 10, rel=1e-4
+    )
     IQL("MlpPolicy", gym.make(HOPPER, flow_steps=1), **SMALL).save(tmp_path / "iql.zip")
     with pytest.raises(CheckpointError, match="no flow of many steps"):
         load_models(tmp_path / "iql.zip")

@@ -7,45 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from flowmdp.agents import load_agent
+from flowmdp.agents.acting import OuterPolicy
 from flowmdp.agents.base import FlowAlgorithm
 from flowmdp.agents.decision_flow import DecisionFlow
-from flowmdp.agents.evaluation import Policy, evaluate
+from flowmdp.agents.evaluation import evaluate
 from flowmdp.arguments import check_integers
 from flowmdp.cli.job import algorithm_name, check_device, checkpoint_file
 from flowmdp.cli.options import Eval
 from flowmdp.cli.report import print_table, summarize
 from flowmdp.envs.outer import make_outer
 from flowmdp.errors import CheckpointError, ConfigurationError
-
-
-class Acting:
-    """The agent as a policy for the bare robot, with another solver or the best of many actions.
-
-    Args:
-        agent: The agent.
-        **options: Of its `act`.
-    """
-
-    def __init__(self, agent: FlowAlgorithm, **options: Any) -> None:
-        self.agent, self.options = agent, options
-
-    def predict(
-        self,
-        observation: NDArray[Any],
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-    ) -> tuple[NDArray[np.float32], Any]:
-        """Outer actions, shape (n, action_dim), for observations of shape (n, observation_dim)."""
-        states = np.asarray(observation, np.float32)
-        options = dict(self.options)
-        if deterministic:
-            options["noise"] = np.zeros((len(states), self.agent.spec.action_dim), np.float32)
-        return self.agent.act(states, **options), state
 
 
 def open_agent(run_folder: Path, task: str | None, device: str) -> FlowAlgorithm:
@@ -78,7 +50,7 @@ def run_eval(options: Eval) -> None:
     """Play and print.
 
     Raises:
-        ConfigurationError: For a number out of range, or options that exclude each other.
+        ConfigurationError: For a number out of range, or an option that the agent cannot take.
     """
     check_integers(1, **{"--episodes": options.episodes, "--best-of": options.best_of})
     check_integers(0, **{"--seed": options.seed})
@@ -105,24 +77,16 @@ def run_eval(options: Eval) -> None:
         print_table(f"{task}, {agent.num_timesteps} updates", {name: summary})
 
 
-def _policy(agent: FlowAlgorithm, options: Eval) -> tuple[Policy, str]:
+def _policy(agent: FlowAlgorithm, options: Eval) -> tuple[OuterPolicy, str]:
     """Who plays, and under which name."""
-    special = options.flow_steps is not None or options.solver != "euler" or options.best_of > 1
-    if options.behavior and special:
-        raise ConfigurationError(
-            "--behavior plays the behaviour flow as it was trained: leave out --flow-steps, "
-            "--solver and --best-of"
-        )
-    if options.best_of > 1 and not isinstance(agent, DecisionFlow):
-        raise ConfigurationError(
-            f"--best-of asks the critic of df-dir and df-div, this is a {algorithm_name(agent)}: "
-            "leave it out"
-        )
-    if options.behavior:
-        return agent.behavior_policy(), "behaviour flow"
-    if not special:
-        return agent.outer_policy(), algorithm_name(agent)
     chosen: dict[str, Any] = {"n_steps": options.flow_steps, "solver": options.solver}
     if options.best_of > 1:
+        if not isinstance(agent, DecisionFlow):
+            raise ConfigurationError(
+                f"--best-of asks the critic of df-dir and df-div, this is a "
+                f"{algorithm_name(agent)}: leave it out"
+            )
         chosen["best_of"] = options.best_of
-    return Acting(agent, **chosen), algorithm_name(agent)
+    if options.behavior:
+        return agent.behavior_policy(**chosen), "behaviour flow"
+    return agent.outer_policy(**chosen), algorithm_name(agent)
