@@ -342,6 +342,12 @@ def test_checkpoints_of_others_and_damaged_ones(
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "flow_steps": 5}))
     assert "flow_steps" in failure(capsys, "train", "--resume", str(run), "--steps", "40")
+    history = json.loads((run / "history.json").read_text())
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "history.json").write_text(json.dumps({"evaluations": history["evaluations"]}))
+    line = failure(capsys, "train", "--resume", str(run), "--steps", "40")
+    assert "history.json lacks seconds, update_seconds, updates: restore it" in line
+    (run / "history.json").write_text(json.dumps(history))
     whole = (run / "checkpoint.zip").read_bytes()
     (run / "checkpoint.zip").write_bytes(whole[:500])
     assert "damaged" in failure(capsys, "eval", str(run))

@@ -145,10 +145,19 @@ def _agent(folder: RunFolder, config: dict[str, Any], env: Any) -> FlowAlgorithm
 
 
 def _history(folder: RunFolder, agent: FlowAlgorithm) -> dict[str, Any]:
-    """Evaluations and clocks so far, as far as the checkpoint has come."""
+    """Evaluations and clocks so far, as far as the checkpoint has come.
+
+    Raises:
+        CheckpointError: When the file is damaged.
+    """
     if not (folder.checkpoint.exists() and folder.history.exists()):
         return {**FRESH, "evaluations": []}
     history = read_json(folder.history)
+    if missing := FRESH.keys() - history:
+        raise CheckpointError(
+            f"{folder.history} lacks {', '.join(sorted(missing))}: restore it, or delete it to "
+            "continue without the evaluations so far"
+        )
     history["evaluations"] = [
         evaluation
         for evaluation in history["evaluations"]
