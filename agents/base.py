@@ -336,12 +336,12 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             field: The velocity field, None for the acting one.
 
         Raises:
-            ConfigurationError: If an agent that acts in one step is asked for another solver.
+            ConfigurationError: If an agent of one step is asked for more, or for a solver.
         """
-        if self.only_flow_steps is not None and (n_steps, solver) != (None, "euler"):
+        only = self.only_flow_steps
+        if only is not None and (n_steps not in (None, only) or solver != "euler"):
             raise ConfigurationError(
-                f"{type(self).__name__} acts in {self.only_flow_steps} step: leave out flow steps "
-                "and solver"
+                f"{type(self).__name__} acts in {only} step: leave out flow steps and solver"
             )
         if noise is None:
             shape = (len(observations), self.spec.action_dim)

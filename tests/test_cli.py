@@ -200,6 +200,7 @@ def test_one_step_agents_take_no_flow_steps(
 ) -> None:
     line = failure(capsys, "eval", str(runs["iql"]), "--flow-steps", "5")
     assert "IQL acts in 1 step" in line and "leave out" in line
+    assert main(["eval", str(runs["iql"]), "--flow-steps", "1", "--episodes", "1"]) == 0
 
 
 def test_tasks_data_and_plot_speak(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

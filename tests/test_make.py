@@ -46,6 +46,21 @@ def test_models_are_those_of_the_agent(checkpoint: str) -> None:
     assert values.shape == (4,) and values.dtype == np.float32 and values.std() > 0
 
 
+def test_models_of_rql_are_its_critic_and_its_clone(tmp_path: Path) -> None:
+    rql = RQL("MlpPolicy", gym.make(HOPPER), **SMALL)
+    for part, number in ((rql.behavior, 0.25), (rql.policy.ema, 0.5)):
+        for tensor in part.parameters():
+            tensor.data.fill_(number)
+    rql.save(tmp_path / "rql.zip")
+    critic, behavior = load_models(tmp_path / "rql.zip")
+    states, points = np.ones((2, 11), np.float32), np.ones((2, 3), np.float32)
+    clone = rql.chain(states, points, field=rql.behavior)
+    assert critic is not None
+    assert behavior(states, points, np.zeros((2, 1), np.float32)) == pytest.approx(
+        (clone[1] - clone[0]) * 10, rel=1e-4
+    )
+
+
 @pytest.mark.parametrize("reward", ["direction", "divergence"])
 def test_rewards_by_id(checkpoint: str, reward: str) -> None:
     check_flow_env(gym.make(HOPPER, reward=reward, checkpoint=checkpoint, flow_steps=3))
@@ -120,18 +135,6 @@ def test_errors(checkpoint: str, tmp_path: Path) -> None:
     DFDiv("MlpPolicy", previous, **SMALL).save(tmp_path / "previous.zip")
     with pytest.raises(CheckpointError, match="previous action"):
         load_models(tmp_path / "previous.zip")
-    rql = RQL("MlpPolicy", gym.make(HOPPER), **SMALL)
-    for part, number in ((rql.behavior, 0.25), (rql.policy.ema, 0.5)):  # told apart below
-        for tensor in part.parameters():
-            tensor.data.fill_(number)
-    rql.save(tmp_path / "rql.zip")
-    critic, behavior = load_models(tmp_path / "rql.zip")
-    states, points = np.ones((2, 11), np.float32), np.ones((2, 3), np.float32)
-    clone = rql.chain(states, points, field=rql.behavior)
-    assert critic is not None
-    assert behavior(states, points, np.zeros((2, 1), np.float32)) == pytest.approx(
-        (clone[1] - clone[0]) * 10, rel=1e-4
-    )
     IQL("MlpPolicy", gym.make(HOPPER, flow_steps=1), **SMALL).save(tmp_path / "iql.zip")
     with pytest.raises(CheckpointError, match="no flow of many steps"):
         load_models(tmp_path / "iql.zip")

@@ -83,7 +83,7 @@ def _policy(agent: FlowAlgorithm, options: Eval) -> tuple[OuterPolicy, str]:
     if options.best_of > 1:
         if not isinstance(agent, DecisionFlow):
             raise ConfigurationError(
-                f"--best-of asks the critic of df-dir and df-div, this is a "
+                "--best-of asks the critic of df-dir and df-div, this is a "
                 f"{algorithm_name(agent)}: leave it out"
             )
         chosen["best_of"] = options.best_of
