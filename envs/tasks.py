@@ -231,7 +231,7 @@ def _adroit(
 
 
 _ROWS = (
-    *_gym_mujoco("hopper", "Hopper", -20.272305, 3234.3, range(50_000, 300_000, 50_000)),
+    *_gym_mujoco("hopper", "Hopper", -20.272305, 3234.3, range(20_000, 120_000, 20_000)),
     *_gym_mujoco(
         "halfcheetah", "HalfCheetah", -280.178953, 12135.0, range(100_000, 400_000, 100_000)
     ),
