@@ -14,8 +14,9 @@ class Anchor(nn.Module):
     What a given rho allows differs between datasets. With a budget, rho is steered so that the mean
     squared distance between the policy's and the behaviour's action from the same noise stays at
     `budget` times the variance that one coordinate of the behaviour's own actions has at one state.
-    A policy moves along one direction, the gradient of Q: 1 is one standard deviation, whatever the
-    number of coordinates. Every few steps log rho moves by `RATE` times the relative excess.
+    A policy moves along one direction, the gradient of Q: a budget of 1 is one standard deviation,
+    0.03 a sixth of one, whatever the number of coordinates. Every few steps log rho moves by `RATE`
+    times the relative excess.
 
     Args:
         rho: Its (first) value.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -37,7 +38,8 @@ class FlowAlgorithm(CheckpointedAlgorithm):
 
     Args:
         policy: "MlpPolicy" or a `FlowPolicy` class.
-        env: A flow environment (`FlowMDPEnv`, a VecEnv of one, or a registered id).
+        env: A flow environment (`FlowMDPEnv`, a VecEnv of one, or a registered id, which is made
+            with the settings `environment`).
         learning_rate: Adam's, of the policy.
         dataset: Transitions to learn from; None takes the environment's.
         batch_size: Transitions per gradient step.
@@ -67,8 +69,10 @@ class FlowAlgorithm(CheckpointedAlgorithm):
     """The flow steps that the algorithm needs; None where any number will do."""
     acts_at_mean: ClassVar[bool] = False
     """Whether its paper evaluates it without noise (x_0 = 0) instead of with sampled noise."""
+    environment: ClassVar[dict[str, Any]] = {}
+    """Settings of the flow environment that belong to the default arguments."""
     paper: ClassVar[dict[str, Any]] = {}
-    """Arguments of the constructor that make it the paper's own, where the defaults are ours."""
+    """Arguments that make it the paper's own, where defaults and `environment` are ours."""
 
     def __init__(
         self,
@@ -90,6 +94,8 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        if isinstance(env, str):
+            env = gym.make(env, **self.environment)
         super().__init__(
             policy,
             env,

@@ -1,6 +1,6 @@
 """Train a behaviour policy with Stable-Baselines3 and keep a ladder of its snapshots.
 
-    python examples/train_behavior.py --env-id Hopper-v5 --algorithm ppo --steps 1000000 --seed 0
+    python examples/train_behavior.py --env-id Hopper-v5 --steps 125000 --every 5000 --seed 1
 
 Every `--every` steps the actor is written to `OUT/step-<n>.safetensors`: float16 weights, with the
 command, versions, seed and returns of 20 episodes. The policies that ship are such files.

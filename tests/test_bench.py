@@ -45,7 +45,8 @@ if not resumed:
         sys.exit("flowmdp: it cannot be")
     folder.mkdir(parents=True)
     config = dict(algorithm=words[1], task=words[2], seed=int(words[words.index("--seed") + 1]),
-                  source="builtin", dataset_id="flowmdp/hopper/medium-v0", arguments={})
+                  source="builtin", dataset_id="flowmdp/hopper/medium-v0",
+                  arguments={} if words[1] == "flow-bc" else {"noise_scale": 0.3})
     (folder / "config.json").write_text(json.dumps(config))
     if "HANG" in os.environ:
         signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
@@ -237,7 +238,8 @@ def test_a_changed_table_does_not_take_old_runs_for_its_own(
     table.write_text(TABLE.replace("[algorithms.clone]", "set = {rho = 0.5}\n[algorithms.clone]"))
     assert main(["bench", "table.toml"]) == 2
     error = capsys.readouterr().err
-    assert "has arguments {}, the table {'rho': 0.5}" in error and "another name" in error
+    assert "has arguments {'noise_scale': 0.3}, the table {'noise_scale': 0.3, 'rho': 0.5}" in error
+    assert "another name" in error
 
 
 def test_the_listed_command_is_the_job(table: Path) -> None:
@@ -255,6 +257,7 @@ def test_the_listed_command_is_the_job(table: Path) -> None:
         assert {name: config[name] for name in job.expected} == job.expected
         assert config["episodes"] == 20 and "--episodes 20" in shlex.join(job.command)
     assert jobs[2].expected["arguments"] == {
+        "noise_scale": 0.3,
         "net_arch": [16, 16],
         "critic": "iql",
         "rho": 0.5,

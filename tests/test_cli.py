@@ -287,6 +287,15 @@ def test_the_papers_setting_takes_one_word(name: str) -> None:
     assert config["arguments"]["critic"] == "iql" and config["arguments"]["budget"] is None
 
 
+def test_a_run_plays_in_the_environment_of_its_algorithms_defaults() -> None:
+    def arguments(name: str, *pairs: str) -> dict[str, Any]:
+        return dict(make_config(Train(name, "hopper-medium", set=pairs))["arguments"])
+
+    assert arguments("df-div") == {"noise_scale": 0.3}
+    assert arguments("df-div", "noise_scale=1.0") == {"noise_scale": 1.0}
+    assert arguments("flow-bc") == {}
+
+
 @pytest.mark.parametrize("command", BAD)
 def test_bad_input_gets_one_line(
     command: str, hopper_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

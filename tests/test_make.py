@@ -105,6 +105,13 @@ def test_an_agents_settings_make_its_environment_again(tmp_path: Path) -> None:
         FlowBC.load(tmp_path / "agent.zip", env=env, device="cpu")
 
 
+def test_an_agent_makes_its_environment_from_an_id() -> None:
+    """With the settings that go with its defaults; one that is given stays as it is."""
+    assert DFDiv("MlpPolicy", HOPPER, **SMALL).spec.noise_scale == 0.3
+    assert DFDiv("MlpPolicy", gym.make(HOPPER), **SMALL).spec.noise_scale == 1.0
+    assert FlowBC("MlpPolicy", HOPPER, **SMALL).spec.noise_scale == 1.0
+
+
 def test_latent_noise_by_id(checkpoint: str) -> None:
     env = gym.make(HOPPER, decision="noise", noise_bound=2.0, checkpoint=checkpoint)
     assert isinstance(env.unwrapped, LatentNoiseEnv) and env.unwrapped.noise_bound == 2.0

@@ -52,8 +52,8 @@ def make_config(options: Train) -> dict[str, Any]:
     source = get_task(options.task).source(options.source)
     if options.paper and not algorithm.paper:
         raise ConfigurationError(f"--paper: {options.algorithm} has no other setting; leave it out")
-    paper = algorithm.paper if options.paper else {}
-    arguments = {**paper, **parse_arguments(options.set, algorithm)}
+    start = algorithm.paper if options.paper else algorithm.environment
+    arguments = {**start, **parse_arguments(options.set, algorithm)}
     steps = QUICK["steps"] if options.quick else algorithm.default_steps
     flow_steps = algorithm.only_flow_steps or FLOW_STEPS
     if options.quick:
