@@ -13,25 +13,29 @@ class Anchor(nn.Module):
 
     What a given rho allows differs between datasets. With a budget, rho is steered so that the mean
     squared distance between the policy's and the behaviour's action from the same noise stays at
-    `budget` times the variance that one coordinate of the behaviour's own actions has at one state.
-    A policy moves along one direction, the gradient of Q: a budget of 1 is one standard deviation,
-    0.03 a sixth of one, whatever the number of coordinates. Every few steps log rho moves by `RATE`
-    times the relative excess.
+
+        allowed = budget * nu^2 * variance
+
+    The variance is that of one coordinate of the behaviour's own actions at one state: a policy moves
+    along one direction, the gradient of Q, whatever the number of coordinates. nu, the mean
+    difference of Q between two such actions in standard deviations of the return, says how much of
+    the return the action decides, and so how much of what moves Q is more than the critic's error.
+    Every few steps log rho moves by `RATE` times the relative excess.
 
     Args:
         rho: Its (first) value.
-        budget: Allowed transport in units of the variance; None keeps rho fixed.
+        budget: Allowed transport, see above; None keeps rho fixed.
     """
 
     RATE = 0.02
     log_rho: Tensor
-    variance: Tensor
+    allowed: Tensor
 
     def __init__(self, rho: float, budget: float | None) -> None:
         super().__init__()
         self.budget = budget
         self.register_buffer("log_rho", torch.tensor(math.log(rho)))
-        self.register_buffer("variance", torch.ones(()))
+        self.register_buffer("allowed", torch.ones(()))
 
     @property
     def rho(self) -> Tensor:
@@ -39,14 +43,21 @@ class Anchor(nn.Module):
         return self.log_rho.exp()
 
     @torch.no_grad()
-    def fit(self, actions: Tensor, others: Tensor) -> None:
-        """Take the variance from two independent actions per state, (batch, action_dim) each."""
-        self.variance.copy_((actions - others).square().mean() / 2)
+    def fit(self, actions: Tensor, others: Tensor, nu: Tensor) -> None:
+        """Measure what is allowed, from two independent actions per state, (batch, action_dim) each.
+
+        Args:
+            actions: The behaviour's.
+            others: The behaviour's, from other noise.
+            nu: Mean |Q(s, a) - Q(s, a')| in standard deviations of the return, a scalar.
+        """
+        if self.budget is not None:
+            variance = (actions - others).square().mean() / 2
+            self.allowed.copy_((self.budget * nu**2 * variance).clamp_min(1e-6))
 
     @torch.no_grad()
     def steer(self, transport: Tensor) -> None:
         """Move rho by the measured mean squared distance, a scalar."""
         if self.budget is not None:
-            allowed = (self.budget * self.variance).clamp_min(1e-6)
-            excess = (transport / allowed - 1).clamp(-1, 1)
+            excess = (transport / self.allowed - 1).clamp(-1, 1)
             self.log_rho.add_(self.RATE * excess).clamp_(-5.0, 5.0)

@@ -61,9 +61,9 @@ class DecisionFlow(ActorCritic):
         rho: Weight of staying with the behaviour, in advantage units; where it starts if there is
             a budget.
         budget: How far actions may move: their mean squared distance from the behaviour's, in units
-            of the variance of one action coordinate; `Anchor` holds it by steering rho. None keeps
-            rho fixed. 0.03 is a sixth of a standard deviation: small, because the robot's states
-            move with its actions, out of the data.
+            of the variance of one action coordinate and of nu^2, the square of the advantage unit
+            in standard deviations of the return; `Anchor` holds it by steering rho. None keeps rho
+            fixed.
         critic_members: Q networks in the ensemble; five [ours: two let every policy run into what
             the critic has not seen].
         pessimism: Q = mean - pessimism * std of the members.
@@ -92,7 +92,7 @@ class DecisionFlow(ActorCritic):
         learning_rate: float = 3e-4,
         *,
         rho: float = 1.0,
-        budget: float | None = 0.03,
+        budget: float | None = 300.0,
         critic_members: int = 5,
         pessimism: float | None = 2.0,
         _init_setup_model: bool = True,
@@ -133,7 +133,7 @@ class DecisionFlow(ActorCritic):
             for _ in range(2)
         )
         self.critic.fit_scale(batch.observations, batch.actions, first)
-        self.anchor.fit(first, second)
+        self.anchor.fit(first, second, self.critic.scale)
 
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments."""

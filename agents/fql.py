@@ -10,7 +10,8 @@ r + gamma mask mean Q'(s', a(s', x_0)).
 
 Differences [ours]: the flow is trained before the policy instead of beside it, and the critic
 starts from the data's returns; Q is always divided by mean |Q| (an option of the paper's code), so
-that alpha does not depend on the rewards' scale; the moving average of the policy's weights acts.
+that alpha does not depend on the rewards' scale; the moving average of the policy's weights acts;
+noise of 0.3 instead of 1, see `DecisionFlow.environment`.
 
 Logged (train/):
     policy_loss, distill_loss, grad_norm: of the policy.
@@ -69,6 +70,7 @@ class FQL(OneStepAgent):
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": DistilledPolicy}
     default_steps = 5_000
+    environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
 
     def __init__(
         self,

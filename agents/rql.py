@@ -13,7 +13,8 @@ What is ours, the paper's abstract and project page being all that was at hand: 
 read the field at the left end of each step, as forward ones do; the policy starts as the behaviour
 flow and V, for the first `value_steps`, regresses to r + gamma mask V_data(s') of a critic that was
 fitted to the data's returns, while the policy waits; the factor flow_steps and the division by
-mean |V|, which make alpha independent of both.
+mean |V|, which make alpha independent of both; noise of 0.3 instead of 1, see
+`DecisionFlow.environment`.
 
 Logged (train/):
     value_loss, value_mean: of V.
@@ -22,7 +23,7 @@ Logged (train/):
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,7 @@ class RQL(ActorCritic):
     """
 
     default_steps = 6_000
+    environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
 
     def __init__(
         self,

@@ -249,11 +249,11 @@ def test_every_chain_is_learned_from_at_different_steps(chains: int, flow_steps:
 def test_the_anchor_holds_its_budget() -> None:
     anchor = Anchor(rho=1.0, budget=0.5)
     first, second = 2 * randn(20_000, 3), 2 * randn(20_000, 3)
-    anchor.fit(first, second)
-    assert anchor.variance.item() == pytest.approx(4, rel=0.05)  # of each of 3 coordinates
+    anchor.fit(first, second, torch.tensor(0.3))
+    assert anchor.allowed.item() == pytest.approx(0.5 * 0.09 * 4, rel=0.05)  # 4: of each coordinate
     for _ in range(3000):  # a policy that moves as far as a quadratic value lets it
         anchor.steer(10 / anchor.rho**2)
-    assert (10 / anchor.rho**2).item() == pytest.approx(0.5 * anchor.variance.item(), rel=0.01)
+    assert (10 / anchor.rho**2).item() == pytest.approx(anchor.allowed.item(), rel=0.01)
     fixed = Anchor(rho=1.0, budget=None)
     fixed.steer(torch.tensor(100.0))
     assert fixed.rho.item() == 1
