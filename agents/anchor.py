@@ -16,8 +16,8 @@ class Anchor(nn.Module):
 
         allowed = budget * nu^2 * variance
 
-    The variance is that of one coordinate of the behaviour's own actions at one state: a policy moves
-    along one direction, the gradient of Q, whatever the number of coordinates. nu, the mean
+    The variance is that of one coordinate of the behaviour's own actions at one state: a policy
+    moves along one direction, the gradient of Q, whatever the number of coordinates. nu, the mean
     difference of Q between two such actions in standard deviations of the return, says how much of
     the return the action decides, and so how much of what moves Q is more than the critic's error.
     Every few steps log rho moves by `RATE` times the relative excess.
@@ -44,7 +44,7 @@ class Anchor(nn.Module):
 
     @torch.no_grad()
     def fit(self, actions: Tensor, others: Tensor, nu: Tensor) -> None:
-        """Measure what is allowed, from two independent actions per state, (batch, action_dim) each.
+        """Measure what is allowed, from two actions per state, each of (batch, action_dim).
 
         Args:
             actions: The behaviour's.

@@ -75,7 +75,7 @@ class DecisionFlow(ActorCritic):
 
     default_steps = 3_000  # improves within a few thousand, see docs/experiments.md
     environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
-    """Less noise [ours]: a robot falls by the rare actions of a wide policy; some noise keeps modes."""
+    """Less noise [ours]: robots fall by the rare actions of a wide policy; some keeps the modes."""
     paper: ClassVar[dict[str, Any]] = {
         "critic": "iql",
         "critic_members": 2,
