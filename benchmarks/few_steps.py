@@ -53,6 +53,7 @@ def distill(agent: FlowAlgorithm, data: TransitionDataset) -> tuple[DistilledFie
         rows = torch.randint(len(states), (n,), generator=generator, device=agent.device)
         contexts = agent.policy.normalizer(states[rows])
         x_0 = torch.randn((n, spec.action_dim), generator=generator, device=agent.device)
+        x_0 = spec.noise_scale * x_0
         with torch.no_grad(), agent.autocast():
             return contexts, x_0, teacher.actions(contexts, x_0)
 
