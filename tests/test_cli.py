@@ -121,7 +121,9 @@ def test_damaged_cache_is_trained_again(
     assert [checkpoint.read(file)[0] for file in files] == before
 
 
-@pytest.mark.parametrize("arguments", [["tasks"], ["bench", "table.toml", "--list"]])
+@pytest.mark.parametrize(
+    "arguments", [["tasks"], ["bench", "table.toml", "--list"], ["train", "--help"]]
+)
 def test_a_reader_that_leaves_early_is_no_message(arguments: list[str], tmp_path: Path) -> None:
     table = '[run]\nseeds = [1]\n[[tasks]]\ntask = "hopper-medium"\n[algorithms.df-div]\n'
     (tmp_path / "table.toml").write_text(table)

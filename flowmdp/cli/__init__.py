@@ -39,9 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"flowmdp {version('flowmdp')}")
         return 0
-    command = parse(argv or ["--help"])
     try:
-        status = command.run() or 0
+        status = parse(argv or ["--help"]).run() or 0
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader has had enough, as in `flowmdp bench --list | head`
