@@ -205,6 +205,7 @@ def examine(run: Path) -> dict[str, Any]:
     agent: DecisionFlow = load_agent(folder.checkpoint, dataset=data, **exact)
     batch = agent.data.sample(STATES, torch.Generator().manual_seed(0))
     x_0 = torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(1))
+    x_0 = agent.spec.noise_scale * x_0
     states = batch.observations, batch.contexts
     policy = agent.roll_out(agent.policy.ema, *states, x_0)
     behavior = agent.roll_out(agent.behavior, *states, x_0)
