@@ -1,6 +1,6 @@
 """Improve a cloned flow with an algorithm that knows nothing of flows: SB3's PPO.
 
-    flowmdp train df-div hopper-medium --seed 1 --out runs/df-div
+    flowmdp train df-div walker2d-medium --seed 1 --out runs/df-div
     python examples/steer_flow.py --checkpoint runs/df-div/checkpoint.zip
 
 PPO corrects every flow step of the behaviour that the checkpoint cloned; action 0 is the clone. The
@@ -19,9 +19,8 @@ import tyro
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
+from flowmdp.agents import load_agent
 from flowmdp.sb3 import FlowVecEnv
-
-HOPPER = "flowmdp:FlowMDP-hopper-medium-v0"
 
 
 @dataclass
@@ -50,9 +49,10 @@ def mean_return(env: gym.Env[Any, Any], act: Callable[[Any], Any], episodes: int
 
 def main(config: Config) -> dict[str, float]:
     """Returns the mean return of random flow actions, of the clone, and of PPO."""
+    env_id = f"flowmdp:FlowMDP-{load_agent(config.checkpoint).spec.task}-v0"
     settings: dict[str, Any] = {"checkpoint": str(config.checkpoint), "action_mode": "residual"}
     pay: dict[str, Any] = {"reward": "divergence", "rho": config.rho, "autoreset_mode": "SameStep"}
-    chains: Any = gym.make_vec(HOPPER, num_envs=config.chains, **pay, **settings)
+    chains: Any = gym.make_vec(env_id, num_envs=config.chains, **pay, **settings)
     envs = VecNormalize(VecMonitor(FlowVecEnv(chains.unwrapped)), gamma=1.0)
     tenth = max(64, config.chains * config.rollout // 10)
     ppo: dict[str, Any] = {"n_steps": config.rollout, "batch_size": tenth, "seed": config.seed}
@@ -63,11 +63,12 @@ def main(config: Config) -> dict[str, float]:
     def learned(observation: Any) -> Any:
         return agent.predict(envs.normalize_obs(observation), deterministic=True)[0]
 
-    plain, clone = gym.make(HOPPER), gym.make(HOPPER, **settings)
+    plain, clone = gym.make(env_id), gym.make(env_id, **settings)
+    still = np.zeros_like(clone.action_space.sample())
     plain.action_space.seed(config.seed)
     means = {
         "random": mean_return(plain, lambda _: plain.action_space.sample(), config.episodes),
-        "clone": mean_return(clone, lambda _: np.zeros(3), config.episodes),
+        "clone": mean_return(clone, lambda _: still, config.episodes),
         "PPO": mean_return(clone, learned, config.episodes),
     }
     print(*(f"{name}: mean return {value:.0f}" for name, value in means.items()), sep="\n")
