@@ -27,7 +27,7 @@ from flowmdp.transitions import TransitionDataset
 
 FLOW_STEPS = 10
 """Of algorithms that accept any number."""
-QUICK = {"steps": 2_000, "behavior_steps": 4_000, "critic_steps": 5_000}
+QUICK = {"steps": 2_000, "behavior_steps": 10_000, "critic_steps": 5_000}
 """What --quick puts in the place of the defaults; the data stays whole."""
 PACKAGES = ("flowmdp", "gymnasium", "minari", "mujoco", "numpy", "stable-baselines3", "torch")
 OWN_OPTIONS = {"policy", "env", "dataset", "seed", "device", "verbose", "tensorboard_log"}
