@@ -31,7 +31,7 @@ class Config:
     steps: int = 450_000  # flow steps, ten for one action of the robot
     chains: int = 256
     rollout: int = 40  # flow steps of every chain per update
-    rho: float = 0.3  # what leaving the clone costs, in units of the critic
+    rho: float = 10.0  # what leaving the clone costs, in units of the critic; less leaves the data
     episodes: int = 20
     seed: int = 0
 
@@ -57,7 +57,7 @@ def main(config: Config) -> dict[str, float]:
     tenth = max(64, config.chains * config.rollout // 10)
     ppo: dict[str, Any] = {"n_steps": config.rollout, "batch_size": tenth, "seed": config.seed}
     ppo |= {"gamma": 1.0, "gae_lambda": 1.0}  # an episode is one chain: nothing to discount
-    ppo |= {"policy_kwargs": {"log_std_init": -1.0}}  # explore near the clone
+    ppo |= {"policy_kwargs": {"log_std_init": -2.0}}  # explore near the clone
     agent = PPO("MlpPolicy", envs, device="cpu", **ppo).learn(config.steps)
 
     def learned(observation: Any) -> Any:
