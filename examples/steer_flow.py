@@ -1,6 +1,6 @@
-"""Improve a cloned flow with an algorithm that knows nothing of flows: SB3's PPO.
+"""Steer a cloned flow with an algorithm that knows nothing of flows: SB3's PPO.
 
-    flowmdp train df-div walker2d-medium --seed 1 --out runs/df-div
+    flowmdp train df-div hopper-medium --seed 1 --out runs/df-div
     python examples/steer_flow.py --checkpoint runs/df-div/checkpoint.zip
 
 PPO corrects every flow step of the behaviour that the checkpoint cloned; action 0 is the clone. The
