@@ -95,7 +95,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         _init_setup_model: bool = True,
     ) -> None:
         if isinstance(env, str):
-            env = gym.make(env, **self.environment)
+            env = gym.make(env, **(self.environment if "FlowMDP-" in env else {}))
         super().__init__(
             policy,
             env,

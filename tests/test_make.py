@@ -110,6 +110,8 @@ def test_an_agent_makes_its_environment_from_an_id() -> None:
     assert DFDiv("MlpPolicy", HOPPER, **SMALL).spec.noise_scale == 0.3
     assert DFDiv("MlpPolicy", gym.make(HOPPER), **SMALL).spec.noise_scale == 1.0
     assert FlowBC("MlpPolicy", HOPPER, **SMALL).spec.noise_scale == 1.0
+    with pytest.raises(ConfigurationError, match="flow environment"):
+        DFDiv("MlpPolicy", "Pendulum-v1", **SMALL)
 
 
 def test_latent_noise_by_id(checkpoint: str) -> None:
