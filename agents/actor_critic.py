@@ -188,8 +188,7 @@ class ActorCritic(FlowAlgorithm):
             total=total, initial=started, desc="pre-training", disable=not progress_bar
         ) as bar:
             while (done := self.pretrain_updates) < total:
-                behavior = self.behavior_updates < self.behavior_steps
-                infos.append(self._update_behavior() if behavior else self._update_critic())
+                infos.append(self._pretrain_update())
                 bar.update()
                 done += 1
                 if done % 1000 == 0 or done in (self.behavior_steps, total):
@@ -199,30 +198,49 @@ class ActorCritic(FlowAlgorithm):
                     return False
         return True
 
+    def _pretrain_update(self) -> Info:
+        """One update of the part whose turn it is."""
+        if self.behavior_updates < self.behavior_steps:
+            info = self.graphed(self._update_behavior, "behavior")
+            self.behavior_updates += 1
+            return info
+        # the second half of "iql"'s steps is its own, by expectile regression
+        returns = self.critic_mode != "iql" or self.critic_updates < self.critic_steps // 2
+        if returns:
+            self._refresh_targets()
+        update = self._update_critic if returns else self._update_iql_critic
+        info = self.graphed(update, ("critic", returns))
+        self.critic_updates += 1
+        return info
+
     def _update_behavior(self) -> Info:
         batch = self.data.sample(self.batch_size, self.behavior_generator)
         info = flow_matching_step(
             self, self.flow, self.behavior_descent, batch, self.behavior_generator
         )
-        self.behavior_updates += 1
         return {f"behavior_{key}": value for key, value in info.items()}
 
-    def _update_critic(self) -> Info:
-        """On the data's returns; the second half of "iql"'s steps by expectile regression."""
-        batch = self.data.sample(self.batch_size, self.critic_generator)
-        half = self.critic_mode == "iql" and self.critic_updates >= self.critic_steps // 2
-        info = self.critic_step(batch) if half else self._behavior_critic_step(batch)
-        self.critic_updates += 1
-        return info
+    def _update_iql_critic(self) -> Info:
+        return self.critic_step(self.data.sample(self.batch_size, self.critic_generator))
 
-    def _behavior_critic_step(self, batch: Batch) -> Info:
-        if self.critic_updates % TARGETS_INTERVAL == 0:
+    def _refresh_targets(self) -> None:
+        """The data's returns under V as it is, every so often and where they are missing."""
+        due = self.critic_updates % TARGETS_INTERVAL == 0
+        if due:
             self.critic.target_v.load_state_dict(self.critic.v.state_dict())
-            self._targets = None
-        if self._targets is None:
+        if due or self._targets is None:
             lam = 1.0 if self.critic_updates < TARGETS_INTERVAL else LAMBDA
             with self.autocast():
-                self._targets = self.critic.behavior_targets(self.data, lam)
+                targets = self.critic.behavior_targets(self.data, lam)
+            if self._targets is None:
+                self._targets = targets
+            for target, new in zip(self._targets, targets, strict=True):
+                target.copy_(new)  # in place: updates may be recorded
+
+    def _update_critic(self) -> Info:
+        """On the data's returns."""
+        assert self._targets is not None
+        batch = self.data.sample(self.batch_size, self.critic_generator)
         targets = BehaviorTargets(*(target[batch.rows] for target in self._targets))
         with self.autocast():
             loss, info = self.compiled(self.critic.behavior_loss)(batch, targets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, ClassVar, Self
 
 import gymnasium as gym
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from flowmdp.agents.acting import OuterPolicy, State
 from flowmdp.agents.critics import Info
+from flowmdp.agents.cuda_graphs import CudaGraphs
 from flowmdp.agents.data import Batch, DeviceDataset, check_fit
 from flowmdp.agents.policy import FlowPolicy, FlowSpec
+from flowmdp.agents.precision import autocast, choose_precision, matmul_precision
 from flowmdp.agents.saving import CheckpointedAlgorithm
 from flowmdp.arguments import check_flags, check_integers, check_numbers
 from flowmdp.errors import ConfigurationError
@@ -47,8 +49,11 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         ema_rate: Weight of the new parameters in the moving average that acts.
         path: "linear" or "trigonometric", on which flows are matched to the data.
         precision: "float32", "bfloat16" (hidden layers' products in bfloat16, weights and output
-            layers in float32), or "auto": bfloat16 where the hardware multiplies it natively.
+            layers in float32), "tfloat32" (a GPU's TensorFloat-32 for the products of updates), or
+            "auto": what is fastest on the hardware.
         compile: Compile the losses with `torch.compile`; the first steps take a minute longer.
+        cuda_graphs: On a GPU, record updates as CUDA graphs and replay them, which is several times
+            as fast. A subclass whose update asks something of the host needs False.
         policy_kwargs: `net_arch`: hidden widths, [256, 256, 256] if not given.
         tensorboard_log: Folder for TensorBoard files.
         verbose: 1 prints the log to the terminal.
@@ -87,6 +92,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         path: str = "linear",
         precision: str = "auto",
         compile: bool = False,
+        cuda_graphs: bool = True,
         policy_kwargs: dict[str, Any] | None = None,
         tensorboard_log: str | None = None,
         verbose: int = 0,
@@ -108,15 +114,11 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             support_multi_env=True,
             supported_action_spaces=(spaces.Box,),
         )
-        if precision not in ("auto", "float32", "bfloat16"):
-            raise ConfigurationError(
-                f"precision is {precision!r}: choose 'auto', 'float32' or 'bfloat16'"
-            )
         check_numbers("[0, inf)", learning_rate=learning_rate)
         check_integers(1, batch_size=batch_size)
         check_numbers("[0, 1)", gamma=gamma)
         check_numbers("[0, 1]", ema_rate=ema_rate)
-        check_flags(compile=compile)
+        check_flags(compile=compile, cuda_graphs=cuda_graphs)
         if seed is not None:
             check_integers(0, seed=seed)
             if seed >= 2**32:
@@ -125,8 +127,8 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         get_path(path)  # known, or ConfigurationError
         self.batch_size, self.gamma, self.ema_rate = batch_size, gamma, ema_rate
         self.path = path
-        self.precision = fastest_precision(self.device) if precision == "auto" else precision
-        self.compile = compile
+        self.precision = choose_precision(precision, self.device)
+        self.compile, self.cuda_graphs = compile, cuda_graphs
         self._dataset = dataset
         if self.env is not None:
             self.spec = FlowSpec.of(self.env)
@@ -146,6 +148,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         self.act_generator = torch.Generator(self.device).manual_seed(seed + 1)
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self._graphs: CudaGraphs | None = None
         self._data: DeviceDataset | None = None
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
@@ -200,8 +203,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Matrix products in the agent's precision."""
-        enabled = self.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        return autocast(self.precision, self.device)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, through `torch.compile` when the agent was made with compile=True."""
@@ -211,11 +213,29 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             self._compiled[function] = torch.compile(function, dynamic=False)
         return self._compiled[function]
 
+    def graphed(self, update: Callable[[], Info], phase: Hashable) -> Info:
+        """One `update`, on a GPU by a CUDA graph; see `CudaGraphs`.
+
+        Args:
+            update: Takes a gradient step, returns scalars to log.
+            phase: Names it, and everything of the host on which it depends.
+        """
+        with matmul_precision(self.precision):
+            if self.device.type != "cuda" or not self.cuda_graphs:
+                return update()
+            if self._graphs is None:
+                self._graphs = CudaGraphs(self._generators().values())
+            return self._graphs(update, phase)
+
     # -- learning ---------------------------------------------------------------------------
 
     def _update(self) -> Info:
         """One gradient step; returns scalars to log."""
         raise TypeError("FlowAlgorithm is abstract: use FlowBC, DFDir, DFDiv or a baseline")
+
+    def _phase(self) -> Hashable:
+        """What the next update does that others do not, where they are not all alike."""
+        return None
 
     def _diagnostics(self) -> dict[str, float]:
         """Scalars that are computed only when the log is written."""
@@ -263,6 +283,8 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             )
         if total_timesteps > 0:
             len(self.data)  # load and check the data before anything is set up
+        if self._graphs is not None:
+            self._graphs.clear()  # the caller may have changed numbers that are recorded in them
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
@@ -272,7 +294,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         infos: list[Info] = []
         start, first = time.perf_counter(), self.num_timesteps
         while self.num_timesteps < total_timesteps:
-            infos.append(self._update())
+            infos.append(self.graphed(self._update, ("policy", self._phase())))
             self.num_timesteps += 1
             self._n_updates += 1
             if log_interval and self.num_timesteps % log_interval == 0:
@@ -410,6 +432,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             "path": self.path,
             "precision": self.precision,
             "compile": self.compile,
+            "cuda_graphs": self.cuda_graphs,
             "policy_kwargs": self.policy_kwargs,
             "seed": self.seed,
         }
@@ -425,12 +448,3 @@ def check_widths(net_arch: Any) -> None:
         raise ConfigurationError(f"net_arch is {net_arch!r}: list the widths, as in [256, 256]")
     for width in net_arch:
         check_integers(1, **{"a width in net_arch": width})
-
-
-def fastest_precision(device: torch.device) -> str:
-    """Return "bfloat16" where the device multiplies it natively, else "float32"."""
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if native else "float32"

@@ -82,7 +82,7 @@ class Critic(nn.Module):
         """(Q(s, a) - V(s)) / nu, shape (batch,); no gradient reaches the critic's parameters."""
         q = self.values(observations, actions)
         with torch.no_grad():
-            baseline: Tensor = self.v(observations)[0, :, 0]
+            baseline: Tensor = self.v(observations).squeeze((0, -1))
         return (q - baseline) / self.scale
 
     @torch.no_grad()
@@ -102,7 +102,7 @@ class Critic(nn.Module):
         with torch.no_grad():
             bootstrap = self._bootstrap(batch.next_observations, next_actions)
             target = batch.rewards + self.gamma * batch.masks * bootstrap
-        v = self.v(batch.observations)[0, :, 0]
+        v = self.v(batch.observations).squeeze((0, -1))
         residual = self._value_target(batch, q.detach()) - v
         v_loss = ((self.expectile - (residual < 0).float()).abs() * residual.square()).mean()
         q_loss = (q - target).square().mean(-1).sum()  # over the batch, then members
@@ -113,7 +113,7 @@ class Critic(nn.Module):
     def behavior_targets(self, data: DeviceDataset, lam: float) -> BehaviorTargets:
         """Targets of all transitions under `target_v`; `lam` is TD(lambda)'s."""
         chunks = data.next_observations.split(1 << 14)
-        next_values = torch.cat([self.target_v(chunk)[0, :, 0] for chunk in chunks])
+        next_values = torch.cat([self.target_v(chunk).squeeze((0, -1)) for chunk in chunks])
         v = lambda_returns(data.rewards, next_values, data.masks, data.continues, self.gamma, lam)
         return BehaviorTargets(data.rewards + self.gamma * data.masks * next_values, v)
 
@@ -121,7 +121,7 @@ class Critic(nn.Module):
         """Squared errors of Q and V against the batch's targets, and what to log."""
         q = self._members(self.q, batch.observations, batch.actions)
         q_loss = (q - targets.q).square().mean(-1).sum()
-        v_loss = (self.v(batch.observations)[0, :, 0] - targets.v).square().mean()
+        v_loss = (self.v(batch.observations).squeeze((0, -1)) - targets.v).square().mean()
         info = {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_data": q.detach().mean()}
         return q_loss + v_loss, info
 
@@ -146,7 +146,7 @@ class Critic(nn.Module):
 
     @staticmethod
     def _members(network: nn.Module, observations: Tensor, actions: Tensor) -> Tensor:
-        q: Tensor = network(torch.cat([observations, actions], dim=-1))[..., 0]
+        q: Tensor = network(torch.cat([observations, actions], dim=-1)).squeeze(-1)
         return q
 
 
@@ -154,7 +154,7 @@ class IQLCritic(Critic):
     """Q regresses to r + gamma (1 - terminated) V(s'), V to an expectile of Q [DF, appendix C]."""
 
     def _bootstrap(self, next_observations: Tensor, next_actions: Tensor | None) -> Tensor:
-        value: Tensor = self.v(next_observations)[0, :, 0]
+        value: Tensor = self.v(next_observations).squeeze((0, -1))
         return value
 
     def _value_target(self, batch: Batch, q: Tensor) -> Tensor:

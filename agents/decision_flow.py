@@ -162,6 +162,9 @@ class DecisionFlow(ActorCritic):
         self.steer_anchor(rollout)
         return info | self._update_policy(batch, rollout)
 
+    def _phase(self) -> bool:
+        return self._steers()
+
     def policy_chains(self, transitions: int) -> int:
         """How many chains the policy learns on in a batch of so many transitions."""
         return (transitions + 1) // 2
@@ -182,12 +185,16 @@ class DecisionFlow(ActorCritic):
     @torch.no_grad()
     def steer_anchor(self, rollout: Rollout) -> None:
         """Adapt rho to how far the roll-out's actions are from the behaviour's."""
-        if self.budget is None or self.num_timesteps % STEER_INTERVAL:
+        if not self._steers():
             return
         behavior = self.roll_out(
             self.behavior, rollout.observations, rollout.contexts, rollout.points[0]
         )
         self.anchor.steer((rollout.actions - behavior.actions).square().sum(-1).mean())
+
+    def _steers(self) -> bool:
+        """Whether this update moves rho."""
+        return self.budget is not None and self.num_timesteps % STEER_INTERVAL == 0
 
     @torch.no_grad()
     def _diagnostics(self) -> dict[str, float]:

@@ -60,7 +60,7 @@ class IQL(OneStepAgent):
     """
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": GaussianPolicy}
-    default_steps = 5_000
+    default_steps = 10_000
     clones = False
     acts_at_mean = True
 

@@ -104,7 +104,7 @@ class VelocityField(nn.Module):
             t = x_t.new_full((len(x_t), 1), t)
         if not self.include_time:
             t = torch.zeros_like(t)
-        velocity: Tensor = self.mlp(torch.cat([context, x_t, t], dim=-1))[0]
+        velocity: Tensor = self.mlp(torch.cat([context, x_t, t], dim=-1)).squeeze(0)
         return velocity
 
 
@@ -137,7 +137,7 @@ class FlowCritic(nn.Module):
             velocity: Shape (batch, action_dim), where the critic sees it.
         """
         inputs = [context, x_t, t] if velocity is None else [context, x_t, t, velocity]
-        value: Tensor = self.mlp(torch.cat(inputs, dim=-1))[0, :, 0]
+        value: Tensor = self.mlp(torch.cat(inputs, dim=-1)).squeeze((0, -1))
         return value
 
 
@@ -187,7 +187,10 @@ class Descent:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.averages = [] if ema is None else list(ema.parameters())
         self.max_grad_norm, self.ema_rate = max_grad_norm, ema_rate
-        self.adam = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
+        graphed = self.parameters[0].device.type == "cuda"
+        self.adam = torch.optim.Adam(
+            self.parameters, lr=learning_rate, fused=True, capturable=graphed
+        )
 
     def step(self, loss: Tensor) -> Tensor:
         """One step down `loss`; returns the gradient's norm before clipping, a scalar."""
@@ -214,7 +217,7 @@ def polyak(source: Iterable[Tensor], target: Iterable[Tensor], rate: float) -> N
 def _affine(inputs: Tensor, weight: Tensor, bias: Tensor, single: bool) -> Tensor:
     """Affine layer of an ensemble; of one member without its axis, as a plain matrix product."""
     if single:
-        return torch.addmm(bias[0], inputs, weight[0])
+        return torch.addmm(bias.squeeze(0), inputs, weight.squeeze(0))  # [0] has a costly gradient
     return torch.baddbmm(bias, inputs, weight)
 
 

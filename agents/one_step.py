@@ -49,7 +49,7 @@ class DeterministicField(OneStepField):
 
     def mean(self, context: Tensor) -> Tensor:
         """Shape (batch, action_dim), in (-1, 1)."""
-        return torch.tanh(self.mlp(context)[0])
+        return torch.tanh(self.mlp(context).squeeze(0))
 
     def actions(self, context: Tensor, x_0: Tensor) -> Tensor:
         """The mean."""
@@ -74,7 +74,7 @@ class GaussianField(DeterministicField):
 
     def log_prob(self, context: Tensor, actions: Tensor) -> Tensor:
         """Log-density, shape (batch,)."""
-        normal = Normal(self.mean(context), self.std)
+        normal = Normal(self.mean(context), self.std, validate_args=False)
         log_prob: Tensor = normal.log_prob(actions).sum(-1)
         return log_prob
 
@@ -88,7 +88,7 @@ class DistilledField(OneStepField):
 
     def actions(self, context: Tensor, x_0: Tensor) -> Tensor:
         """The network's output."""
-        actions: Tensor = self.mlp(torch.cat([context, x_0], dim=-1))[0]
+        actions: Tensor = self.mlp(torch.cat([context, x_0], dim=-1)).squeeze(0)
         return actions
 
 

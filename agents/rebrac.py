@@ -64,7 +64,7 @@ class ReBRAC(OneStepAgent):
     """
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": DeterministicPolicy}
-    default_steps = 6_000
+    default_steps = 30_000
     clones = False
     acts_at_mean = True
 
@@ -99,13 +99,17 @@ class ReBRAC(OneStepAgent):
         next_actions, penalty = self.next_actions(batch)
         rewards = batch.rewards - self.gamma * batch.masks * self.critic_bc * penalty
         info = self.critic_step(batch._replace(rewards=rewards), next_actions)
-        if self._n_updates % POLICY_DELAY == 0:
+        if self._phase():
             with self.autocast():
                 loss, self._actor_info = self.compiled(actor_loss)(
                     self.policy.field, self.critic, batch, self.actor_bc
                 )
             self._actor_info["grad_norm"] = self.descent.step(loss)
         return {**info, **self._actor_info}
+
+    def _phase(self) -> bool:
+        """Whether the actor's turn has come."""
+        return self._n_updates % POLICY_DELAY == 0
 
     @torch.no_grad()
     def next_actions(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ def value_loss(value: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         inputs: Shape (batch, context_dim + action_dim + 1).
         targets: Shape (batch,).
     """
-    loss: Tensor = (value(inputs)[..., 0] - targets).square().mean(-1).sum()
+    loss: Tensor = (value(inputs).squeeze(-1) - targets).square().mean(-1).sum()
     return loss
 
 
@@ -148,20 +148,24 @@ class RQL(ActorCritic):
             )
         rows = torch.arange(len(batch.actions), device=self.device)
         info = self._evaluate(batch, points, rows % (flow_steps + 1), rows)
-        if self._n_updates < self.value_steps:
+        if self._phase():
             waiting = torch.zeros((), device=self.device)
             return info | dict.fromkeys(("policy_loss", "bc_loss", "grad_norm"), waiting)
         return info | self._improve(batch, points, rows % flow_steps, rows)
 
+    def _phase(self) -> bool:
+        """Whether V still learns alone."""
+        return self._n_updates < self.value_steps
+
     def _evaluate(self, batch: Batch, points: Tensor, steps: Tensor, rows: Tensor) -> Info:
         """V at the chains' points `steps`, (batch,)."""
         with torch.no_grad(), self.autocast():
-            if self._n_updates < self.value_steps:
+            if self._phase():
                 following = self.critic.v(batch.next_observations)[0, :, 0]
             else:
                 z = self.starts_like(batch.actions)
                 start = torch.cat([batch.next_contexts, z, torch.zeros_like(z[:, :1])], 1)
-                following = self.critic.aggregate(self.target_value(start)[..., 0])
+                following = self.critic.aggregate(self.target_value(start).squeeze(-1))
             targets = batch.rewards + self.gamma * batch.masks * following
         t = (steps / self.spec.flow_steps)[:, None]
         inputs = torch.cat([batch.contexts, points[steps, rows], t], 1)
@@ -196,7 +200,7 @@ class RQL(ActorCritic):
         following = flow_step(x_k, velocity, flow_steps)
         t_next = ((steps + 1) / flow_steps)[:, None]
         following = torch.where(t_next == 1, following.clamp(-1, 1), following)
-        values = self.value(torch.cat([batch.contexts, following, t_next], 1))[..., 0]
+        values = self.value(torch.cat([batch.contexts, following, t_next], 1)).squeeze(-1)
         gain = self.critic.aggregate(values)
         bc = flow_matching_loss(field, batch.contexts, batch.actions, x_0, t, get_path(self.path))
         unit = gain.detach().abs().mean().clamp_min(1e-8)
