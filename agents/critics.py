@@ -24,6 +24,10 @@ from flowmdp.agents.networks import EnsembleMlp, frozen_copy, polyak
 Info = dict[str, Tensor]
 
 
+SMOOTHING_CLIP = 2.5
+"""Of the noise in `smoothed`, in its standard deviations, as in TD3."""
+
+
 class BehaviorTargets(NamedTuple):
     """What Q and V regress to while the policy is the behaviour; both of shape (n,)."""
 
@@ -167,6 +171,24 @@ class TDCritic(Critic):
     def _bootstrap(self, next_observations: Tensor, next_actions: Tensor | None) -> Tensor:
         assert next_actions is not None
         return self.aggregate(self._members(self.target_q, next_observations, next_actions))
+
+
+def smoothed(actions: Tensor, noise: Tensor, scale: float) -> Tensor:
+    """Target policy smoothing [Fujimoto et al. 2018, TD3, arXiv:1802.09477].
+
+    The policy's actions with clipped noise, for which a critic's target then holds: a Q that is
+    high in a narrow place is not believed.
+
+    Args:
+        actions: Shape (batch, action_dim).
+        noise: Standard Gaussian, of the same shape.
+        scale: Standard deviation that the noise gets.
+
+    Returns:
+        Shape (batch, action_dim), in [-1, 1].
+    """
+    clipped = noise.clamp(-SMOOTHING_CLIP, SMOOTHING_CLIP)
+    return (actions + scale * clipped).clamp(-1, 1)
 
 
 CRITICS: dict[str, type[Critic]] = {"iql": IQLCritic, "td": TDCritic}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flowmdp.agents.actor_critic import ActorCritic
 from flowmdp.agents.anchor import Anchor
 from flowmdp.agents.base import Array
-from flowmdp.agents.critics import Info
+from flowmdp.agents.critics import Info, smoothed
 from flowmdp.agents.data import Batch
 from flowmdp.agents.networks import Descent
 from flowmdp.arguments import check_numbers
@@ -67,6 +67,8 @@ class DecisionFlow(ActorCritic):
         critic_members: Q networks in the ensemble; five [ours: two let every policy run into what
             the critic has not seen].
         pessimism: Q = mean - pessimism * std of the members.
+        smoothing: Standard deviation of the noise on the policy's actions in the "td" critic's
+            target (TD3's target policy smoothing); 0 adds none.
         **kwargs: Of `ActorCritic`; the "iql" critic is frozen once the policy moves.
 
     Raises:
@@ -95,12 +97,14 @@ class DecisionFlow(ActorCritic):
         budget: float | None = 300.0,
         critic_members: int = 5,
         pessimism: float | None = 2.0,
+        smoothing: float = 0.0,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
         check_numbers("(0, inf)", rho=rho)
         if budget is not None:
             check_numbers("(0, inf)", budget=budget)
+        check_numbers("[0, inf)", smoothing=smoothing)
         super().__init__(
             policy,
             env,
@@ -110,7 +114,7 @@ class DecisionFlow(ActorCritic):
             _init_setup_model=False,
             **kwargs,
         )
-        self.rho, self.budget = rho, budget
+        self.rho, self.budget, self.smoothing = rho, budget, smoothing
         if _init_setup_model:
             self._setup_model()
 
@@ -137,7 +141,8 @@ class DecisionFlow(ActorCritic):
 
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return super().hyperparameters() | {"rho": self.rho, "budget": self.budget}
+        own = {"rho": self.rho, "budget": self.budget, "smoothing": self.smoothing}
+        return super().hyperparameters() | own
 
     def _modules(self) -> dict[str, nn.Module]:
         return super()._modules() | {"anchor": self.anchor}
@@ -157,7 +162,13 @@ class DecisionFlow(ActorCritic):
         observations, contexts = (state[chains] for state in batch.flow_states)
         x_0 = self.starts_like(batch.actions[chains])
         rollout = self.roll_out(self.policy.ema, observations, contexts, x_0)
-        info = self.critic_step(batch, rollout.actions) if learns else {}
+        info: Info = {}
+        if learns:
+            next_actions = rollout.actions
+            if self.smoothing > 0:
+                noise = self.noise_like(next_actions)
+                next_actions = smoothed(next_actions, noise, self.smoothing)
+            info = self.critic_step(batch, next_actions)
         rollout = rollout.first(policy_chains)
         self.steer_anchor(rollout)
         return info | self._update_policy(batch, rollout)

@@ -26,14 +26,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowmdp.agents.critics import Critic, Info
+from flowmdp.agents.critics import Critic, Info, smoothed
 from flowmdp.agents.data import Batch
 from flowmdp.agents.one_step import DeterministicField, DeterministicPolicy, OneStepAgent
 from flowmdp.arguments import check_numbers
 
 POLICY_DELAY = 2
-NOISE, NOISE_CLIP = 0.2, 0.5
-"""Of the target policy's smoothing; all three as in TD3 and in the paper."""
+SMOOTHING = 0.2
+"""Of the target policy; both as in TD3 and in the paper."""
 
 
 def actor_loss(
@@ -119,9 +119,9 @@ class ReBRAC(OneStepAgent):
         """
         field = self.policy.ema
         assert isinstance(field, DeterministicField)
-        noise = (NOISE * self.noise_like(batch.actions)).clamp(-NOISE_CLIP, NOISE_CLIP)
+        noise = self.noise_like(batch.actions)
         with self.autocast():
-            actions = (field.mean(batch.next_contexts) + noise).clamp(-1, 1)
+            actions = smoothed(field.mean(batch.next_contexts), noise, SMOOTHING)
         following = (batch.rows + 1) % len(self.data)
         distance = (actions - self.data.actions[following]).square().sum(-1)
         return actions, self.data.reward_scale * self.data.continues[batch.rows] * distance

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ from torch import nn
 
 from flowmdp.agents import DFDir, DFDiv
 from flowmdp.agents.anchor import Anchor
-from flowmdp.agents.critics import IQLCritic, TDCritic
-from flowmdp.agents.data import lambda_returns
+from flowmdp.agents.critics import Info, IQLCritic, TDCritic, smoothed
+from flowmdp.agents.data import Batch, lambda_returns
 from flowmdp.agents.df_dir import FlowPairs, endpoint_objective, flow_critic_loss
 from flowmdp.agents.df_div import flow_returns, learned_steps
 from flowmdp.agents.divergences import DIVERGENCES, direction, smooth_norm, squared
@@ -233,6 +235,52 @@ def test_half_of_the_pairs_come_from_the_data() -> None:
     torch.testing.assert_close(
         pairs.values[:16], agent.critic.advantages(rollout.observations, rollout.actions)
     )
+
+
+def test_smoothing_adds_clipped_noise_within_the_box() -> None:
+    actions, noise = torch.full((5000, 2), 0.7), randn(5000, 2)
+    noisy = smoothed(actions, noise, 0.1)
+    assert noisy.max() == pytest.approx(0.95) and noisy.min() == pytest.approx(0.45)
+    assert (noisy - actions).std().item() == pytest.approx(0.1, rel=0.05)
+    assert smoothed(actions, noise, 1.0).max() == 1
+    assert torch.equal(smoothed(actions, noise, 0.0), actions)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_critic_learns_of_smoothed_actions(
+    smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flowmdp.env import FlowMDPEnv
+
+    env = FlowMDPEnv(states="dataset", reward="data", dataset=toy_dataset(), flow_steps=2)
+    agent = DFDir(
+        "MlpPolicy",
+        env,
+        policy_kwargs={"net_arch": [8]},
+        behavior_steps=1,
+        critic_steps=1,
+        smoothing=smoothing,
+        device="cpu",
+    )
+    agent.pretrain()
+    chains: list[Any] = []
+    targets: list[Any] = []
+    roll_out, critic_step = agent.roll_out, agent.critic_step
+
+    def rolled(*args: object) -> object:
+        chains.append(roll_out(*args))  # type: ignore[arg-type]
+        return chains[-1]
+
+    def stepped(batch: Batch, next_actions: torch.Tensor | None = None) -> Info:
+        targets.append(next_actions)
+        return critic_step(batch, next_actions)
+
+    monkeypatch.setattr(agent, "roll_out", rolled)
+    monkeypatch.setattr(agent, "critic_step", stepped)
+    agent.learn(1, log_interval=0)
+    moved = (targets[0] - chains[0].actions).abs()
+    assert moved.max() <= 2.5 * smoothing + 1e-6
+    assert (moved.mean() > 0.1) == (smoothing > 0)
 
 
 @pytest.mark.parametrize(("chains", "flow_steps"), [(64, 10), (20, 10), (7, 3), (4, 1), (9, 2)])

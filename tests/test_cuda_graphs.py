@@ -31,7 +31,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("df-dir", {}),
     ("df-dir", {"objective": "advantage", "critic": "iql"}),
     ("df-dir", {"objective": "direction", "path": "trigonometric"}),
-    ("df-div", {}),
+    ("df-div", {"smoothing": 0.2}),
     ("df-div", {"critic": "iql", "lam": 0.5, "divergence": "cosine"}),
 ]
 each_variant = pytest.mark.parametrize(
