@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable
 import torch
 
 from flowmdp.agents.critics import Info
+from flowmdp.errors import ConfigurationError
 
 WARM_UP = 3
 """Updates of each phase that run kernel by kernel before one is recorded."""
@@ -27,6 +28,9 @@ class CudaGraphs:
 
     Args:
         generators: Those that updates draw from.
+
+    Raises:
+        ConfigurationError: When called, if an update cannot be recorded.
     """
 
     def __init__(self, generators: Iterable[torch.Generator]) -> None:
@@ -66,7 +70,14 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, stream=self.stream):
-            info = update()
-            scalars = torch.stack([value.float() for value in info.values()])
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                info = update()
+                scalars = torch.stack([value.float() for value in info.values()])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigurationError(
+                f"an update cannot be recorded as a CUDA graph ({reason}): does it use .item() or "
+                "the like? Make the agent with cuda_graphs=False"
+            ) from error
         return graph, list(info), scalars

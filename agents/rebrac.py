@@ -33,7 +33,7 @@ from flowmdp.arguments import check_numbers
 
 POLICY_DELAY = 2
 SMOOTHING = 0.2
-"""Of the target policy; both as in TD3 and in the paper."""
+"""Noise of the target policy; this and the delay as in TD3 and in the paper."""
 
 
 def actor_loss(

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowmdp.agents.critics import Info
 from flowmdp.agents.cuda_graphs import WARM_UP
+from flowmdp.errors import ConfigurationError
 from tests.test_agents import flow_env, make, weights
 
 ASKING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "lift_fresh", "unique_dim"}
@@ -140,3 +141,18 @@ def test_tfloat32_is_for_updates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     agent.learn(1, log_interval=0)
     assert seen == ["high"] != [before]
     assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_an_update_that_asks_the_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make("flow-bc", device="cuda")
+    update = agent._update
+
+    def asking() -> Info:
+        info: Info = update()
+        info["loss"].item()
+        return info
+
+    monkeypatch.setattr(agent, "_update", asking)
+    with pytest.raises(ConfigurationError, match="cuda_graphs=False"):
+        agent.learn(WARM_UP + 1, log_interval=0)
