@@ -253,15 +253,8 @@ def test_the_critic_learns_of_smoothed_actions(
     from flowmdp.env import FlowMDPEnv
 
     env = FlowMDPEnv(states="dataset", reward="data", dataset=toy_dataset(), flow_steps=2)
-    agent = DFDir(
-        "MlpPolicy",
-        env,
-        policy_kwargs={"net_arch": [8]},
-        behavior_steps=1,
-        critic_steps=1,
-        smoothing=smoothing,
-        device="cpu",
-    )
+    tiny = {"policy_kwargs": {"net_arch": [8]}, "behavior_steps": 1, "critic_steps": 1}
+    agent = DFDir("MlpPolicy", env, smoothing=smoothing, device="cpu", **tiny)  # type: ignore[arg-type]
     agent.pretrain()
     chains: list[Any] = []
     targets: list[Any] = []
