@@ -14,16 +14,15 @@ class Anchor(nn.Module):
     What a given rho allows differs between datasets. With a budget, rho is steered so that the mean
     squared distance between the policy's and the behaviour's action from the same noise stays at
 
-        allowed = budget * nu^2 * variance
+        allowed = budget * variance
 
     The variance is that of one coordinate of the behaviour's own actions at one state: a policy
-    moves along one direction, the gradient of Q, whatever the number of coordinates. nu, the mean
-    difference of Q between two such actions in standard deviations of the return, says how much of
-    the return the action decides, and so how much of what moves Q is more than the critic's error.
-    Every few steps log rho moves by `RATE` times the relative excess.
+    moves along one direction, the gradient of Q, whatever the number of coordinates. Every few
+    steps log rho moves by `RATE` times the relative excess.
 
     Args:
-        rho: Its (first) value.
+        rho: Its (first) value; None: 1, and with a budget 100, where the policy is the behaviour,
+            because from below the policy goes far astray before rho has risen.
         budget: Allowed transport, see above; None keeps rho fixed.
     """
 
@@ -31,8 +30,10 @@ class Anchor(nn.Module):
     log_rho: Tensor
     allowed: Tensor
 
-    def __init__(self, rho: float, budget: float | None) -> None:
+    def __init__(self, rho: float | None, budget: float | None) -> None:
         super().__init__()
+        if rho is None:
+            rho = 1.0 if budget is None else 100.0
         self.budget = budget
         self.register_buffer("log_rho", torch.tensor(math.log(rho)))
         self.register_buffer("allowed", torch.ones(()))
@@ -43,17 +44,16 @@ class Anchor(nn.Module):
         return self.log_rho.exp()
 
     @torch.no_grad()
-    def fit(self, actions: Tensor, others: Tensor, nu: Tensor) -> None:
-        """Measure what is allowed, from two actions per state, each of (batch, action_dim).
+    def fit(self, actions: Tensor, others: Tensor) -> None:
+        """Measure what is allowed.
 
         Args:
-            actions: The behaviour's.
-            others: The behaviour's, from other noise.
-            nu: Mean |Q(s, a) - Q(s, a')| in standard deviations of the return, a scalar.
+            actions: The behaviour's, one per state, shape (batch, action_dim).
+            others: The same from other noise.
         """
         if self.budget is not None:
             variance = (actions - others).square().mean() / 2
-            self.allowed.copy_((self.budget * nu**2 * variance).clamp_min(1e-6))
+            self.allowed.copy_((self.budget * variance).clamp_min(1e-6))
 
     @torch.no_grad()
     def steer(self, transport: Tensor) -> None:

@@ -59,23 +59,22 @@ class DecisionFlow(ActorCritic):
         env: A flow environment or its id.
         learning_rate: Adam's, of the policy.
         rho: Weight of staying with the behaviour, in advantage units; where it starts if there is
-            a budget.
+            a budget. None: 1, and with a budget 100, so that the policy leaves its clone slowly.
         budget: How far actions may move: their mean squared distance from the behaviour's, in units
-            of the variance of one action coordinate and of nu^2, the square of the advantage unit
-            in standard deviations of the return; `Anchor` holds it by steering rho. None keeps rho
-            fixed.
+            of the variance of one action coordinate; `Anchor` holds it by steering rho. None keeps
+            rho fixed.
         critic_members: Q networks in the ensemble; five [ours: two let every policy run into what
             the critic has not seen].
         pessimism: Q = mean - pessimism * std of the members.
         smoothing: Standard deviation of the noise on the policy's actions in the "td" critic's
-            target (TD3's target policy smoothing); 0 adds none.
+            target (TD3's target policy smoothing [ours, here]); 0 adds none.
         **kwargs: Of `ActorCritic`; the "iql" critic is frozen once the policy moves.
 
     Raises:
         ConfigurationError: If an argument is out of its range.
     """
 
-    default_steps = 3_000  # improves within a few thousand, see docs/experiments.md
+    default_steps = 9_000
     environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
     """Less noise [ours]: robots fall by the rare actions of a wide policy; some keeps the modes."""
     paper: ClassVar[dict[str, Any]] = {
@@ -84,6 +83,7 @@ class DecisionFlow(ActorCritic):
         "pessimism": None,
         "budget": None,
         "rho": 1.0,
+        "smoothing": 0.0,
     }
     """As far as the paper's text was at hand; its own rho was not."""
 
@@ -93,15 +93,16 @@ class DecisionFlow(ActorCritic):
         env: Any,
         learning_rate: float = 3e-4,
         *,
-        rho: float = 1.0,
-        budget: float | None = 300.0,
+        rho: float | None = None,
+        budget: float | None = 0.1,
         critic_members: int = 5,
         pessimism: float | None = 2.0,
-        smoothing: float = 0.0,
+        smoothing: float = 0.2,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
-        check_numbers("(0, inf)", rho=rho)
+        if rho is not None:
+            check_numbers("(0, inf)", rho=rho)
         if budget is not None:
             check_numbers("(0, inf)", budget=budget)
         check_numbers("[0, inf)", smoothing=smoothing)
@@ -137,7 +138,7 @@ class DecisionFlow(ActorCritic):
             for _ in range(2)
         )
         self.critic.fit_scale(batch.observations, batch.actions, first)
-        self.anchor.fit(first, second, self.critic.scale)
+        self.anchor.fit(first, second)
 
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments."""

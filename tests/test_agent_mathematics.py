@@ -290,14 +290,18 @@ def test_every_chain_is_learned_from_at_different_steps(chains: int, flow_steps:
 def test_the_anchor_holds_its_budget() -> None:
     anchor = Anchor(rho=1.0, budget=0.5)
     first, second = 2 * randn(20_000, 3), 2 * randn(20_000, 3)
-    anchor.fit(first, second, torch.tensor(0.3))
-    assert anchor.allowed.item() == pytest.approx(0.5 * 0.09 * 4, rel=0.05)  # 4: of each coordinate
+    anchor.fit(first, second)
+    assert anchor.allowed.item() == pytest.approx(0.5 * 4, rel=0.05)  # 4: of each coordinate
     for _ in range(3000):  # a policy that moves as far as a quadratic value lets it
         anchor.steer(10 / anchor.rho**2)
     assert (10 / anchor.rho**2).item() == pytest.approx(anchor.allowed.item(), rel=0.01)
-    fixed = Anchor(rho=1.0, budget=None)
+    fixed = Anchor(rho=None, budget=None)
     fixed.steer(torch.tensor(100.0))
     assert fixed.rho.item() == 1
+
+
+def test_with_a_budget_the_policy_starts_at_its_clone() -> None:
+    assert Anchor(rho=None, budget=0.1).rho.item() == pytest.approx(100)
 
 
 @pytest.mark.parametrize("cls", [DFDir, DFDiv])
@@ -308,4 +312,4 @@ def test_rho_falls_while_actions_have_not_moved(cls: type[DFDir]) -> None:
     kwargs = {"policy_kwargs": {"net_arch": [8]}, "device": "cpu", "learning_rate": 0.0}
     agent = cls("MlpPolicy", env, behavior_steps=1, critic_steps=1, **kwargs)  # type: ignore[arg-type]
     agent.learn(31, log_interval=0)
-    assert agent.anchor.rho.item() == pytest.approx(np.exp(-4 * Anchor.RATE), rel=1e-4)
+    assert agent.anchor.rho.item() == pytest.approx(100 * np.exp(-4 * Anchor.RATE), rel=1e-4)
