@@ -67,7 +67,7 @@ class DecisionFlow(ActorCritic):
             the critic has not seen].
         pessimism: Q = mean - pessimism * std of the members.
         smoothing: Standard deviation of the noise on the policy's actions in the "td" critic's
-            target (TD3's target policy smoothing [ours, here]); 0 adds none.
+            target, TD3's target policy smoothing [ours for flow policies]; 0 adds none.
         **kwargs: Of `ActorCritic`; the "iql" critic is frozen once the policy moves.
 
     Raises:
