@@ -68,6 +68,9 @@ class DecisionFlow(ActorCritic):
         pessimism: Q = mean - pessimism * std of the members.
         smoothing: Standard deviation of the noise on the policy's actions in the "td" critic's
             target, TD3's target policy smoothing [ours for flow policies]; 0 adds none.
+        critic_noise: Standard deviation, in that of each weight tensor, of Gaussian noise put on
+            Q's weights before the policy moves: what a bad critic does. With "iql" only, since
+            "td" learns it away.
         **kwargs: Of `ActorCritic`; the "iql" critic is frozen once the policy moves.
 
     Raises:
@@ -98,6 +101,7 @@ class DecisionFlow(ActorCritic):
         critic_members: int = 5,
         pessimism: float | None = 2.0,
         smoothing: float = 0.2,
+        critic_noise: float = 0.0,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -105,7 +109,9 @@ class DecisionFlow(ActorCritic):
             check_numbers("(0, inf)", rho=rho)
         if budget is not None:
             check_numbers("(0, inf)", budget=budget)
-        check_numbers("[0, inf)", smoothing=smoothing)
+        check_numbers("[0, inf)", smoothing=smoothing, critic_noise=critic_noise)
+        if critic_noise and kwargs.get("critic") != "iql":
+            raise ConfigurationError('critic_noise needs critic="iql"')
         super().__init__(
             policy,
             env,
@@ -116,6 +122,7 @@ class DecisionFlow(ActorCritic):
             **kwargs,
         )
         self.rho, self.budget, self.smoothing = rho, budget, smoothing
+        self.critic_noise = critic_noise
         if _init_setup_model:
             self._setup_model()
 
@@ -131,6 +138,9 @@ class DecisionFlow(ActorCritic):
         """Start the policy as a copy of the behaviour flow, measure the units of rho and budget."""
         for module in (self.policy.field, self.policy.ema):
             module.load_state_dict(self.behavior.state_dict())
+        if self.critic_noise:
+            for weight in self.critic.q.weights:
+                weight += self.critic_noise * weight.std() * self.noise_like(weight)
         batch = self.data.sample(SCALE_SAMPLES, self.generator)
         states = batch.observations, batch.contexts
         first, second = (
@@ -142,8 +152,12 @@ class DecisionFlow(ActorCritic):
 
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        own = {"rho": self.rho, "budget": self.budget, "smoothing": self.smoothing}
-        return super().hyperparameters() | own
+        return super().hyperparameters() | {
+            "rho": self.rho,
+            "budget": self.budget,
+            "smoothing": self.smoothing,
+            "critic_noise": self.critic_noise,
+        }
 
     def _modules(self) -> dict[str, nn.Module]:
         return super()._modules() | {"anchor": self.anchor}

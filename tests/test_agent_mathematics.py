@@ -18,6 +18,7 @@ from flowmdp.agents.df_div import flow_returns, learned_steps
 from flowmdp.agents.divergences import DIVERGENCES, direction, smooth_norm, squared
 from flowmdp.agents.flow_bc import flow_matching_loss
 from flowmdp.agents.networks import Descent, EnsembleMlp, FlowCritic, VelocityField, polyak
+from flowmdp.errors import ConfigurationError
 from flowmdp.path import linear_path, linear_velocity
 from tests.agent_toys import QuadraticCritic
 from tests.flow_toys import toy_dataset
@@ -274,6 +275,26 @@ def test_the_critic_learns_of_smoothed_actions(
     moved = (targets[0] - chains[0].actions).abs()
     assert moved.max() <= 2.5 * smoothing + 1e-6
     assert (moved.mean() > 0.1) == (smoothing > 0)
+
+
+def test_a_noised_critic_judges_otherwise_by_the_same_state_values() -> None:
+    from flowmdp.env import FlowMDPEnv
+
+    env = FlowMDPEnv(states="dataset", reward="data", dataset=toy_dataset(), flow_steps=2)
+    tiny = {"policy_kwargs": {"net_arch": [8]}, "behavior_steps": 1, "critic_steps": 20}
+    clean, noised = (
+        DFDir("MlpPolicy", env, critic="iql", critic_noise=noise, seed=0, device="cpu", **tiny)  # type: ignore[arg-type]
+        for noise in (0.0, 0.5)
+    )
+    for agent in (clean, noised):
+        agent.pretrain()
+    batch = clean.sample()
+    states = batch.observations
+    assert torch.equal(clean.critic.v(states), noised.critic.v(states))
+    values = torch.stack([agent.critic.values(states, batch.actions) for agent in (clean, noised)])
+    assert torch.corrcoef(values)[0, 1] < 0.99
+    with pytest.raises(ConfigurationError, match="iql"):
+        DFDir("MlpPolicy", env, critic_noise=0.5)
 
 
 @pytest.mark.parametrize(("chains", "flow_steps"), [(64, 10), (20, 10), (7, 3), (4, 1), (9, 2)])
