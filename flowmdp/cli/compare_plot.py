@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,14 @@ from flowmdp.cli.results import Grouped
 from flowmdp.cli.run_folder import replace_file
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BLACK = "#000000"
 ROW = 0.24
 """Inches per row of a picture."""
+
+COLUMNS = 4
+"""Panels side by side."""
 
 
 def draw_figures(grouped: Grouped, comparison: Comparison, folder: Path) -> list[Path]:
@@ -68,45 +71,34 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _scores(grouped: Grouped, colors: dict[str, object]) -> Figure:
-    """A dot per seed, mean and interval per label, in one group of rows per dataset."""
-    rows = sum(len(labels) + 1 for labels in grouped.values())
-    figure = _figure(7.5, 1.2 + ROW * rows)
-    axes = figure.subplots()
-    ticks, y = {}, 0.0
-    for dataset, labels in grouped.items():
-        scored = {label: scores for label, runs in labels.items() if (scores := scores_of(runs))}
-        if not scored:
-            continue
-        ticks[y + (len(scored) - 1) / 2] = f"{dataset.dataset_id}\n{dataset.task}"
-        for label, scores in scored.items():
+    """A panel per dataset: a dot per seed, mean and interval, in one row per label."""
+    scored = {
+        dataset: {label: scores for label, runs in labels.items() if (scores := scores_of(runs))}
+        for dataset, labels in grouped.items()
+    }
+    scored = {dataset: scores for dataset, scores in scored.items() if scores}
+    order = sorted({label for scores in scored.values() for label in scores})
+    columns = min(COLUMNS, len(scored))
+    rows = math.ceil(len(scored) / columns)
+    figure = _figure(2 + 2.3 * columns, 0.5 + rows * (0.8 + ROW * len(order)))
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for axes in panels[len(scored) :]:
+        axes.set_axis_off()
+    for axes, (dataset, by_label) in zip(panels, scored.items(), strict=False):
+        for label, scores in by_label.items():
+            y, color = order.index(label), colors[label]
             low, high = over_seeds([np.array(scores)], mean)[1:]
-            color, center = colors[label], float(np.mean(scores))
             axes.plot([low, high], [y, y], lw=6, color=color, alpha=0.3)
-            axes.plot(center, y, "|", color=color, ms=12, mew=2.5, label=label)
+            axes.plot(float(np.mean(scores)), y, "|", color=color, ms=12, mew=2.5)
             axes.plot(scores, [y] * len(scores), "o", color=color, ms=3.5)
-            y += 1
-        y += 1  # an empty row between two datasets
-    axes.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
-    axes.set(xlabel="normalised score: seeds, mean and its 95 % interval", ylim=(y - 1, -1))
-    axes.grid(axis="x", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    _legend(figure, axes)
+        axes.set_title(f"{dataset.dataset_id}\n{dataset.task}", fontsize=8)
+        axes.set_yticks(range(len(order)), order, fontsize=8)
+        axes.set_ylim(len(order) - 0.4, -0.6)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("normalised score: seeds, mean and its 95 % interval", fontsize=9)
     return figure
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    """Every label once, above the axes."""
-    handles, labels = axes.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    names = sorted(once)
-    figure.legend(
-        [once[name] for name in names],
-        names,
-        loc="outside upper center",
-        ncols=4,
-        frameon=False,
-        fontsize=8,
-    )
 
 
 def _aggregate(comparison: Comparison, colors: dict[str, object]) -> Figure:
