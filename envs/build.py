@@ -31,7 +31,8 @@ def build_dataset(
     """Roll the task's behaviour out into its Minari dataset, or find it already built.
 
     The dataset appears whole or not at all, whenever the process is killed; two builders at once
-    take turns. The same task, steps, seed and versions give the same bytes.
+    take turns. The same task, steps, seed, versions and kind of processor give the same bytes (see
+    `OPENBLAS_CORETYPE` in docs/data.md).
 
     Args:
         task: Name of the task, `hopper-medium`.

@@ -107,7 +107,7 @@ def roll_out(
     Args:
         policy: The behaviour.
         envs: Environments to run in lock-step, all of the same task; the caller closes them.
-        seed: Non-negative; the same seed gives the same episodes.
+        seed: Non-negative; the same seed gives the same episodes on the same kind of processor.
         horizon: Longest episode in steps.
 
     Yields:
