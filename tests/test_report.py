@@ -98,11 +98,11 @@ def test_the_other_way_of_acting(tmp_path: Path, report: Any) -> None:
 
 
 def test_both_ways_of_acting_side_by_side(tmp_path: Path, report: Any) -> None:
-    still = {"mean_return": 700.0, "normalized_score": 70.0}
-    write(tmp_path / "results", "flow", [10, 20], noiseless=still)
-    write(tmp_path / "results", "mean", [70, 70], noiseless=still)
+    still = {"mean_return": 700.0, "normalized_score": 70.0, "returns": [500.0, 900.0]}
+    write(tmp_path / "results", "flow", [10, 70], noiseless=still)  # 70: the same mean by chance
+    write(tmp_path / "results", "mean", [70, 70], noiseless=still, returns=still["returns"])
     rows = [line.split(" | ")[3:5] + line.split(" | ")[7:8] for line in report("--acting", "both")]
-    expected = [["flow", "2 †", "150 ± 71"], ["flow noiseless", "2 †", "700 ± 0"]]
+    expected = [["flow", "2 †", "400 ± 424"], ["flow noiseless", "2 †", "700 ± 0"]]
     assert rows[2:5] == [*expected, ["mean", "2 †", "700 ± 0"]]
 
 

@@ -100,7 +100,7 @@ def both_ways(result: Result) -> list[Result]:
         ConfigurationError: When the run was not evaluated without noise.
     """
     noiseless = as_acting(result, "noiseless")
-    if noiseless["mean_return"] == result["mean_return"]:
+    if noiseless["returns"] == result["returns"]:
         return [result]
     return [result, {**noiseless, "label": f"{result['label']} noiseless"}]
 
