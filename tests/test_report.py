@@ -151,6 +151,20 @@ def test_against_and_reference(tmp_path: Path, report: Any) -> None:
     assert "over 1 dataset:" in "\n".join(report("--against", "b"))
 
 
+def test_a_label_on_few_datasets_is_compared_when_it_is_named(tmp_path: Path, report: Any) -> None:
+    datasets = [f"zoo/hopper/{name}-v0" for name in ("medium", "expert", "medium-replay")]
+    for dataset in datasets:
+        write(tmp_path / "results", "a", [1, 2, 3], dataset)
+        write(tmp_path / "results", "b", [1, 2, 3], dataset)
+    write(tmp_path / "results", "b long", [4, 5, 6])
+    text = "\n".join(report())
+    assert "over 3 datasets" in text and "Not compared: b long, on 1 dataset only" in text
+    text = "\n".join(report("--only", "b*"))
+    assert "over 1 dataset:" in text and "| a |" not in text and "Not compared" not in text
+    assert main(["report", str(tmp_path / "results"), "--only", "c"]) == 2
+    assert main(["report", str(tmp_path / "results"), "--against", "b long"]) == 2
+
+
 def test_nothing_in_common_is_said(tmp_path: Path, report: Any) -> None:
     write(tmp_path / "results", "a", [1, 2, 3])
     write(tmp_path / "results", "b", [1, 2, 3], "zoo/hopper/expert-v0")

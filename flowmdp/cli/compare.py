@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -48,15 +49,20 @@ class Comparison:
         scores: Label -> one array of shape (seeds,) per dataset.
         datasets: In the arrays' order.
         left_out: The other datasets -> why.
+        rare: The labels that stay out, since they are on too few datasets -> on how many.
     """
 
     scores: dict[str, list[Array]]
     datasets: list[Dataset]
     left_out: dict[Dataset, str]
+    rare: dict[str, int]
 
     @classmethod
-    def of(cls, grouped: Grouped, labels: list[str]) -> Comparison:
-        """Compare labels."""
+    def of(cls, grouped: Grouped, labels: list[str], share: float = 0.5) -> Comparison:
+        """Compare the labels that are on that share of the most frequent one's datasets."""
+        counts = {label: sum(label in runs for runs in grouped.values()) for label in labels}
+        rare = {label: n for label, n in counts.items() if n < share * max(counts.values())}
+        labels = [label for label in labels if label not in rare]
         left_out: dict[Dataset, str] = {}
         for dataset, runs in grouped.items():
             missing = [label for label in labels if label not in runs]
@@ -69,7 +75,7 @@ class Comparison:
             label: [np.array(scores_of(grouped[dataset][label])) for dataset in datasets]
             for label in labels
         }
-        return cls(scores, datasets, left_out)
+        return cls(scores, datasets, left_out, rare)
 
     def estimates(self, statistic: Any) -> dict[str, Estimate]:
         """Label -> the statistic over datasets, the best first."""
@@ -83,11 +89,7 @@ def run_report(options: Report) -> None:
     Raises:
         ConfigurationError: For a folder without results, or a label that does not occur.
     """
-    results = load_results(options.results)
-    if options.acting == "both":
-        results = [way for result in results for way in both_ways(result)]
-    else:
-        results = [as_acting(result, options.acting) for result in results]
+    results = _results(options)
     grouped = group(results)
     labels = sorted({result["label"] for result in results})
     for label in (*options.reference, *([options.against] if options.against else [])):
@@ -96,9 +98,14 @@ def run_report(options: Report) -> None:
     compared = [label for label in labels if label not in options.reference]
     if options.against in options.reference or not compared:
         raise ConfigurationError("--reference leaves nothing to compare: name fewer labels there")
-    comparison = Comparison.of(grouped, compared)
+    comparison = Comparison.of(grouped, compared, share=0 if options.only else 0.5)
+    if options.against in comparison.rare:
+        raise ConfigurationError(
+            f"{options.against} is on too few datasets to be compared with all others: name some "
+            "with --only"
+        )
     parts = [return_table(grouped, labels), dataset_table(grouped), aggregate_table(comparison)]
-    if len(compared) > 1 and comparison.datasets:
+    if len(comparison.scores) > 1 and comparison.datasets:
         parts.append(difference_table(comparison, options.against))
     if options.commands:
         parts.append(command_list(grouped))
@@ -111,6 +118,23 @@ def run_report(options: Report) -> None:
 
         drawn = draw_figures(grouped, comparison, options.figures)
         print(f"\ndrawn into {', '.join(str(path) for path in drawn)}")
+
+
+def _results(options: Report) -> list[Result]:
+    """Those that were asked for, played as was asked for."""
+    results = load_results(options.results)
+    if options.only:
+        results = [run for run in results if _named(run["label"], options.only)]
+    if not results:
+        raise ConfigurationError(f"--only leaves nothing: no label is {' or '.join(options.only)}")
+    if options.acting == "both":
+        return [way for result in results for way in both_ways(result)]
+    return [as_acting(result, options.acting) for result in results]
+
+
+def _named(label: str, patterns: Iterable[str]) -> bool:
+    """Whether a label is one of these, wildcards included."""
+    return any(fnmatchcase(label, pattern) for pattern in patterns)
 
 
 def scores_of(runs: list[Result]) -> list[float] | None:
@@ -199,10 +223,14 @@ def aggregate_table(comparison: Comparison) -> str:
         f"Left out: {dataset.dataset_id} ({dataset.task}, {dataset.source}): {why}."
         for dataset, why in comparison.left_out.items()
     ]
+    rare = [
+        f"Not compared: {label}, on {n} dataset{'s' * (n > 1)} only; --only compares what it names."
+        for label, n in comparison.rare.items()
+    ]
     count = len(comparison.datasets)
     if not count:
         nothing = "No dataset has a normalised score of every label: nothing to compare."
-        return "\n".join([nothing, *left_out])
+        return "\n".join([nothing, *left_out, *rare])
     means, middles = (comparison.estimates(one) for one in (mean, interquartile_mean))
     rows = [
         (
@@ -220,6 +248,7 @@ def aggregate_table(comparison: Comparison) -> str:
         "over seeds; IQM: mean of the middle half of all runs. 95 %: bootstrap that resamples the "
         "seeds within each dataset.",
         *left_out,
+        *rare,
         *([FEW_NOTE] if any(MARK in row[1] for row in rows) else []),
     ]
     return markdown(("label", "seeds", "mean", "95 %", "IQM", "95 %"), rows, text=1, notes=notes)

@@ -84,6 +84,7 @@ class Report:
       flowmdp report results
       flowmdp report results/table --against df-div --figures figures --csv runs.csv
       flowmdp report results/table --reference flow-bc "df-div T=5"
+      flowmdp report results --only df-div "df-div T=*"
       flowmdp report results/table --acting noiseless
       flowmdp report results/table --commands
     """
@@ -92,6 +93,9 @@ class Report:
     """A folder of results, at any depth, or one file."""
     against: Annotated[Name, arg(metavar="LABEL")] = None
     """The label that all others are compared with; the best on average when not given."""
+    only: Annotated[tuple[str, ...], arg(metavar="LABEL", help_behavior_hint="")] = ()
+    """Only these labels, with wildcards: "df-div*". Without it a label on fewer than half as many
+    datasets as the most frequent is shown, and not compared."""
     reference: Annotated[tuple[str, ...], arg(metavar="LABEL", help_behavior_hint="")] = ()
     """Labels that are shown per dataset and stay out of the comparison over datasets."""
     acting: Literal["published", "sampled", "noiseless", "both"] = "published"
