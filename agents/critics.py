@@ -90,10 +90,16 @@ class Critic(nn.Module):
         return (q - baseline) / self.scale
 
     @torch.no_grad()
-    def fit_scale(self, observations: Tensor, data: Tensor, flow: Tensor) -> None:
-        """Set nu to the mean |Q(s, a_data) - Q(s, a_flow)|; actions (batch, action_dim)."""
-        difference = self.values(observations, data) - self.values(observations, flow)
+    def fit_scale(self, observations: Tensor, data: Tensor, flow: Tensor) -> Tensor:
+        """Set nu to the mean |Q(s, a_data) - Q(s, a_flow)|; actions (batch, action_dim).
+
+        Returns:
+            Mean |Q(s, a_data)| / nu, a scalar.
+        """
+        q = self.values(observations, data)
+        difference = q - self.values(observations, flow)
         self.scale.copy_(difference.abs().mean().clamp_min(1e-6))
+        return q.abs().mean() / self.scale
 
     def loss(self, batch: Batch, next_actions: Tensor | None) -> tuple[Tensor, Info]:
         """Sum of the Q and V losses, and what to log.

@@ -59,10 +59,13 @@ class DecisionFlow(ActorCritic):
         env: A flow environment or its id.
         learning_rate: Adam's, of the policy.
         rho: Weight of staying with the behaviour, in advantage units; where it starts if there is
-            a budget. None: 1, and with a budget 100, so that the policy leaves its clone slowly.
+            a budget. None: by `behavior_weight`, and with a budget 100, so that the policy leaves
+            its clone slowly.
         budget: How far actions may move: their mean squared distance from the behaviour's, in units
             of the variance of one action coordinate; `Anchor` holds it by steering rho. None keeps
             rho fixed.
+        behavior_weight: rho in units of mean |Q|, as in TD3+BC; without effect where rho or a
+            budget is given.
         critic_members: Q networks in the ensemble; five [ours: two let every policy run into what
             the critic has not seen].
         pessimism: Q = mean - pessimism * std of the members.
@@ -98,6 +101,7 @@ class DecisionFlow(ActorCritic):
         *,
         rho: float | None = None,
         budget: float | None = 0.1,
+        behavior_weight: float = 0.01,
         critic_members: int = 5,
         pessimism: float | None = 2.0,
         smoothing: float = 0.2,
@@ -109,6 +113,7 @@ class DecisionFlow(ActorCritic):
             check_numbers("(0, inf)", rho=rho)
         if budget is not None:
             check_numbers("(0, inf)", budget=budget)
+        check_numbers("(0, inf)", behavior_weight=behavior_weight)
         check_numbers("[0, inf)", smoothing=smoothing, critic_noise=critic_noise)
         if critic_noise and kwargs.get("critic") != "iql":
             raise ConfigurationError('critic_noise needs critic="iql"')
@@ -121,7 +126,8 @@ class DecisionFlow(ActorCritic):
             _init_setup_model=False,
             **kwargs,
         )
-        self.rho, self.budget, self.smoothing = rho, budget, smoothing
+        self.rho, self.budget, self.behavior_weight = rho, budget, behavior_weight
+        self.smoothing = smoothing
         self.critic_noise = critic_noise
         if _init_setup_model:
             self._setup_model()
@@ -131,11 +137,11 @@ class DecisionFlow(ActorCritic):
         policy = self.policy
         self.descent = Descent(policy.field, self.learning_rate, 1.0, policy.ema, self.ema_rate)
         self.optimizers["field"] = self.descent.adam
-        self.anchor = Anchor(self.rho, self.budget).to(self.device)
+        self.anchor = Anchor(self.rho, self.budget, self.behavior_weight).to(self.device)
 
     @torch.no_grad()
     def _prepare(self) -> None:
-        """Start the policy as a copy of the behaviour flow, measure the units of rho and budget."""
+        """Start the policy as a copy of the behaviour flow, measure rho or the budget's unit."""
         for module in (self.policy.field, self.policy.ema):
             module.load_state_dict(self.behavior.state_dict())
         if self.critic_noise:
@@ -147,14 +153,15 @@ class DecisionFlow(ActorCritic):
             self.roll_out(self.behavior, *states, self.noise_like(batch.actions)).actions
             for _ in range(2)
         )
-        self.critic.fit_scale(batch.observations, batch.actions, first)
-        self.anchor.fit(first, second)
+        magnitude = self.critic.fit_scale(batch.observations, batch.actions, first)
+        self.anchor.fit(magnitude, first, second)
 
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return super().hyperparameters() | {
             "rho": self.rho,
             "budget": self.budget,
+            "behavior_weight": self.behavior_weight,
             "smoothing": self.smoothing,
             "critic_noise": self.critic_noise,
         }

@@ -309,28 +309,49 @@ def test_every_chain_is_learned_from_at_different_steps(chains: int, flow_steps:
 
 
 def test_the_anchor_holds_its_budget() -> None:
-    anchor = Anchor(rho=1.0, budget=0.5)
+    anchor = Anchor(rho=1.0, budget=0.5, behavior_weight=0.1)
     first, second = 2 * randn(20_000, 3), 2 * randn(20_000, 3)
-    anchor.fit(first, second)
+    anchor.fit(torch.tensor(50.0), first, second)
+    assert anchor.rho.item() == 1
     assert anchor.allowed.item() == pytest.approx(0.5 * 4, rel=0.05)  # 4: of each coordinate
     for _ in range(3000):  # a policy that moves as far as a quadratic value lets it
         anchor.steer(10 / anchor.rho**2)
     assert (10 / anchor.rho**2).item() == pytest.approx(anchor.allowed.item(), rel=0.01)
-    fixed = Anchor(rho=None, budget=None)
-    fixed.steer(torch.tensor(100.0))
-    assert fixed.rho.item() == 1
 
 
 def test_with_a_budget_the_policy_starts_at_its_clone() -> None:
-    assert Anchor(rho=None, budget=0.1).rho.item() == pytest.approx(100)
+    anchor = Anchor(rho=None, budget=0.1, behavior_weight=0.1)
+    anchor.fit(torch.tensor(50.0), randn(10, 3), randn(10, 3))
+    assert anchor.rho.item() == pytest.approx(100)
+
+
+@pytest.mark.parametrize(("rho", "expected"), [(3.0, 3.0), (None, 0.1 * 50)])
+def test_without_a_budget_rho_stays(rho: float | None, expected: float) -> None:
+    anchor = Anchor(rho, budget=None, behavior_weight=0.1)
+    anchor.fit(torch.tensor(50.0), randn(10, 3), randn(10, 3))
+    anchor.steer(torch.tensor(100.0))
+    assert anchor.rho.item() == pytest.approx(expected)
+
+
+def still_agent(cls: type[DFDir], **kwargs: Any) -> DFDir:
+    """An agent whose policy and critic stay as they are."""
+    from flowmdp.env import FlowMDPEnv
+
+    env = FlowMDPEnv(states="dataset", reward="data", dataset=toy_dataset(), flow_steps=2)
+    still: Any = {"learning_rate": 0.0, "critic_learning_rate": 0.0, "behavior_steps": 1}
+    small: Any = {"policy_kwargs": {"net_arch": [8]}, "device": "cpu", "critic_steps": 1}
+    return cls("MlpPolicy", env, **small, **still, **kwargs)
+
+
+@pytest.mark.parametrize("cls", [DFDir, DFDiv])
+def test_rho_is_a_share_of_the_mean_q(cls: type[DFDir]) -> None:
+    agent = still_agent(cls, budget=None, behavior_weight=0.5).learn(1, log_interval=0)
+    batch = agent.data.sample(4096, agent.generator)
+    q = agent.critic.values(batch.observations, batch.actions).abs().mean()
+    assert agent.anchor.rho.item() == pytest.approx(0.5 * (q / agent.critic.scale).item(), rel=0.1)
 
 
 @pytest.mark.parametrize("cls", [DFDir, DFDiv])
 def test_rho_falls_while_actions_have_not_moved(cls: type[DFDir]) -> None:
-    from flowmdp.env import FlowMDPEnv
-
-    env = FlowMDPEnv(states="dataset", reward="data", dataset=toy_dataset(), flow_steps=2)
-    kwargs = {"policy_kwargs": {"net_arch": [8]}, "device": "cpu", "learning_rate": 0.0}
-    agent = cls("MlpPolicy", env, behavior_steps=1, critic_steps=1, **kwargs)  # type: ignore[arg-type]
-    agent.learn(31, log_interval=0)
+    agent = still_agent(cls, budget=0.1).learn(31, log_interval=0)
     assert agent.anchor.rho.item() == pytest.approx(100 * np.exp(-4 * Anchor.RATE), rel=1e-4)

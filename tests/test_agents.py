@@ -280,6 +280,7 @@ def test_bfloat16_learns_the_same_within_its_rounding() -> None:
         (DFDiv, {"critic_learning_rate": -1e-4}),
         (DFDiv, {"rho": "much"}),
         (DFDiv, {"budget": True}),
+        (DFDiv, {"behavior_weight": 0}),
     ],
 )
 def test_arguments_out_of_range_are_refused(cls: Any, kwargs: dict[str, Any]) -> None:
