@@ -343,12 +343,15 @@ def still_agent(cls: type[DFDir], **kwargs: Any) -> DFDir:
     return cls("MlpPolicy", env, **small, **still, **kwargs)
 
 
-@pytest.mark.parametrize("cls", [DFDir, DFDiv])
-def test_rho_is_a_share_of_the_mean_q(cls: type[DFDir]) -> None:
-    agent = still_agent(cls, budget=None, behavior_weight=0.5).learn(1, log_interval=0)
+@pytest.mark.parametrize(
+    ("cls", "given", "weight"), [(DFDir, 0.5, 0.5), (DFDiv, 0.5, 0.5), (DFDir, None, 0.025)]
+)
+def test_rho_is_a_share_of_the_mean_q(cls: type[DFDir], given: float | None, weight: float) -> None:
+    agent = still_agent(cls, budget=None, behavior_weight=given).learn(1, log_interval=0)
     batch = agent.data.sample(4096, agent.generator)
     q = agent.critic.values(batch.observations, batch.actions).abs().mean()
-    assert agent.anchor.rho.item() == pytest.approx(0.5 * (q / agent.critic.scale).item(), rel=0.1)
+    expected = weight * (q / agent.critic.scale).item()
+    assert agent.anchor.rho.item() == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize("cls", [DFDir, DFDiv])
