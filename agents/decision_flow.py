@@ -82,7 +82,7 @@ class DecisionFlow(ActorCritic):
 
     default_steps = 9_000  # 12,000 gain nothing more, see docs/experiments.md
     default_weight: ClassVar[float] = 0.01
-    """`behavior_weight` if it is not given [ours: found on four datasets, docs/experiments.md]."""
+    """`behavior_weight` if it is not given [ours: docs/experiments.md, eleventh round]."""
     environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
     """Less noise [ours]: robots fall by the rare actions of a wide policy; some keeps the modes."""
     paper: ClassVar[dict[str, Any]] = {
