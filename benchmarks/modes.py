@@ -1,7 +1,7 @@
 """How the agents treat several modes: `python -m benchmarks.modes`.
 
 Every agent learns the bandit of `benchmarks.mode_problem`, whose contexts have 1, 2, 4 and 8 modes,
-and two equally good ones among four, over three seeds, with the best of three settings on another
+and two equally good ones among four, over three seeds, with the best of five settings on another
 seed. All start from the same critic and the same behaviour flow, as far as they use one. Runs are
 kept in benchmarks/recorded/modes.json; what is there is not run again.
 
@@ -53,32 +53,41 @@ policy is drawn from it."""
 
 
 class Method(NamedTuple):
-    """An algorithm, what it is always given, and the three settings it is searched over."""
+    """An algorithm, what it is always given, and the five settings it is searched over.
+
+    Decision Flow acts by the best of `best_of` chains.
+    """
 
     algorithm: str
     fixed: dict[str, Any]
     search: tuple[dict[str, Any], ...] = ()
     steps: int = STEPS
+    best_of: int = 1
+
+
+def grid(name: str, *values: float) -> tuple[dict[str, Any], ...]:
+    """One argument at several values."""
+    return tuple({name: value} for value in values)
 
 
 FREE = {"budget": None}
+DECADES = (0.0001, 0.001, 0.01, 0.1, 1.0)
 SAMPLING = {"sampling_steps": FLOW_STEPS}
 BEST_OF = SAMPLING | {"critic_steps": SHARED["critic_steps"] + STEPS}  # nothing else learns
 METHODS = {
-    "IQL": Method("iql", {}, ({"beta": 1.0}, {"beta": 3.0}, {"beta": 10.0})),
-    "ReBRAC": Method("rebrac", {}, ({"actor_bc": 0.01}, {"actor_bc": 0.1}, {"actor_bc": 1.0})),
-    "FQL": Method("fql", SAMPLING, ({"alpha": 0.1}, {"alpha": 1.0}, {"alpha": 10.0})),
-    "IFQL": Method("ifql", BEST_OF, ({"samples": 8}, {"samples": 32}, {"samples": 64}), 0),
+    "IQL": Method("iql", {}, grid("beta", 0.3, 1.0, 3.0, 10.0, 30.0)),
+    "ReBRAC": Method("rebrac", {}, grid("actor_bc", *DECADES)),
+    "FQL": Method("fql", SAMPLING, grid("alpha", 0.01, 0.1, 1.0, 10.0, 100.0)),
+    "IFQL": Method("ifql", BEST_OF, grid("samples", 8, 32, 64, 128, 256), 0),
     "IFQL, N=4": Method("ifql", BEST_OF | {"samples": 4}, (), 0),
     "IFQL, N=32": Method("ifql", BEST_OF | {"samples": 32}, (), 0),
     "RQL": Method(
-        "rql",
-        {"value_steps": 300},
-        ({"alpha": 0.03}, {"alpha": 0.3}, {"alpha": 3.0}),
-        STEPS + 300,
+        "rql", {"value_steps": 300}, grid("alpha", 0.003, 0.03, 0.3, 3.0, 30.0), STEPS + 300
     ),
-    "DF-dir": Method("df-dir", FREE, ({"rho": 0.01}, {"rho": 0.1}, {"rho": 1.0})),
-    "DF-div": Method("df-div", FREE, ({"rho": 0.01}, {"rho": 0.1}, {"rho": 1.0})),
+    "DF-dir": Method("df-dir", FREE, grid("rho", *DECADES)),
+    "DF-div": Method("df-div", FREE, grid("rho", *DECADES)),
+    "DF-dir, N=32": Method("df-dir", FREE, grid("rho", *DECADES), best_of=32),
+    "DF-div, N=32": Method("df-div", FREE, grid("rho", *DECADES), best_of=32),
 }
 EXTRA = {"IFQL": "FlowBC", "IQL": "IQL, at the mean"}
 """What the trained agent shows beside itself: the flow it samples, the Gaussian without noise."""
@@ -127,7 +136,9 @@ def run(name: str, setting: dict[str, Any], seed: int, parts: Path) -> list[dict
     """Train one agent; the row of its policy, and of what it shows beside itself."""
     start = time.process_time()
     agent = train(METHODS[name], setting, seed, parts)
-    policies = {name: (agent.outer_policy(), False)}
+    best_of = METHODS[name].best_of
+    options = {"best_of": best_of} if best_of > 1 else {}
+    policies = {name: (agent.outer_policy(**options), False)}
     if name in EXTRA:
         policies[EXTRA[name]] = (
             (agent.behavior_policy(), False) if agent.clones else (agent.outer_policy(), True)
@@ -190,7 +201,7 @@ def to_show(stored: dict[str, Any]) -> list[dict[str, Any]]:
 
 def tables(stored: dict[str, Any]) -> str:
     """Markdown: the search, then one table per problem, means over seeds."""
-    lines = ["| method | mean reward of the three settings | chosen |", "|---|---|---|"]
+    lines = ["| method | mean reward of the five settings | chosen |", "|---|---|---|"]
     for name, method in METHODS.items():
         rows = [row for row in stored["search"] if row["method"] == name]
         if method.search and rows:
