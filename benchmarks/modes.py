@@ -55,7 +55,7 @@ policy is drawn from it."""
 class Method(NamedTuple):
     """An algorithm, what it is always given, and the five settings it is searched over.
 
-    Decision Flow acts by the best of `best_of` chains.
+    With `best_of` above 1, which only Decision Flow takes, it acts by the best of so many chains.
     """
 
     algorithm: str
