@@ -266,6 +266,14 @@ def test_the_listed_command_is_the_job(table: Path) -> None:
     assert jobs[1].expected["flow_steps"] == 5
 
 
+def test_what_all_algorithms_share_is_said_once(table: Path) -> None:
+    shared = "[run]\nset = { net_arch = [16], ema_rate = 0.1 }"
+    table.write_text(TABLE.replace("[run]", shared) + "set = { ema_rate = 0.2 }\n")
+    df_div, clone = (read_table(table)[n].expected["arguments"] for n in (0, 1))
+    assert df_div == {"noise_scale": 0.3, "net_arch": [16], "ema_rate": 0.1}
+    assert clone == {"net_arch": [16], "ema_rate": 0.2}
+
+
 TASK, AGENT = '[[tasks]]\ntask = "hopper-medium"\n', "[algorithms.df-div]\n"
 BAD = {
     "": "there is no [[tasks]]",
@@ -282,6 +290,7 @@ BAD = {
     '[run]\nepisodes = "5"\n' + TASK + AGENT: "[run] episodes is '5'",
     '[run]\ndevice = "tpu"\n' + TASK + AGENT: "device is 'tpu'",
     "run = 5\n" + TASK + AGENT: "write [run]",
+    "[run]\nset = 5\n" + TASK + AGENT: "[run] set is 5: write a table",
     '[tasks]\ntask = "hopper-medium"\n' + AGENT: "write [[tasks]]",
     'tasks = ["hopper-medium"]\n' + AGENT: "[[tasks]] is 'hopper-medium'",
     '[[tasks]]\nsource = "minari"\n' + AGENT: "names no task",

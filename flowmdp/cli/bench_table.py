@@ -91,10 +91,11 @@ def _jobs(table: dict[str, Any]) -> list[Job]:
     _check_names("the table", table, ("run", "tasks", "algorithms"))
     run = _section(table, "run", dict)
     seeds = _seeds(run.pop("seeds", [0]))
-    shared = _options("[run]", run, OPTIONS)
+    shared = _options("[run]", run, (*OPTIONS, "set"))
+    arguments = _arguments("[run]", shared.pop("set", {}))
     tasks = [_task(entry) for entry in _section(table, "tasks", list)]
     algorithms = {
-        label: _algorithm(label, entry)
+        label: _algorithm(label, entry, arguments)
         for label, entry in _section(table, "algorithms", dict).items()
     }
     for section, entries in (("[[tasks]]", tasks), ("[algorithms.NAME]", algorithms)):
@@ -184,11 +185,17 @@ def _task(entry: Any) -> tuple[str, dict[str, Any]]:
     return dataset_id, options
 
 
-def _algorithm(label: str, entry: Any) -> dict[str, Any]:
-    """Options of one algorithm; `set` as the command takes it."""
+def _algorithm(label: str, entry: Any, shared: dict[str, Any]) -> dict[str, Any]:
+    """Options of one algorithm; `set` as the command takes it, with what all algorithms share."""
     where = f"[algorithms.{label}]"
     options = _options(where, entry, ("algorithm", *OPTIONS, "set"))
-    arguments = options.get("set", {})
+    arguments = shared | _arguments(where, options.get("set", {}))
+    pairs = tuple(f"{name}={_literal(value)}" for name, value in arguments.items())
+    return {"algorithm": label, **options, "set": pairs}
+
+
+def _arguments(where: str, arguments: Any) -> dict[str, Any]:
+    """The arguments that a `set` names, their types checked."""
     if not isinstance(arguments, dict):
         raise ConfigurationError(
             f"{where} set is {arguments!r}: write a table, as in set = {{ rho = 0.3 }}"
@@ -196,8 +203,7 @@ def _algorithm(label: str, entry: Any) -> dict[str, Any]:
     for name, value in arguments.items():
         if not isinstance(value, bool | int | float | str | list):
             raise ConfigurationError(f"{where} set: {name} cannot be a {type(value).__name__}")
-    pairs = tuple(f"{name}={_literal(value)}" for name, value in arguments.items())
-    return {"algorithm": label, **options, "set": pairs}
+    return dict(arguments)
 
 
 def _literal(value: Any) -> str:

@@ -27,6 +27,7 @@ class Bench:
       seeds = [1, 2, 3]
       episodes = 50               # also steps, flow_steps, eval_every, eval_episodes,
                                   # save_every, device: options of `flowmdp train`
+      set = { net_arch = [512, 512] }     # an algorithm's own `set` adds to it, and goes before
       [[tasks]]
       task = "hopper-medium"
       [[tasks]]
@@ -36,7 +37,7 @@ class Bench:
       [algorithms.df-dir]                 # the name is the label in the report
       [algorithms.df-div]
       steps = 5000                        # any option of [run] but the seeds
-      set = { rho = 0.3, budget = "None" }
+      set = { rho = 0.3 }
       [algorithms."df-div T=5"]           # a variant under its own label
       algorithm = "df-div"
       flow_steps = 5
