@@ -67,7 +67,8 @@ class ActorCritic(FlowAlgorithm):
         pessimism: Q = mean - pessimism * std of the members; None takes their minimum.
         critic_learning_rate: Adam's, of the critic.
         critic_steps: Gradient steps of the critic before the policy moves.
-        behavior_learning_rate: Adam's, of the behaviour flow.
+        behavior_learning_rate: Adam's, of the behaviour flow [ours: three times the policy's, see
+            docs/experiments.md, thirteenth round].
         behavior_steps: Gradient steps of the behaviour flow.
         **kwargs: Of `FlowAlgorithm`.
 
@@ -90,8 +91,8 @@ class ActorCritic(FlowAlgorithm):
         pessimism: float | None = None,
         critic_learning_rate: float = 3e-4,
         critic_steps: int = 5_000,
-        behavior_learning_rate: float = 3e-4,
-        behavior_steps: int = 15_000,
+        behavior_learning_rate: float = 1e-3,
+        behavior_steps: int = 30_000,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:

@@ -61,9 +61,9 @@ class DecisionFlow(ActorCritic):
         rho: Weight of staying with the behaviour, in advantage units; where it starts if there is
             a budget. None: by `behavior_weight`, and with a budget 100, so that the policy leaves
             its clone slowly.
-        budget: How far actions may move: their mean squared distance from the behaviour's, in units
-            of the variance of one action coordinate; `Anchor` holds it by steering rho. None keeps
-            rho fixed.
+        budget: How far actions may move [ours]: their mean squared distance from the behaviour's,
+            in units of the variance of one action coordinate (0.1 is a good start); `Anchor` holds
+            it by steering rho. None keeps rho fixed.
         behavior_weight: rho in units of mean |Q|, as in TD3+BC; in place of rho and budget. None:
             0.025 for DF-dir, 0.01 for DF-div.
         critic_members: Q networks in the ensemble; five [ours: two let every policy run into what
@@ -102,7 +102,7 @@ class DecisionFlow(ActorCritic):
         learning_rate: float = 3e-4,
         *,
         rho: float | None = None,
-        budget: float | None = 0.1,
+        budget: float | None = None,
         behavior_weight: float | None = None,
         critic_members: int = 5,
         pessimism: float | None = 2.0,

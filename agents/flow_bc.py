@@ -72,13 +72,13 @@ class FlowBC(FlowAlgorithm):
     Args:
         policy: "MlpPolicy".
         env: A flow environment or its id.
-        learning_rate: Adam's [ours: 3e-4].
+        learning_rate: Adam's [ours: docs/experiments.md, thirteenth round].
         **kwargs: Of `FlowAlgorithm`.
     """
 
-    default_steps = 15_000
+    default_steps = 30_000
 
-    def __init__(self, policy: Any, env: Any, learning_rate: float = 3e-4, **kwargs: Any) -> None:
+    def __init__(self, policy: Any, env: Any, learning_rate: float = 1e-3, **kwargs: Any) -> None:
         super().__init__(policy, env, learning_rate, **kwargs)
 
     def _setup_model(self) -> None:

@@ -347,7 +347,7 @@ def still_agent(cls: type[DFDir], **kwargs: Any) -> DFDir:
     ("cls", "given", "weight"), [(DFDir, 0.5, 0.5), (DFDiv, 0.5, 0.5), (DFDir, None, 0.025)]
 )
 def test_rho_is_a_share_of_the_mean_q(cls: type[DFDir], given: float | None, weight: float) -> None:
-    agent = still_agent(cls, budget=None, behavior_weight=given).learn(1, log_interval=0)
+    agent = still_agent(cls, behavior_weight=given).learn(1, log_interval=0)
     batch = agent.data.sample(4096, agent.generator)
     q = agent.critic.values(batch.observations, batch.actions).abs().mean()
     expected = weight * (q / agent.critic.scale).item()

@@ -281,8 +281,8 @@ def test_bfloat16_learns_the_same_within_its_rounding() -> None:
         (DFDiv, {"rho": "much"}),
         (DFDiv, {"budget": True}),
         (DFDiv, {"behavior_weight": 0}),
-        (DFDir, {"behavior_weight": 0.1}),  # beside the default budget
-        (DFDiv, {"behavior_weight": 0.1, "budget": None, "rho": 1.0}),
+        (DFDir, {"behavior_weight": 0.1, "budget": 0.1}),
+        (DFDiv, {"behavior_weight": 0.1, "rho": 1.0}),
     ],
 )
 def test_arguments_out_of_range_are_refused(cls: Any, kwargs: dict[str, Any]) -> None:
