@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from flowmdp.agents import ALGORITHMS, checkpoint
+from flowmdp.agents import ALGORITHMS, checkpoint, load_agent
+from flowmdp.agents.policy import FlowSpec
 from flowmdp.cli import main
 from flowmdp.cli.job import QUICK, constructor_arguments, get_algorithm, make_config
 from flowmdp.cli.options import Train
@@ -83,6 +84,9 @@ def test_main_job_leaves_everything(runs: dict[str, Path], algorithm: str) -> No
     assert result["flow_steps"] == (1 if one_step else 10)
     assert result["updates_per_second"] > 0 and result["wall_seconds"] > 0
     assert {"python", "torch", "mujoco", "flowmdp"} <= set(result["versions"])
+    agent = load_agent(folder / "checkpoint.zip")
+    assert result["hyperparameters"] == agent.hyperparameters()
+    assert FlowSpec(**result["spec"]) == agent.spec
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     series = read_progress(folder / "progress.csv")
     assert [step for step, _ in series["evaluation/mean_return"]] == list(range(2, 21, 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -268,6 +268,8 @@ def _conclude(
         "wall_seconds": seconds,
         "device": str(agent.device),
         "arguments": config["arguments"],
+        "hyperparameters": agent.hyperparameters(),
+        "spec": asdict(agent.spec),
         "command": config["command"],
         "versions": versions(),
     }
