@@ -49,9 +49,10 @@ class IQL(OneStepAgent):
     Args:
         policy: "MlpPolicy".
         env: A flow environment with `flow_steps=1`, or its id.
-        learning_rate: Adam's, of the policy (paper: 3e-4).
+        learning_rate: Adam's, of the policy (paper: 3e-4, for a million steps).
         expectile: Of V's regression, in [0.5, 1) (paper: 0.7 on Gym-MuJoCo, 0.9 on AntMaze).
-        beta: Inverse temperature, in units of the mean absolute advantage [ours].
+        beta: Inverse temperature, in units of the mean absolute advantage [ours] (paper: 3, in units
+            of the reward).
         critic_steps: Of the critic alone, half on returns and half by expectiles [ours].
         **kwargs: Of `ActorCritic`.
 
@@ -60,7 +61,7 @@ class IQL(OneStepAgent):
     """
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": GaussianPolicy}
-    default_steps = 10_000
+    default_steps = 30_000
     clones = False
     acts_at_mean = True
 
@@ -68,10 +69,10 @@ class IQL(OneStepAgent):
         self,
         policy: Any,
         env: Any,
-        learning_rate: float = 3e-4,
+        learning_rate: float = 1e-3,
         *,
         expectile: float = 0.7,
-        beta: float = 3.0,
+        beta: float = 1.0,
         critic: str = "iql",
         critic_steps: int = 10_000,
         _init_setup_model: bool = True,
