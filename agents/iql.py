@@ -69,7 +69,7 @@ class IQL(OneStepAgent):
         self,
         policy: Any,
         env: Any,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 3e-4,
         *,
         expectile: float = 0.7,
         beta: float = 1.0,
