@@ -51,8 +51,8 @@ class IQL(OneStepAgent):
         env: A flow environment with `flow_steps=1`, or its id.
         learning_rate: Adam's, of the policy (paper: 3e-4, for a million steps).
         expectile: Of V's regression, in [0.5, 1) (paper: 0.7 on Gym-MuJoCo, 0.9 on AntMaze).
-        beta: Inverse temperature, in units of the mean absolute advantage [ours] (paper: 3, in units
-            of the reward).
+        beta: Inverse temperature, in units of the mean absolute advantage [ours] (paper: 3, in
+            the reward's).
         critic_steps: Of the critic alone, half on returns and half by expectiles [ours].
         **kwargs: Of `ActorCritic`.
 

@@ -19,7 +19,7 @@ import pytest
 
 from flowmdp.agents import ALGORITHMS, checkpoint, load_agent
 from flowmdp.agents.policy import FlowSpec
-from flowmdp.cli import main
+from flowmdp.cli import main, parse
 from flowmdp.cli.job import QUICK, constructor_arguments, get_algorithm, make_config
 from flowmdp.cli.options import Train
 from flowmdp.cli.run_folder import read_progress
@@ -288,14 +288,21 @@ BAD = {
 
 @pytest.mark.parametrize("name", ["df-dir", "df-div"])
 def test_the_papers_setting_takes_one_word(name: str) -> None:
-    config = make_config(Train(name, "hopper-medium", paper=True, set=("rho=3",)))
+    config = make_config(Train(name, "hopper-medium", paper=True, set=(("rho=3",),)))
     assert config["arguments"] == {**get_algorithm(name).paper, "rho": 3}
     assert config["arguments"]["critic"] == "iql" and config["arguments"]["budget"] is None
 
 
+def test_options_of_several_words_add_up_when_repeated() -> None:
+    words = "train iql hopper-medium --set beta=2 expectile=0.8 --seed 3 --set gamma=0.9"
+    train = parse(words.split())
+    assert isinstance(train, Train) and train.seed == 3
+    assert make_config(train)["arguments"] == {"beta": 2, "expectile": 0.8, "gamma": 0.9}
+
+
 def test_a_run_plays_in_the_environment_of_its_algorithms_defaults() -> None:
     def arguments(name: str, *pairs: str) -> dict[str, Any]:
-        return dict(make_config(Train(name, "hopper-medium", set=pairs))["arguments"])
+        return dict(make_config(Train(name, "hopper-medium", set=(pairs,)))["arguments"])
 
     assert arguments("df-div") == {"noise_scale": 0.3}
     assert arguments("df-div", "noise_scale=1.0") == {"noise_scale": 1.0}

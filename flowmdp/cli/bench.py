@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from flowmdp.cli.bench_job import Process, Workspace, lock_log, why
 from flowmdp.cli.bench_table import Job, read_table
+from flowmdp.cli.options import flat
 from flowmdp.cli.options_many import Bench
 from flowmdp.errors import ConfigurationError, FlowMDPError
 
@@ -39,7 +40,7 @@ def run_bench(options: Bench) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigurationError(f"--{name} is {value}: it must be at least 1")
-    jobs = _chosen(read_table(options.table), options.only)
+    jobs = _chosen(read_table(options.table), flat(options.only))
     stem = options.table.stem
     place = Workspace(
         options.results or Path("results") / stem, options.runs or Path("runs") / "bench" / stem

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from flowmdp.cli.job import make_config
-from flowmdp.cli.options import Device, Train
+from flowmdp.cli.options import Device, Train, flat
 from flowmdp.envs.store import dataset_folder
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import ConfigurationError, FlowMDPError
@@ -59,7 +59,7 @@ class Job:
         words = ["flowmdp", "train", self.options["algorithm"], self.options["task"]]
         for name, value in options.items():
             words += [f"--{name.replace('_', '-')}", str(value)]
-        pairs = self.options["set"]
+        pairs = flat(self.options["set"])
         return [*words, "--set", *pairs] if pairs else words
 
 
@@ -191,7 +191,7 @@ def _algorithm(label: str, entry: Any, shared: dict[str, Any]) -> dict[str, Any]
     options = _options(where, entry, ("algorithm", *OPTIONS, "set"))
     arguments = shared | _arguments(where, options.get("set", {}))
     pairs = tuple(f"{name}={_literal(value)}" for name, value in arguments.items())
-    return {"algorithm": label, **options, "set": pairs}
+    return {"algorithm": label, **options, "set": (pairs,)}
 
 
 def _arguments(where: str, arguments: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from flowmdp.cli.bootstrap import (
     mean,
     over_seeds,
 )
+from flowmdp.cli.options import flat
 from flowmdp.cli.options_many import Report
 from flowmdp.cli.results import (
     Dataset,
@@ -92,11 +93,12 @@ def run_report(options: Report) -> None:
     results = _results(options)
     grouped = group(results)
     labels = sorted({result["label"] for result in results})
-    for label in (*options.reference, *([options.against] if options.against else [])):
+    reference = flat(options.reference)
+    for label in (*reference, *([options.against] if options.against else [])):
         if label not in labels:
             raise ConfigurationError(f"no label {label!r}: there are {', '.join(labels)}")
-    compared = [label for label in labels if label not in options.reference]
-    if options.against in options.reference or not compared:
+    compared = [label for label in labels if label not in reference]
+    if options.against in reference or not compared:
         raise ConfigurationError("--reference leaves nothing to compare: name fewer labels there")
     comparison = Comparison.of(grouped, compared, share=0 if options.only else 0.5)
     if options.against in comparison.rare:
@@ -123,10 +125,10 @@ def run_report(options: Report) -> None:
 def _results(options: Report) -> list[Result]:
     """Those that were asked for, played as was asked for."""
     results = load_results(options.results)
-    if options.only:
-        results = [run for run in results if _named(run["label"], options.only)]
+    if only := flat(options.only):
+        results = [run for run in results if _named(run["label"], only)]
     if not results:
-        raise ConfigurationError(f"--only leaves nothing: no label is {' or '.join(options.only)}")
+        raise ConfigurationError(f"--only leaves nothing: no label is {' or '.join(only)}")
     if options.acting == "both":
         return [way for result in results for way in both_ways(result)]
     return [as_acting(result, options.acting) for result in results]

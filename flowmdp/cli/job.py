@@ -16,7 +16,7 @@ import torch
 
 from flowmdp.agents import ALGORITHMS
 from flowmdp.agents.base import FlowAlgorithm
-from flowmdp.cli.options import Train
+from flowmdp.cli.options import Train, flat
 from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.datasets import load_dataset
 from flowmdp.envs.outer import make_outer
@@ -53,7 +53,7 @@ def make_config(options: Train) -> dict[str, Any]:
     if options.paper and not algorithm.paper:
         raise ConfigurationError(f"--paper: {options.algorithm} has no other setting; leave it out")
     start = algorithm.paper if options.paper else algorithm.environment
-    arguments = {**start, **parse_arguments(options.set, algorithm)}
+    arguments = {**start, **parse_arguments(flat(options.set), algorithm)}
     steps = QUICK["steps"] if options.quick else algorithm.default_steps
     flow_steps = algorithm.only_flow_steps or FLOW_STEPS
     if options.quick:

@@ -6,11 +6,12 @@ The module stays light (no torch, no simulator), so that `flowmdp --help` answer
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg, subcommand
+from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Folder = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
@@ -21,8 +22,15 @@ Source = Annotated[
     Literal["builtin", "minari", "d4rl"] | None,
     arg(metavar="{builtin,minari,d4rl}", help_behavior_hint=""),
 ]
+Words = Annotated[tuple[tuple[str, ...], ...], UseAppendAction]
+"""One or more words after each occurrence of an option, which may be repeated; see `flat`."""
 Device = Literal["auto", "cpu", "cuda"]
 Solver = Literal["euler", "midpoint", "heun"]
+
+
+def flat(words: Words) -> tuple[str, ...]:
+    """The words of all occurrences of an option, in their order."""
+    return tuple(chain.from_iterable(words))
 
 
 @dataclass
@@ -245,9 +253,7 @@ class Train:
     """Episodes of each evaluation during training."""
     save_every: Number = None
     """Policy steps between checkpoints; a tenth of the steps when not given."""
-    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE", help_behavior_hint="")] = field(
-        default=()
-    )
+    set: Annotated[Words, arg(metavar="NAME=VALUE", help_behavior_hint="")] = ()
     """Any other constructor argument of the algorithm, for instance rho=0.3 critic=td."""
     paper: bool = False
     """df-dir, df-div: start from the setting of their paper instead of the defaults (ours)."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg, subcommand
 
-from flowmdp.cli.options import Command, File, Folder, Name, Number
+from flowmdp.cli.options import Command, File, Folder, Name, Number, Words
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Bench:
     """Processes at once; cores / threads when not given."""
     threads: int = 1
     """Threads of each process."""
-    only: Annotated[tuple[str, ...], arg(metavar="TEXT", help_behavior_hint="")] = ()
+    only: Annotated[Words, arg(metavar="TEXT", help_behavior_hint="")] = ()
     """Only jobs whose name (dataset, label, seed; see --list) contains one of these texts."""
     list: bool = False
     """Print every job, whether it is done, and its exact command; run nothing."""
@@ -94,10 +94,10 @@ class Report:
     """A folder of results, at any depth, or one file."""
     against: Annotated[Name, arg(metavar="LABEL")] = None
     """The label that all others are compared with; the best on average when not given."""
-    only: Annotated[tuple[str, ...], arg(metavar="LABEL", help_behavior_hint="")] = ()
+    only: Annotated[Words, arg(metavar="LABEL", help_behavior_hint="")] = ()
     """Only these labels, with wildcards: "df-div*". Without it a label on fewer than half as many
     datasets as the most frequent is shown, and not compared."""
-    reference: Annotated[tuple[str, ...], arg(metavar="LABEL", help_behavior_hint="")] = ()
+    reference: Annotated[Words, arg(metavar="LABEL", help_behavior_hint="")] = ()
     """Labels that are shown per dataset and stay out of the comparison over datasets."""
     acting: Literal["published", "sampled", "noiseless", "both"] = "published"
     """Which returns: as each algorithm's paper plays, from sampled noise x_0, or from x_0 = 0;
