@@ -42,14 +42,19 @@ class CheckpointedAlgorithm(BaseAlgorithm):
         raise TypeError(f"{type(self).__name__} must say its hyper-parameters")
 
     @classmethod
-    def arguments(cls) -> set[str]:
-        """Names of the constructor's arguments after `policy` and `env`, of all base classes."""
-        names: set[str] = set()
-        for base in cls.__mro__:
+    def arguments(cls) -> dict[str, Any]:
+        """The constructor's arguments after `policy` and `env`, of all base classes: defaults."""
+        defaults: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
             if issubclass(base, CheckpointedAlgorithm) and "__init__" in vars(base):
-                names |= set(inspect.signature(vars(base)["__init__"]).parameters)
-        names -= {"self", "policy", "env", "args", "kwargs"}
-        return {name for name in names if not name.startswith("_")}
+                parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+                defaults |= {one.name: one.default for one in parameters}
+        others = {"self", "policy", "env", "args", "kwargs"}
+        return {
+            name: default
+            for name, default in defaults.items()
+            if name not in others and not name.startswith("_")
+        }
 
     def _modules(self) -> dict[str, nn.Module]:
         """Everything with weights that a checkpoint holds."""
@@ -137,7 +142,7 @@ class CheckpointedAlgorithm(BaseAlgorithm):
                 "a checkpoint holds no objects to replace: leave custom_objects out and override "
                 "hyper-parameters by name, as in load(path, learning_rate=1e-4)"
             )
-        unknown = set(kwargs) - cls.arguments()
+        unknown = set(kwargs) - cls.arguments().keys()
         if unknown:
             names = ", ".join(sorted(cls.arguments()))
             raise ConfigurationError(f"load has no argument {min(unknown)!r}: choose among {names}")
@@ -152,7 +157,7 @@ class CheckpointedAlgorithm(BaseAlgorithm):
         own: dict[str, Any] = {"dataset": dataset, "device": device, "_init_setup_model": False}
         with checkpoint.refusing_damage(path):  # the file's arguments first, without the caller's
             stored = manifest["hyperparameters"]
-            foreign = set(stored) - (cls.arguments() - NOT_STORED)
+            foreign = set(stored) - (cls.arguments().keys() - NOT_STORED)
             if foreign:
                 raise ValueError(f"{min(foreign)!r} is no hyper-parameter")
             cls("MlpPolicy", None, **own, **stored)

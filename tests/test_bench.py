@@ -29,6 +29,7 @@ DATA = "flowmdp-hopper-medium-v0"
 TABLE = """
 [run]
 seeds = [1, 2]
+steps = 5
 [[tasks]]
 task = "hopper-medium"
 [algorithms.df-div]
@@ -46,6 +47,7 @@ if not resumed:
     folder.mkdir(parents=True)
     config = dict(algorithm=words[1], task=words[2], seed=int(words[words.index("--seed") + 1]),
                   source="builtin", dataset_id="flowmdp/hopper/medium-v0",
+                  steps=int(words[words.index("--steps") + 1]), flow_steps=10,
                   arguments={} if words[1] == "flow-bc" else {"noise_scale": 0.3})
     (folder / "config.json").write_text(json.dumps(config))
     if "HANG" in os.environ:
@@ -127,7 +129,10 @@ def test_list_shows_state_and_command_and_runs_nothing(
     ], "seeds outermost, then algorithms"
     run = f"runs/bench/table/{DATA}"
     assert lines[3] == f"    flowmdp train --resume {run}_clone_seed1"
-    assert lines[7] == f"    flowmdp train flow-bc hopper-medium --seed 2 --out {run}_clone_seed2"
+    assert (
+        lines[7]
+        == f"    flowmdp train flow-bc hopper-medium --seed 2 --steps 5 --out {run}_clone_seed2"
+    )
     assert lines[-1] == "4 jobs: 1 done, 1 partial, 2 missing"
     assert sorted(Path().rglob("*")) == before
 
@@ -240,6 +245,26 @@ def test_a_changed_table_does_not_take_old_runs_for_its_own(
     error = capsys.readouterr().err
     assert "has arguments {'noise_scale': 0.3}, the table {'noise_scale': 0.3, 'rho': 0.5}" in error
     assert "another name" in error
+
+
+def test_a_changed_default_does_not_either(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As after an upgrade: runs of a table that leaves steps and rates to the defaults."""
+    table.write_text(TABLE.replace("steps = 5\n", ""))
+    job = read_table(table)[0]
+    path = Path("results/table") / f"{job.name}.json"
+    path.parent.mkdir(parents=True)
+
+    def bench(**then: Any) -> int:
+        names = {"seed": 1, "precision": "float32", **job.defaults, **then}
+        steps = names.pop("steps", job.expected["steps"])
+        path.write_text(json.dumps({**job.expected, "steps": steps, "hyperparameters": names}))
+        return main(["bench", "table.toml", "--list"])
+
+    assert bench() == 0
+    assert bench(steps=7) == 2
+    assert "has steps 7, the table 9000" in capsys.readouterr().err
+    assert bench(ema_rate=0.5) == 2
+    assert "has ema_rate 0.5, the table 0.005" in capsys.readouterr().err
 
 
 def test_the_listed_command_is_the_job(table: Path) -> None:

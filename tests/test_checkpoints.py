@@ -120,7 +120,7 @@ def test_a_file_decides_about_hyperparameters_only(path: Path, name: str, tmp_pa
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_hyperparameters_are_all_other_arguments(name: str) -> None:
     agent = make(name)
-    assert set(agent.hyperparameters()) == agent.arguments() - NOT_STORED
+    assert set(agent.hyperparameters()) == agent.arguments().keys() - NOT_STORED
 
 
 @pytest.mark.parametrize("value", [float("inf"), "3", -1, 1.5])

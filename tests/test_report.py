@@ -179,6 +179,10 @@ def test_runs_of_other_settings_under_one_label_are_named(tmp_path: Path, report
     assert not any("mixes" in line for line in report())
     write(tmp_path / "results" / "more", "b", [1], steps=600, seed=7)
     assert any("b on zoo/hopper/medium-v0 mixes steps." in line for line in report())
+    for seed, expectile in enumerate((0.7, 0.9)):
+        own = {"seed": seed, "precision": ("bfloat16", "float32")[seed], "expectile": expectile}
+        write(tmp_path / "results" / str(seed), "c", [1], seed=seed, hyperparameters=own)
+    assert any("c on zoo/hopper/medium-v0 mixes expectile." in line for line in report())
 
 
 def test_csv_commands_and_figures(tmp_path: Path, report: Any) -> None:

@@ -77,7 +77,10 @@ class Workspace:
         for path in (self.result(job), self.folder(job).config):
             if path.exists():
                 found = read_json(path)
-                for name, value in job.expected.items():
+                recorded = found.get("hyperparameters", {})
+                unnamed = {name: job.defaults[name] for name in job.defaults if name in recorded}
+                found |= {name: recorded[name] for name in unnamed}
+                for name, value in {**job.expected, **unnamed}.items():
                     if found.get(name) != value:
                         raise ConfigurationError(
                             f"{path} has {name} {found.get(name)!r}, the table {value!r}: give "

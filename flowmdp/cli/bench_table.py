@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from flowmdp.cli.job import make_config
+from flowmdp.cli.job import default_arguments, get_algorithm, make_config
 from flowmdp.cli.options import Device, Train, flat
 from flowmdp.envs.store import dataset_folder
 from flowmdp.envs.tasks import get_task
@@ -22,10 +22,8 @@ from flowmdp.errors import ConfigurationError, FlowMDPError
 NUMBERS = ("steps", "flow_steps", "episodes", "eval_every", "eval_episodes", "save_every")
 OPTIONS = (*NUMBERS, "device")
 """Options of `flowmdp train` that a table may name, for all jobs or for one algorithm."""
-RECORDED = ("task", "source", "dataset_id", "algorithm", "seed", "arguments")
-"""Fields of config.json and result.json by which a run is recognised as a job's ..."""
-RECORDED_IF_NAMED = ("steps", "flow_steps", "episodes")
-"""... and those that the table may leave to the defaults."""
+RECORDED = ("task", "source", "dataset_id", "algorithm", "seed", "arguments", "steps", "flow_steps")
+"""Fields of config.json and result.json by which a run is recognised as a job's."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,7 @@ class Job:
         dataset_id: Minari id of the data.
         options: What the table says about the run; arguments of `Train`.
         expected: What config.json and result.json of this job say: field -> value.
+        defaults: Hyper-parameters that the table does not name, as result.json records them.
     """
 
     label: str
@@ -45,6 +44,7 @@ class Job:
     dataset_id: str
     options: dict[str, Any]
     expected: dict[str, Any]
+    defaults: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -118,9 +118,11 @@ def _job(label: str, seed: int, dataset_id: str, options: dict[str, Any]) -> Job
         config = make_config(Train(**options))
     except FlowMDPError as error:
         raise ConfigurationError(f"[algorithms.{label}] on {options['task']}: {error}") from error
-    named = [name for name in RECORDED_IF_NAMED if name in options]
+    named = ("episodes",) if "episodes" in options else ()
     expected = {name: config[name] for name in (*RECORDED, *named)}
-    return Job(label, seed, dataset_id, options, expected)
+    defaults = default_arguments(get_algorithm(config["algorithm"]))
+    unnamed = {name: value for name, value in defaults.items() if name not in config["arguments"]}
+    return Job(label, seed, dataset_id, options, expected, unnamed)
 
 
 def _section(table: dict[str, Any], name: str, kind: type) -> Any:

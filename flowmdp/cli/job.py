@@ -15,8 +15,10 @@ from typing import Any, cast
 import torch
 
 from flowmdp.agents import ALGORITHMS
+from flowmdp.agents.actor_critic import ActorCritic
 from flowmdp.agents.base import FlowAlgorithm
 from flowmdp.cli.options import Train, flat
+from flowmdp.cli.results import OF_A_SEED_OR_MACHINE
 from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.datasets import load_dataset
 from flowmdp.envs.outer import make_outer
@@ -124,7 +126,16 @@ def algorithm_name(agent: FlowAlgorithm) -> str:
 
 def constructor_arguments(algorithm: type[FlowAlgorithm]) -> set[str]:
     """Names of the constructor's arguments that --set accepts, through all base classes."""
-    return (algorithm.arguments() - OWN_OPTIONS | {"net_arch"}) - {"policy_kwargs"}
+    return (algorithm.arguments().keys() - OWN_OPTIONS | {"net_arch"}) - {"policy_kwargs"}
+
+
+def default_arguments(algorithm: type[FlowAlgorithm]) -> dict[str, Any]:
+    """What its hyper-parameters are if nobody names them, but for what the machine decides."""
+    own = OWN_OPTIONS | set(OF_A_SEED_OR_MACHINE)
+    if issubclass(algorithm, ActorCritic) and not algorithm.clones:
+        own |= {"behavior_steps"}
+    defaults = {name: value for name, value in algorithm.arguments().items() if name not in own}
+    return {name: value for name, value in defaults.items() if value is not None}
 
 
 def parse_arguments(pairs: Sequence[str], algorithm: type[FlowAlgorithm]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ OF_A_RUN = ("config.json", "history.json")
 """What else `flowmdp train` leaves beside result.json."""
 SETTINGS = ("algorithm", "steps", "flow_steps", "episodes", "quick", "arguments")
 """Fields that runs of one label on one dataset ought to agree on."""
+OF_A_SEED_OR_MACHINE = ("seed", "precision", "compile", "cuda_graphs")
+"""Hyper-parameters that they need not agree on."""
 
 
 class Dataset(NamedTuple):
@@ -119,8 +121,14 @@ def group(results: list[Result]) -> Grouped:
 
 
 def mixed_settings(runs: list[Result]) -> list[str]:
-    """Names of the settings on which runs of one label disagree."""
-    return [name for name in SETTINGS if any(run.get(name) != runs[0].get(name) for run in runs)]
+    """Names of the settings and hyper-parameters on which runs of one label disagree."""
+    mixed = [name for name in SETTINGS if any(run.get(name) != runs[0].get(name) for run in runs)]
+    recorded = [run["hyperparameters"] for run in runs if "hyperparameters" in run]
+    for name in recorded[0] if recorded else ():
+        differ = any(one.get(name) != recorded[0][name] for one in recorded)
+        if differ and name not in OF_A_SEED_OR_MACHINE:
+            mixed.append(name)
+    return mixed
 
 
 def write_csv(results: list[Result], path: Path) -> None:
