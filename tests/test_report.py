@@ -209,17 +209,33 @@ def test_run_folders_are_read_by_their_result(tmp_path: Path, report: Any) -> No
 
 
 def test_the_results_of_the_repository(capsys: pytest.CaptureFixture[str]) -> None:
-    """The README's command works, and prints the means of the files."""
-    assert main(["report", str(ROOT / "results")]) == 0
+    """All of them in one report, which prints the means of the files."""
+    folders = [ROOT / "results", ROOT / "benchmarks" / "results"]
+    assert main(["report", *map(str, folders)]) == 0
     printed = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
     rows = {(cells[2], cells[3]): cells for cells in printed if len(cells) == 10}
     returns: dict[tuple[str, str], list[float]] = {}
-    for path in (ROOT / "results").rglob("*.json"):
+    for path in (file for folder in folders for file in folder.rglob("*.json")):
         result = json.loads(path.read_text())
         label = result.get("label", result["algorithm"])
         returns.setdefault((result["dataset_id"], label), []).append(result["mean_return"])
     for key, values in returns.items():
         assert rows[key][7].split(" ± ")[0] == f"{sum(values) / len(values):.0f}"
+
+
+def test_the_readme_table_is_what_the_results_say(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    header = next(line for line in lines if line.startswith("| | data | clone |"))
+    labels = [cell.strip().lower().replace("flowbc", "flow-bc") for cell in header.split("|")][4:-1]
+    last = next(line for line in lines if line.startswith("| **mean score** |"))
+    published = dict(zip(labels, (cell.strip(" *") for cell in last.split("|")[4:-1]), strict=True))
+    assert main(["report", str(ROOT / "results")]) == 0
+    printed = capsys.readouterr().out
+    rows = [
+        line.split(" | ") for line in printed[printed.index("| label | seeds | mean") :].split("\n")
+    ]
+    means = {row[0].strip("| "): row[2] for row in rows if len(row) == 6}
+    assert {label: means[label] for label in published} == published
 
 
 BAD = {

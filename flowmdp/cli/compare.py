@@ -124,7 +124,9 @@ def run_report(options: Report) -> None:
 
 def _results(options: Report) -> list[Result]:
     """Those that were asked for, played as was asked for."""
-    results = load_results(options.results)
+    if not options.results:
+        raise ConfigurationError("name a folder of results, for instance `flowmdp report results`")
+    results = load_results(*options.results)
     if only := flat(options.only):
         results = [run for run in results if _named(run["label"], only)]
     if not results:

@@ -74,7 +74,7 @@ class Bench:
 class Report:
     """Compare finished runs: per dataset, over datasets with intervals, and against each other.
 
-    Reads every result.json, or file that `flowmdp bench` left, below a folder and prints Markdown:
+    Reads every result.json, or file that `flowmdp bench` left, below the folders, prints Markdown:
     for each dataset and label the mean return over seeds and their standard deviation, first in
     short, then with the score, the data's return and the clone's; over the datasets that all labels
     share the mean and the interquartile mean of the normalised score with 95 % bootstrap intervals;
@@ -85,13 +85,13 @@ class Report:
       flowmdp report results
       flowmdp report results/table --against df-div --figures figures --csv runs.csv
       flowmdp report results/table --reference flow-bc "df-div T=5"
-      flowmdp report results --only df-div "df-div T=*"
+      flowmdp report results/table results/other --only df-div "df-div T=*"
       flowmdp report results/table --acting noiseless
       flowmdp report results/table --commands
     """
 
-    results: Annotated[Positional[Path], arg(metavar="RESULTS")]
-    """A folder of results, at any depth, or one file."""
+    results: Annotated[Positional[tuple[Path, ...]], arg(metavar="RESULTS")]
+    """Folders of results, at any depth, or files."""
     against: Annotated[Name, arg(metavar="LABEL")] = None
     """The label that all others are compared with; the best on average when not given."""
     only: Annotated[Words, arg(metavar="LABEL", help_behavior_hint="")] = ()

@@ -32,24 +32,17 @@ Grouped = dict[Dataset, dict[str, list[Result]]]
 """Dataset -> label -> results in the order of their seeds."""
 
 
-def load_results(path: Path) -> list[Result]:
-    """Every result below a folder, with its `label` and the `file` it came from.
+def load_results(*paths: Path) -> list[Result]:
+    """Every result below some folders, with its `label` and the `file` it came from.
 
     Args:
-        path: A folder, or one file.
+        *paths: Folders, or files.
 
     Raises:
         ConfigurationError: When there is none, one is no result, or two are of the same run.
         CheckpointError: When a file is damaged.
     """
-    if not path.exists():
-        raise ConfigurationError(f"{path} does not exist: name a folder of results")
-    files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
-    results = [_load(file) for file in files if file.name not in OF_A_RUN]
-    if not results:
-        raise ConfigurationError(
-            f"{path} holds no results: name a folder of `flowmdp train` or `flowmdp bench`"
-        )
+    results = [result for path in paths for result in _load_all(path)]
     seen: dict[Any, str] = {}
     for result in results:
         key = (dataset_of(result), result["label"], result["seed"])
@@ -59,6 +52,18 @@ def load_results(path: Path) -> list[Result]:
                 f"{result['seed']} on {result['dataset_id']}: keep one of them"
             )
         seen[key] = result["file"]
+    return results
+
+
+def _load_all(path: Path) -> list[Result]:
+    if not path.exists():
+        raise ConfigurationError(f"{path} does not exist: name a folder of results")
+    files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+    results = [_load(file) for file in files if file.name not in OF_A_RUN]
+    if not results:
+        raise ConfigurationError(
+            f"{path} holds no results: name a folder of `flowmdp train` or `flowmdp bench`"
+        )
     return results
 
 
