@@ -62,7 +62,7 @@ class ActorCritic(FlowAlgorithm):
         learning_rate: Adam's, of the policy.
         critic: "td" (learns on under the policy) or "iql" (never asks for an action outside the
             data).
-        expectile: Of the state value's regression with "iql", in [0.5, 1).
+        expectile: Of V's regression to Q, in [0.5, 1); the fit to returns before it is to the mean.
         critic_members: Q networks in the ensemble.
         pessimism: Q = mean - pessimism * std of the members; None takes their minimum.
         critic_learning_rate: Adam's, of the critic.

@@ -87,13 +87,15 @@ class DecisionFlow(ActorCritic):
     """Less noise [ours]: robots fall by the rare actions of a wide policy; some keeps the modes."""
     paper: ClassVar[dict[str, Any]] = {
         "critic": "iql",
+        "critic_steps": 20_000,
         "critic_members": 2,
         "pessimism": None,
         "budget": None,
         "rho": 1.0,
         "smoothing": 0.0,
     }
-    """As far as the paper's text was at hand; its own rho was not."""
+    """As far as the paper's text was at hand; its own rho and steps were not. What no argument
+    undoes stands on the algorithm's page in docs/algorithms."""
 
     def __init__(
         self,

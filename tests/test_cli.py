@@ -291,6 +291,8 @@ def test_the_papers_setting_takes_one_word(name: str) -> None:
     config = make_config(Train(name, "hopper-medium", paper=True, set=(("rho=3",),)))
     assert config["arguments"] == {**get_algorithm(name).paper, "rho": 3}
     assert config["arguments"]["critic"] == "iql" and config["arguments"]["budget"] is None
+    quick = make_config(Train(name, "hopper-medium", paper=True, quick=True))
+    assert quick["arguments"]["critic_steps"] == 5_000, "--quick is for the paper's setting too"
 
 
 def test_options_of_several_words_add_up_when_repeated() -> None:

@@ -55,12 +55,12 @@ def make_config(options: Train) -> dict[str, Any]:
     if options.paper and not algorithm.paper:
         raise ConfigurationError(f"--paper: {options.algorithm} has no other setting; leave it out")
     start = algorithm.paper if options.paper else algorithm.environment
+    known = constructor_arguments(algorithm)
+    if options.quick:
+        start = {**start, **{name: n for name, n in QUICK.items() if name in known}}
     arguments = {**start, **parse_arguments(flat(options.set), algorithm)}
     steps = QUICK["steps"] if options.quick else algorithm.default_steps
     flow_steps = algorithm.only_flow_steps or FLOW_STEPS
-    if options.quick:
-        known = constructor_arguments(algorithm)
-        arguments = {name: n for name, n in QUICK.items() if name in known} | arguments
     config = {
         "algorithm": options.algorithm,
         "task": options.task,
