@@ -268,7 +268,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
 
         Args:
             total_timesteps: Gradient steps of the policy.
-            callback: SB3 callbacks; one call per gradient step.
+            callback: SB3 callbacks; one call per gradient step, none while `pretrain` runs before.
             log_interval: Gradient steps between two log lines; 0 logs nothing.
             tb_log_name: Name of the run for TensorBoard.
             reset_num_timesteps: False continues the count and learns `total_timesteps` more.

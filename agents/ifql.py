@@ -6,10 +6,11 @@ clones the behaviour, IQL's critic learns beside it, and the agent executes the 
 critic values most.
 
 Differences [ours]: the flow is trained before the critic instead of beside it, and the critic
-starts from the data's returns. The samples are a function of the one noise x_0 that the flow MDP
-gives: sample i starts from the noise whose Gaussian quantiles are x_0's, shifted by a fixed number
-and wrapped around. Every sample's noise is standard Gaussian, and the same x_0 gives the same
-action, which makes best-of-N a policy of the flow MDP of one step.
+starts from the data's returns; noise of 0.3 instead of 1, see `DecisionFlow.environment`. The
+samples are a function of the one noise x_0 that the flow MDP gives: sample i starts from the noise
+whose Gaussian quantiles are x_0's, shifted by a fixed number and wrapped around. Every sample's
+noise is Gaussian with the environment's `noise_scale`, and the same x_0 gives the same action,
+which makes best-of-N a policy of the flow MDP of one step.
 
 Logged (train/):
     critic_q_loss, critic_v_loss, critic_q_data, critic_grad_norm: of the critic.
@@ -17,7 +18,7 @@ Logged (train/):
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class BestOfField(SampledField):
         critic: Its `values` choose.
         observation_dim: Width of the observation with which a context begins.
         shifts: Of the noises, shape (samples, action_dim); see `shifted_noises`.
+        noise_scale: Standard deviation of x_0.
     """
 
     shifts: Tensor
@@ -48,15 +50,17 @@ class BestOfField(SampledField):
         critic: Critic,
         observation_dim: int,
         shifts: Tensor,
+        noise_scale: float,
     ) -> None:
         super().__init__(flow, flow_steps)
         self.critic, self.observation_dim = critic, observation_dim
+        self.noise_scale = noise_scale
         self.register_buffer("shifts", shifts)
 
     def actions(self, context: Tensor, x_0: Tensor) -> Tensor:
         """The sample of the highest value, in [-1, 1]."""
         samples = len(self.shifts)
-        noises = shifted_noises(x_0, self.shifts).flatten(0, 1)
+        noises = shifted_noises(x_0, self.shifts, self.noise_scale).flatten(0, 1)
         contexts = context.repeat_interleave(samples, 0)
         candidates = super().actions(contexts, noises)
         values = self.critic.values(contexts[:, : self.observation_dim], candidates)
@@ -65,18 +69,19 @@ class BestOfField(SampledField):
         return chosen
 
 
-def shifted_noises(x_0: Tensor, shifts: Tensor) -> Tensor:
-    """Standard Gaussian noises that are functions of x_0; the first shift, 0, gives x_0 itself.
+def shifted_noises(x_0: Tensor, shifts: Tensor, noise_scale: float) -> Tensor:
+    """Gaussian noises that are functions of one; the first shift, 0, gives x_0 itself.
 
     Args:
-        x_0: Shape (batch, action_dim).
+        x_0: Drawn from N(0, noise_scale^2 I), shape (batch, action_dim).
         shifts: In [0, 1), shape (samples, action_dim).
+        noise_scale: Standard deviation of x_0, and of what is returned.
 
     Returns:
         Shape (batch, samples, action_dim).
     """
-    quantiles = torch.special.ndtr(x_0)[:, None] + shifts
-    wrapped = torch.special.ndtri((quantiles % 1).clamp(1e-6, 1 - 1e-6))
+    quantiles = torch.special.ndtr(x_0 / max(noise_scale, 1e-12))[:, None] + shifts
+    wrapped = noise_scale * torch.special.ndtri((quantiles % 1).clamp(1e-6, 1 - 1e-6))
     return torch.where(shifts == 0, x_0[:, None], wrapped)
 
 
@@ -87,8 +92,8 @@ class IFQL(OneStepAgent):
         policy: "MlpPolicy".
         env: A flow environment with `flow_steps=1`, or its id.
         learning_rate: Unused: only flow and critic learn, at their own rates.
-        expectile: Of V's regression, in [0.5, 1) (paper: 0.9).
-        samples: Actions to choose from (paper: 32) [ours: of more, the critic's errors are chosen].
+        expectile: Of V's regression, in [0.5, 1) (paper: 0.9) [ours: 0.7].
+        samples: Actions to choose from (paper: 32).
         sampling_steps: Euler steps of the behaviour flow (paper: 10).
         critic_steps: Of the critic before `learn`, half on returns, half by expectiles [ours].
         **kwargs: Of `ActorCritic`.
@@ -98,6 +103,7 @@ class IFQL(OneStepAgent):
     """
 
     default_steps = 2_000
+    environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
 
     def __init__(
         self,
@@ -105,8 +111,8 @@ class IFQL(OneStepAgent):
         env: Any,
         learning_rate: float = 3e-4,
         *,
-        expectile: float = 0.9,
-        samples: int = 4,
+        expectile: float = 0.7,
+        samples: int = 32,
         sampling_steps: int = 10,
         critic: str = "iql",
         critic_steps: int = 10_000,
@@ -136,6 +142,7 @@ class IFQL(OneStepAgent):
             self.critic,
             self.spec.observation_dim,
             self.shifts(),
+            self.spec.noise_scale,
         ).to(self.device)
 
     def shifts(self) -> Tensor:
@@ -144,6 +151,13 @@ class IFQL(OneStepAgent):
         shifts = torch.rand(self.samples, self.spec.action_dim, generator=generator)
         shifts[0] = 0
         return shifts
+
+    def set_noise_scale(self, noise_scale: float) -> None:
+        """Act from another noise than the one of the training."""
+        super().set_noise_scale(noise_scale)
+        field = self.policy.ema
+        assert isinstance(field, BestOfField)
+        field.noise_scale = noise_scale
 
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -14,7 +14,8 @@ read the field at the left end of each step, as forward ones do; the policy star
 flow and V, for the first `value_steps`, regresses to r + gamma mask V_data(s') of a critic that was
 fitted to the data's returns, while the policy waits; the factor flow_steps and the division by
 mean |V|, which make alpha independent of both; noise of 0.3 instead of 1, see
-`DecisionFlow.environment`.
+`DecisionFlow.environment`. Reversed chains begin where the data lead, which is noise of about 1: at
+the starts it acts from, V and the policy have seen the inside of that cloud only.
 
 Logged (train/):
     value_loss, value_mean: of V.

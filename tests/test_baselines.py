@@ -11,7 +11,7 @@ import torch
 
 from flowmdp.agents import FQL, IFQL, IQL, ReBRAC
 from flowmdp.agents.actor_critic import ActorCritic
-from flowmdp.agents.ifql import shifted_noises
+from flowmdp.agents.ifql import BestOfField, shifted_noises
 from flowmdp.agents.iql import MAX_WEIGHT, advantage_weights
 from flowmdp.agents.one_step import GaussianField
 from flowmdp.agents.rql import reverse
@@ -92,14 +92,32 @@ def test_the_gaussian_is_the_density_it_samples() -> None:
     torch.testing.assert_close(x_0 + field(context, x_0, 0.0), samples)  # one step arrives
 
 
-def test_every_shifted_noise_is_gaussian() -> None:
-    x_0 = torch.as_tensor(np.random.default_rng(0).standard_normal((20_000, 2), np.float32))
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_every_shifted_noise_is_gaussian(scale: float) -> None:
+    normal = np.random.default_rng(0).standard_normal((20_000, 2), np.float32)
+    x_0 = scale * torch.as_tensor(normal)
     shifts = torch.tensor([[0.0, 0.0], [0.25, 0.7], [0.9, 0.5]])
-    noises = shifted_noises(x_0, shifts)
+    noises = shifted_noises(x_0, shifts, scale)
     assert torch.equal(noises[:, 0], x_0)
-    torch.testing.assert_close(noises.mean(0), torch.zeros(3, 2), atol=0.03, rtol=0)
-    torch.testing.assert_close(noises.std(0), torch.ones(3, 2), atol=0.03, rtol=0)
-    assert (noises[:, 1] - x_0).abs().mean() > 0.5  # and it is another one
+    torch.testing.assert_close(noises.mean(0) / scale, torch.zeros(3, 2), atol=0.03, rtol=0)
+    torch.testing.assert_close(noises.std(0) / scale, torch.ones(3, 2), atol=0.03, rtol=0)
+    assert (noises[:, 1] - x_0).abs().mean() > 0.5 * scale  # and it is another one
+
+
+def test_best_of_n_chooses_among_samples_of_the_noise_that_is_set() -> None:
+    env = FlowMDPEnv(PointRobot(), dataset=toy_dataset(), flow_steps=1, noise_scale=0.5)
+    steps: dict[str, Any] = {"behavior_steps": 4, "critic_steps": 4}
+    agent = IFQL("MlpPolicy", env, samples=64, device="cpu", **steps).learn(2)
+    states = np.zeros((500, 2), np.float32)
+    field = agent.policy.ema
+    assert isinstance(field, BestOfField)
+    spread = {}
+    for scale in (0.5, 0.1, 0.0):
+        if scale != 0.5:
+            agent.set_noise_scale(scale)
+        x_0 = torch.as_tensor(agent.chain(states)[0])
+        spread[scale] = shifted_noises(x_0, field.shifts, field.noise_scale).std().item()
+    assert spread == pytest.approx({0.5: 0.5, 0.1: 0.1, 0.0: 0.0}, rel=0.05)
 
 
 def test_the_reversed_flow_ends_where_the_flow_began() -> None:

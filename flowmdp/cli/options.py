@@ -209,8 +209,8 @@ class Train:
     curves.png, result.json, and TensorBoard files where tensorboard is installed.
 
     Algorithms: flow-bc (clone the behaviour), df-dir, df-div (Decision Flow, improve on it), and
-    the baselines iql, rebrac, fql, ifql, rql. df-dir, df-div, fql and rql start their flows from
-    noise of 0.3; --set noise_scale=1.0 for the full Gaussian.
+    the baselines iql, rebrac, fql, ifql, rql. df-dir, df-div, fql, ifql and rql start their flows
+    from noise of 0.3; --set noise_scale=1.0 for the full Gaussian.
     Ctrl-C saves and prints the command that continues.
 
     For example:
