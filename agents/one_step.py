@@ -31,7 +31,7 @@ class OneStepField(nn.Module):
 
         Args:
             context: Shape (batch, context_dim).
-            x_0: Standard Gaussian noise, shape (batch, action_dim).
+            x_0: Noise of the environment, shape (batch, action_dim).
         """
         raise TypeError("OneStepField is abstract: say which action a noise becomes")
 

@@ -43,7 +43,7 @@ class CheckpointedAlgorithm(BaseAlgorithm):
 
     @classmethod
     def arguments(cls) -> dict[str, Any]:
-        """The constructor's arguments after `policy` and `env`, of all base classes: defaults."""
+        """Name -> default of the constructor's arguments after `policy` and `env`, of all bases."""
         defaults: dict[str, Any] = {}
         for base in reversed(cls.__mro__):
             if issubclass(base, CheckpointedAlgorithm) and "__init__" in vars(base):

@@ -263,6 +263,8 @@ def test_a_changed_default_does_not_either(table: Path, capsys: pytest.CaptureFi
     assert bench() == 0
     assert bench(steps=7) == 2
     assert "has steps 7, the table 9000" in capsys.readouterr().err
+    assert bench(budget=0.1) == 2
+    assert "has budget 0.1, the table None" in capsys.readouterr().err
     assert bench(ema_rate=0.5) == 2
     assert "has ema_rate 0.5, the table 0.005" in capsys.readouterr().err
 

@@ -68,6 +68,7 @@ def test_one_row_per_dataset_and_label(tmp_path: Path, report: Any) -> None:
     write(tmp_path / "results", None, [40, 60], "zoo/hopper/expert-v0", best_evaluation=None)
     lines = report()
     assert lines[0].split(" | ")[3:6] == ["label", "seeds", "data"]
+    assert report(str(tmp_path / "results" / "deep")) == lines, "a folder in it adds nothing"
     left = "| hopper-medium | builtin | zoo/hopper"
     assert lines[2:4] == [
         f"{left}/expert-v0 | df-div | 2 † | 200 | 100 ± 1 | 500 ± 141 | 50.0 ± 14.1 | - |",

@@ -131,11 +131,10 @@ def constructor_arguments(algorithm: type[FlowAlgorithm]) -> set[str]:
 
 def default_arguments(algorithm: type[FlowAlgorithm]) -> dict[str, Any]:
     """What its hyper-parameters are if nobody names them, but for what the machine decides."""
-    own = OWN_OPTIONS | set(OF_A_SEED_OR_MACHINE)
+    own = OWN_OPTIONS | {"policy_kwargs"} | set(OF_A_SEED_OR_MACHINE)
     if issubclass(algorithm, ActorCritic) and not algorithm.clones:
         own |= {"behavior_steps"}
-    defaults = {name: value for name, value in algorithm.arguments().items() if name not in own}
-    return {name: value for name, value in defaults.items() if value is not None}
+    return {name: value for name, value in algorithm.arguments().items() if name not in own}
 
 
 def parse_arguments(pairs: Sequence[str], algorithm: type[FlowAlgorithm]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Bench:
 class Report:
     """Compare finished runs: per dataset, over datasets with intervals, and against each other.
 
-    Reads every result.json, or file that `flowmdp bench` left, below the folders, prints Markdown:
+    Reads every result.json, or file that `flowmdp bench` left, below folders and prints Markdown:
     for each dataset and label the mean return over seeds and their standard deviation, first in
     short, then with the score, the data's return and the clone's; over the datasets that all labels
     share the mean and the interquartile mean of the normalised score with 95 % bootstrap intervals;
@@ -90,7 +90,9 @@ class Report:
       flowmdp report results/table --commands
     """
 
-    results: Annotated[Positional[tuple[Path, ...]], arg(metavar="RESULTS")]
+    results: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="RESULTS ...", help_behavior_hint="")
+    ]
     """Folders of results, at any depth, or files."""
     against: Annotated[Name, arg(metavar="LABEL")] = None
     """The label that all others are compared with; the best on average when not given."""

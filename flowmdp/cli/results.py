@@ -42,7 +42,8 @@ def load_results(*paths: Path) -> list[Result]:
         ConfigurationError: When there is none, one is no result, or two are of the same run.
         CheckpointError: When a file is damaged.
     """
-    results = [result for path in paths for result in _load_all(path)]
+    files = {file.resolve(): file for path in paths for file in _files(path)}
+    results = [_load(file) for file in files.values()]
     seen: dict[Any, str] = {}
     for result in results:
         key = (dataset_of(result), result["label"], result["seed"])
@@ -55,16 +56,17 @@ def load_results(*paths: Path) -> list[Result]:
     return results
 
 
-def _load_all(path: Path) -> list[Result]:
+def _files(path: Path) -> list[Path]:
+    """The results at or below a path."""
     if not path.exists():
         raise ConfigurationError(f"{path} does not exist: name a folder of results")
     files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
-    results = [_load(file) for file in files if file.name not in OF_A_RUN]
-    if not results:
+    files = [file for file in files if file.name not in OF_A_RUN]
+    if not files:
         raise ConfigurationError(
             f"{path} holds no results: name a folder of `flowmdp train` or `flowmdp bench`"
         )
-    return results
+    return files
 
 
 def _load(file: Path) -> Result:
