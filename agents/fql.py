@@ -11,7 +11,7 @@ r + gamma mask mean Q'(s', a(s', x_0)).
 Differences [ours]: the flow is trained before the policy instead of beside it, and the critic
 starts from the data's returns; Q is always divided by mean |Q| (an option of the paper's code), so
 that alpha does not depend on the rewards' scale; the moving average of the policy's weights acts;
-noise of 0.3 instead of 1, see `DecisionFlow.environment`.
+noise of 0.3 instead of 1 throughout, see `DecisionFlow.environment`.
 
 Logged (train/):
     policy_loss, distill_loss, grad_norm: of the policy.
@@ -69,7 +69,7 @@ class FQL(OneStepAgent):
     """
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": DistilledPolicy}
-    default_steps = 5_000
+    default_steps = 15_000
     environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
 
     def __init__(
@@ -118,7 +118,7 @@ class FQL(OneStepAgent):
             x_0 = self.starts_like(batch.actions)
             next_actions = field.actions(batch.next_contexts, x_0).clamp(-1, 1)
         info = self.critic_step(batch, next_actions)
-        x_0 = self.noise_like(batch.actions)
+        x_0 = self.starts_like(batch.actions)
         with torch.no_grad(), self.autocast():
             teacher = self.teacher.actions(batch.contexts, x_0)
         with self.autocast():
