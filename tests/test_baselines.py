@@ -13,7 +13,7 @@ from flowmdp.agents import FQL, IFQL, IQL, ReBRAC
 from flowmdp.agents.actor_critic import ActorCritic
 from flowmdp.agents.ifql import BestOfField, shifted_noises
 from flowmdp.agents.iql import MAX_WEIGHT, advantage_weights
-from flowmdp.agents.one_step import GaussianField
+from flowmdp.agents.one_step import GaussianField, SampledField
 from flowmdp.agents.rql import reverse
 from flowmdp.cli.job import get_algorithm
 from flowmdp.env import FlowMDPEnv
@@ -118,6 +118,11 @@ def test_best_of_n_chooses_among_samples_of_the_noise_that_is_set() -> None:
         x_0 = torch.as_tensor(agent.chain(states)[0])
         spread[scale] = shifted_noises(x_0, field.shifts, field.noise_scale).std().item()
     assert spread == pytest.approx({0.5: 0.5, 0.1: 0.1, 0.0: 0.0}, rel=0.05)
+    contexts, x_0 = torch.randn(50, agent.spec.context_dim), torch.zeros(50, 2)
+    one_sample = SampledField.actions(field, contexts, x_0)
+    assert torch.allclose(field.actions(contexts, x_0), one_sample), "without noise all are one"
+    agent.set_noise_scale(0.5)
+    assert not torch.allclose(field.actions(contexts, x_0), one_sample)
 
 
 def test_the_reversed_flow_ends_where_the_flow_began() -> None:
