@@ -14,7 +14,8 @@ step k:
 For DF-div also flow policy iteration: from the behaviour, under the run's critic and a fixed rho,
 G_0 on fixed states and noises after every round of evaluation and improvement.
 
-Writes TASK-ALGORITHM-seedS.json into benchmarks/recorded/mechanism, and draws docs/mechanism.png:
+Writes RUN's name.json into benchmarks/recorded/mechanism, prints a table and draws
+docs/mechanism.png:
 
     python -m benchmarks.mechanism        # draw only
 """
@@ -197,6 +198,12 @@ def iterate(path: Path, data: Any, rho: float, seed: int) -> dict[str, Any]:
     return {"rho": rho, "seed": seed, "g_0": values, "falls": falls(values)}
 
 
+def label_of(folder: str, dataset_id: str, seed: int) -> str:
+    """The algorithm's label in a table: a run folder's name less its dataset and seed."""
+    label = folder.removeprefix(dataset_id.replace("/", "-") + "_").removesuffix(f"seed{seed}")
+    return label.rstrip("-_")
+
+
 def examine(run: Path) -> dict[str, Any]:
     """All measurements of one run folder."""
     folder, config = RunFolder.open(run)
@@ -212,6 +219,7 @@ def examine(run: Path) -> dict[str, Any]:
     outcome = read_json(folder.result)
     found: dict[str, Any] = {name: config[name] for name in ("task", "algorithm", "seed", "steps")}
     found |= {name: outcome[name] for name in ("dataset_id", "command", "versions", "episodes")}
+    found["label"] = label_of(run.name, config["dataset_id"], config["seed"])
     found["return"] = outcome["mean_return"]
     found["behavior_return"] = outcome["behavior"]["mean_return"]
     found |= {"states": STATES, "rho": round(agent.anchor.rho.item(), 4)}
@@ -226,21 +234,27 @@ def examine(run: Path) -> dict[str, Any]:
 
 
 def draw(found: list[dict[str, Any]], out: Path) -> None:
-    """Gains, value, alignment and flow policy iteration, one row per run."""
+    """Gains, alignment and flow policy iteration: one row per dataset, one colour per algorithm."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure((12, 3.1 * len(found)), dpi=80, layout="constrained")
+    datasets = sorted({run["dataset_id"] for run in found})
+    colors = {label: f"C{i}" for i, label in enumerate(sorted({run["label"] for run in found}))}
+    figure = Figure((12, 3.4 * len(datasets)), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
-    rows = figure.subplots(len(found), 3, squeeze=False)
-    for (gains, alignment, more), run in zip(rows, found, strict=True):
-        draw_gains(gains, run)
-        draw_alignment(alignment, run)
-        if "iteration" in run:
-            draw_iteration(more, run)
-        else:
-            draw_change(more, run)
+    rows = figure.subplots(len(datasets), 3, squeeze=False)
+    for (gains, alignment, iteration), dataset in zip(rows, datasets, strict=True):
+        gains.set(title=f"{dataset}: advantage of the action ahead", xlabel="flow time")
+        alignment.set(title="cosine of the change with grad Q", xlabel="flow time", ylim=(-0.25, 1))
+        iteration.set(title="flow policy iteration: gain of G_0", xlabel="round")
+        for run in (run for run in found if run["dataset_id"] == dataset):
+            draw_chains(gains, alignment, run, colors[run["label"]])
+            draw_iteration(iteration, run, colors[run["label"]])
+        gains.legend(fontsize=7, frameon=False)
+        if iteration.lines:
+            iteration.legend(fontsize=7, frameon=False)
     for axes in rows.flat:
+        axes.axhline(0, color="#777777", lw=0.8)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out)
@@ -251,56 +265,29 @@ def times(values: list[float]) -> list[float]:
     return [k / len(values) for k in range(len(values))]
 
 
-def draw_gains(axes: Axes, run: dict[str, Any]) -> None:
-    """Advantage of the action that each step leads to."""
-    name = run["algorithm"]
-    axes.set(title=f"{name}: advantage of the action ahead", xlabel="flow time")
-    for who, style in (("policy", "-o"), ("behavior", "--o")):
-        gain = run[who]["gain"]
-        axes.plot(times(gain), gain, style, ms=3, label=who.replace("behavior", "behaviour"))
-    if "value" in run:
-        carried = run["value"]["carried"]
-        axes.plot(times(carried), carried, ":s", ms=3, label="V less costs paid")
-    axes.legend(fontsize=7, frameon=False)
+def draw_chains(gains: Axes, alignment: Axes, run: dict[str, Any], color: str) -> None:
+    """The policy's lines full, its control's (the behaviour, another state's gradient) dashed."""
+    for axes, line, control in (
+        (gains, run["policy"]["gain"], run["behavior"]["gain"]),
+        (alignment, run["policy"]["cosine_change"], run["policy"]["cosine_change_shuffled"]),
+    ):
+        axes.plot(times(line), line, "-o", color=color, ms=3, label=run["label"])
+        axes.plot(times(control), control, "--", color=color, lw=0.8)
 
 
-def draw_alignment(axes: Axes, run: dict[str, Any]) -> None:
-    """Cosines with the gradient of Q."""
-    axes.set(title=f"{run['algorithm']}: cosine with grad Q", xlabel="flow time", ylim=(-1, 1))
-    labels = {
-        "cosine_change": "policy - behaviour",
-        "cosine_policy": "policy",
-        "cosine_behavior": "behaviour (control)",
-        "cosine_change_shuffled": "change, another state's gradient",
-    }
-    for key, label in labels.items():
-        cosine = run["policy"][key]
-        axes.plot(times(cosine), cosine, "-o", ms=3, label=label)
-    axes.axhline(0, color="#777777", lw=0.8)
-    axes.legend(fontsize=7, frameon=False)
-
-
-def draw_iteration(axes: Axes, run: dict[str, Any]) -> None:
-    """G_0 after every round, a line per seed."""
-    axes.set(title="flow policy iteration: return G_0", xlabel="round")
-    for entry in run["iteration"]:
-        color = "#1f6fb2" if entry["rho"] == RHOS[0] else "#d9731a"
-        label = f"rho {entry['rho']:g}" if entry["seed"] == SEEDS[0] else None
-        axes.plot(entry["g_0"], color=color, lw=1, label=label)
-    axes.legend(fontsize=7, frameon=False)
-
-
-def draw_change(axes: Axes, run: dict[str, Any]) -> None:
-    """How far the policy's velocity is from the behaviour's."""
-    axes.set(title=f"{run['algorithm']}: length of policy - behaviour", xlabel="flow time")
-    change = run["policy"]["change"]
-    axes.plot(times(change), change, "-o", ms=3)
-    axes.set_ylim(bottom=0)
+def draw_iteration(axes: Axes, run: dict[str, Any], color: str) -> None:
+    """How far G_0 has come after every round, a line per seed; the larger rho dotted."""
+    for entry in run.get("iteration", []):
+        label = f"{run['label']}, rho {entry['rho']:g}" if entry["seed"] == SEEDS[0] else None
+        gain = np.array(entry["g_0"]) - entry["g_0"][0]
+        style = "-" if entry["rho"] == RHOS[0] else ":"
+        axes.plot(gain, style, color=color, lw=1, label=label)
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Markdown: what the figure shows, at three flow times."""
-    lines = ["| run | quantity | t = 0 | middle | last step |", "|---|---|---|---|---|"]
+    """Markdown: what the figure shows, at three flow times, and flow policy iteration."""
+    lines = ["| dataset | run | quantity | t = 0 | middle | last step |"]
+    lines.append("|---|---|---|---|---|---|")
     for run in found:
         rows = {"A of the action ahead, policy": run["policy"]["gain"]}
         rows["the same, behaviour"] = run["behavior"]["gain"]
@@ -309,6 +296,7 @@ def table(found: list[dict[str, Any]]) -> str:
             ("cosine_change_shuffled", "the same, gradient of another state"),
             ("cosine_policy", "cosine of u_theta with grad Q"),
             ("cosine_behavior", "cosine of u_v with grad Q"),
+            ("change", "length of u_theta - u_v"),
         ):
             rows[label] = run["policy"][key]
         if "value" in run:
@@ -318,7 +306,14 @@ def table(found: list[dict[str, Any]]) -> str:
         for label, values in rows.items():
             three = values[0], values[len(values) // 2], values[-1]
             cells = " | ".join(f"{value:.2f}" for value in three)
-            lines.append(f"| {run['algorithm']} | {label} | {cells} |")
+            lines.append(f"| {run['dataset_id']} | {run['label']} | {label} | {cells} |")
+    lines += ["", "| dataset | run | rho | seed | G_0 before | after ten rounds | falls |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for run in found:
+        for entry in run.get("iteration", []):
+            cells = f"{entry['g_0'][0]:.3f} | {entry['g_0'][-1]:.3f} | {entry['falls']}"
+            name = f"{run['dataset_id']} | {run['label']}"
+            lines.append(f"| {name} | {entry['rho']:g} | {entry['seed']} | {cells} |")
     return "\n".join(lines)
 
 
@@ -331,10 +326,8 @@ def main() -> None:
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     for run in options.runs:
-        found = examine(run)
-        name = f"{found['task']}-{found['algorithm']}-seed{found['seed']}.json"
-        write_json(options.results / name, found)
-    stored = [read_json(path) for path in sorted(options.results.glob("*.json"), reverse=True)]
+        write_json(options.results / f"{run.name}.json", examine(run))
+    stored = [read_json(path) for path in sorted(options.results.glob("*.json"))]
     print(table(stored))
     draw(stored, options.figure)
 

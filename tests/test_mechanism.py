@@ -14,6 +14,7 @@ from benchmarks.mechanism import (
     cosines,
     endpoints,
     falls,
+    label_of,
     mean_of,
     value_along_chains,
 )
@@ -108,3 +109,11 @@ def test_value_is_held_against_the_chains_returns() -> None:
 def test_falls_are_counted() -> None:
     assert falls([1.0, 2.0, 1.5, 1.5, 1.4, 3.0]) == 2
     assert falls([1.0, 2.0, 1.95, 3.0], tolerance=0.1) == 0
+
+
+def test_labels_of_run_folders() -> None:
+    assert label_of("zoo-walker2d-medium-v0_df-dir-paper_seed2", "zoo/walker2d/medium-v0", 2) == (
+        "df-dir-paper"
+    )
+    assert label_of("df-div-seed0", "flowmdp/hopper/medium-v0", 0) == "df-div"
+    assert label_of("mine", "flowmdp/hopper/medium-v0", 0) == "mine"
