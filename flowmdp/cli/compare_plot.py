@@ -88,7 +88,7 @@ def _scores(grouped: Grouped, colors: dict[str, object]) -> Figure:
         for label, scores in by_label.items():
             y, color = order.index(label), colors[label]
             low, high = over_seeds([np.array(scores)], mean)[1:]
-            axes.plot([low, high], [y, y], lw=6, color=color, alpha=0.3)
+            axes.plot([low, high], [y, y], lw=6, solid_capstyle="butt", color=color, alpha=0.3)
             axes.plot(float(np.mean(scores)), y, "|", color=color, ms=12, mew=2.5)
             axes.plot(scores, [y] * len(scores), "o", color=color, ms=3.5)
         axes.set_title(f"{dataset.dataset_id}\n{dataset.task}", fontsize=8)
@@ -112,7 +112,9 @@ def _aggregate(comparison: Comparison, colors: dict[str, object]) -> Figure:
     for axes, (name, statistic) in zip(panels, statistics.items(), strict=True):
         for y, label in enumerate(order):
             value, low, high = over_seeds(comparison.scores[label], statistic)
-            axes.plot([low, high], [y, y], lw=6, color=colors[label], alpha=0.4)
+            axes.plot(
+                [low, high], [y, y], lw=6, solid_capstyle="butt", color=colors[label], alpha=0.4
+            )
             axes.plot(value, y, "|", ms=12, mew=2.5, color=colors[label])
         axes.set_yticks(range(len(order)), order, fontsize=9)
         axes.set(title=name, ylim=(len(order) - 0.4, -0.6))
