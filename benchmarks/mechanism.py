@@ -244,7 +244,8 @@ def draw(found: list[dict[str, Any]], out: Path) -> None:
     FigureCanvasAgg(figure)
     rows = figure.subplots(len(datasets), 3, squeeze=False)
     for (gains, alignment, iteration), dataset in zip(rows, datasets, strict=True):
-        gains.set(title=f"{dataset}: advantage of the action ahead", xlabel="flow time")
+        gains.set(title="advantage gained over the behaviour", xlabel="flow time")
+        gains.set_ylabel(dataset, fontsize=11)
         alignment.set(title="cosine of the change with grad Q", xlabel="flow time", ylim=(-0.25, 1))
         iteration.set(title="flow policy iteration: gain of G_0", xlabel="round")
         for run in (run for run in found if run["dataset_id"] == dataset):
@@ -266,13 +267,13 @@ def times(values: list[float]) -> list[float]:
 
 
 def draw_chains(gains: Axes, alignment: Axes, run: dict[str, Any], color: str) -> None:
-    """The policy's lines full, its control's (the behaviour, another state's gradient) dashed."""
-    for axes, line, control in (
-        (gains, run["policy"]["gain"], run["behavior"]["gain"]),
-        (alignment, run["policy"]["cosine_change"], run["policy"]["cosine_change_shuffled"]),
-    ):
-        axes.plot(times(line), line, "-o", color=color, ms=3, label=run["label"])
-        axes.plot(times(control), control, "--", color=color, lw=0.8)
+    """What the policy's chains gain over the behaviour's, and how they follow the gradient of Q."""
+    policy, behavior = run["policy"], run["behavior"]
+    gain = np.subtract(policy["gain"], behavior["gain"])
+    gains.plot(times(policy["gain"]), gain, "-o", color=color, ms=3, label=run["label"])
+    cosine, control = policy["cosine_change"], policy["cosine_change_shuffled"]
+    alignment.plot(times(cosine), cosine, "-o", color=color, ms=3)
+    alignment.plot(times(control), control, "--", color=color, lw=0.8)
 
 
 def draw_iteration(axes: Axes, run: dict[str, Any], color: str) -> None:
