@@ -10,6 +10,8 @@ step k:
                 u_theta - u_v, and, as the control, with u_v
     residual    DF-div: mean |V(s, x_k, t_k) - G_k|, relative to the deviation of G_k; a value of
                 the policy itself is constant along a chain but for the costs that were paid
+    correlation DF-div: of V(s, x_k, t_k) and G_k over all chains, and between the chains of one
+                state, which is all that a policy asks of V
 
 For DF-div also flow policy iteration: from the behaviour, under the run's critic and a fixed rho,
 G_0 on fixed states and noises after every round of evaluation and improvement.
@@ -44,7 +46,7 @@ from flowmdp.cli.run_folder import RunFolder, read_json, write_json
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STATES = 2048
+STATES, NOISES = 2048, 8
 RHOS, SEEDS = (0.3, 1.0), (0, 1, 2)
 ITERATED_STATES = 512
 FIRST_EVALUATIONS, ROUNDS, EVALUATIONS, IMPROVEMENTS = 100, 10, 30, 15
@@ -132,10 +134,11 @@ def along_chains(agent: DecisionFlow, rollout: Rollout) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def value_along_chains(agent: DFDiv, rollout: Rollout) -> dict[str, Any]:
+def value_along_chains(agent: DFDiv, rollout: Rollout, noises: int = NOISES) -> dict[str, Any]:
     """DF-div's V(s, x_k, t_k) against the return G_k of the chains, at each flow step.
 
     `carried` is V less the costs paid so far; for a value of the policy itself it would be flat.
+    `noises` chains that follow each other begin in the same state.
     """
     flow_steps, reference = len(rollout.velocities), fields_at(agent.behavior, rollout)
     divergence = DIVERGENCES[agent.divergence](rollout.velocities, reference)
@@ -159,11 +162,21 @@ def value_along_chains(agent: DFDiv, rollout: Rollout) -> dict[str, Any]:
         "drift": mean_of((value - paid - value[0]).abs() / returns.std(1)[0]),
         "residual": mean_of(error.abs() / returns.std(1, keepdim=True)),
         "bias": mean_of(error / returns.std(1, keepdim=True)),
-        "correlation": [
-            round(float(np.corrcoef(v, g)[0, 1]), 4)
-            for v, g in zip(value.cpu().numpy(), returns.cpu().numpy(), strict=True)
-        ],
+        "correlation": correlations(value, returns),
+        "correlation_within": correlations(less_mean(value, noises), less_mean(returns, noises)),
     }
+
+
+def less_mean(values: Tensor, noises: int) -> Tensor:
+    """Each chain's value less the mean over its state's chains; shape (flow_steps, batch)."""
+    by_state = values.unflatten(1, (-1, noises))
+    return (by_state - by_state.mean(2, keepdim=True)).flatten(1)
+
+
+def correlations(first: Tensor, second: Tensor) -> list[float]:
+    """Over the batch, one per flow step: (flow_steps, batch) -> (flow_steps,)."""
+    pairs = zip(first.cpu().numpy(), second.cpu().numpy(), strict=True)
+    return [round(float(np.corrcoef(a, b)[0, 1]), 4) for a, b in pairs]
 
 
 def iterate(path: Path, data: Any, rho: float, seed: int) -> dict[str, Any]:
@@ -226,7 +239,11 @@ def examine(run: Path) -> dict[str, Any]:
     found["policy"] = along_chains(agent, policy)
     found["behavior"] = along_chains(agent, behavior)
     if isinstance(agent, DFDiv):
-        found["value"] = value_along_chains(agent, policy)
+        observations, contexts = (
+            state[: STATES // NOISES].repeat_interleave(NOISES, dim=0) for state in states
+        )
+        repeated = agent.roll_out(agent.policy.ema, observations, contexts, x_0)
+        found["value"] = value_along_chains(agent, repeated)
         found["iteration"] = [
             iterate(folder.checkpoint, data, rho, seed) for rho in RHOS for seed in SEEDS
         ]
@@ -304,6 +321,7 @@ def table(found: list[dict[str, Any]]) -> str:
             rows["V less costs paid"] = run["value"]["carried"]
             rows["mean abs(V - G) / std"] = run["value"]["residual"]
             rows["correlation of V and G"] = run["value"]["correlation"]
+            rows["the same, chains of one state"] = run["value"]["correlation_within"]
         for label, values in rows.items():
             three = values[0], values[len(values) // 2], values[-1]
             cells = " | ".join(f"{value:.2f}" for value in three)

@@ -11,10 +11,12 @@ import torch
 from benchmarks.mechanism import (
     action_gradients,
     along_chains,
+    correlations,
     cosines,
     endpoints,
     falls,
     label_of,
+    less_mean,
     mean_of,
     value_along_chains,
 )
@@ -103,7 +105,15 @@ def test_value_is_held_against_the_chains_returns() -> None:
     exact = value_along_chains(agent, rollout)
     assert max(exact["residual"]) < 1e-3 and max(exact["drift"]) < 1e-3
     np.testing.assert_allclose(exact["carried"], exact["carried"][0], atol=1e-3)
-    assert min(exact["correlation"]) > 0.999
+    assert min(exact["correlation"]) > 0.999 and min(exact["correlation_within"]) > 0.999
+
+
+def test_correlation_within_a_state_is_blind_to_states() -> None:
+    noise = torch.tensor([[0.1, -0.1, 0.0, 0.2, -0.3, 0.1]])
+    states = torch.tensor([[5.0, 5.0, 5.0, -5.0, -5.0, -5.0]])
+    assert correlations(states + noise, states - noise)[0] > 0.99
+    within = correlations(less_mean(states + noise, 3), less_mean(states - noise, 3))
+    assert within == [-1.0]
 
 
 def test_falls_are_counted() -> None:
