@@ -169,7 +169,7 @@ def value_along_chains(agent: DFDiv, rollout: Rollout, noises: int = NOISES) -> 
 
 def less_mean(values: Tensor, noises: int) -> Tensor:
     """Each chain's value less the mean over its state's chains; shape (flow_steps, batch)."""
-    by_state = values.unflatten(1, (-1, noises))
+    by_state = values.reshape(len(values), -1, noises)
     return (by_state - by_state.mean(2, keepdim=True)).flatten(1)
 
 
