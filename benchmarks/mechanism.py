@@ -162,6 +162,8 @@ def value_along_chains(agent: DFDiv, rollout: Rollout, noises: int = NOISES) -> 
         "drift": mean_of((value - paid - value[0]).abs() / returns.std(1)[0]),
         "residual": mean_of(error.abs() / returns.std(1, keepdim=True)),
         "bias": mean_of(error / returns.std(1, keepdim=True)),
+        "std": round(returns[0].std().item(), 4),
+        "std_within": round(less_mean(returns, noises)[0].std().item(), 4),
         "correlation": correlations(value, returns),
         "correlation_within": correlations(less_mean(value, noises), less_mean(returns, noises)),
     }
