@@ -78,6 +78,8 @@ class ActorCritic(FlowAlgorithm):
 
     clones: ClassVar[bool] = True
     """Whether the algorithm uses a behaviour flow."""
+    reads_value: ClassVar[bool] = True
+    """Whether the policy learns by the critic's V(s) too; where not, "td" fits it before only."""
 
     def __init__(
         self,
@@ -254,8 +256,9 @@ class ActorCritic(FlowAlgorithm):
             batch: Transitions.
             next_actions: The policy's at s', (batch, action_dim); "iql" asks for none.
         """
+        fit_value = self.reads_value or self.critic_mode == "iql"
         with self.autocast():
-            loss, info = self.compiled(self.critic.loss)(batch, next_actions)
+            loss, info = self.compiled(self.critic.loss)(batch, next_actions, fit_value)
         return self._critic_descent_step(loss, info)
 
     def _critic_descent_step(self, loss: Tensor, info: Info) -> Info:

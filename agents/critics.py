@@ -101,23 +101,28 @@ class Critic(nn.Module):
         self.scale.copy_(difference.abs().mean().clamp_min(1e-6))
         return q.abs().mean() / self.scale
 
-    def loss(self, batch: Batch, next_actions: Tensor | None) -> tuple[Tensor, Info]:
+    def loss(
+        self, batch: Batch, next_actions: Tensor | None, fit_value: bool = True
+    ) -> tuple[Tensor, Info]:
         """Sum of the Q and V losses, and what to log.
 
         Args:
             batch: Transitions.
             next_actions: The policy's at s', (batch, action_dim); IQL asks for none.
+            fit_value: False leaves V as it is, and its loss out.
         """
         q = self._members(self.q, batch.observations, batch.actions)
         with torch.no_grad():
             bootstrap = self._bootstrap(batch.next_observations, next_actions)
             target = batch.rewards + self.gamma * batch.masks * bootstrap
-        v = self.v(batch.observations).squeeze((0, -1))
-        residual = self._value_target(batch, q.detach()) - v
-        v_loss = ((self.expectile - (residual < 0).float()).abs() * residual.square()).mean()
-        q_loss = (q - target).square().mean(-1).sum()  # over the batch, then members
-        info = {"q_loss": q_loss.detach(), "v_loss": v_loss.detach(), "q_data": q.detach().mean()}
-        return q_loss + v_loss, info
+        loss = q_loss = (q - target).square().mean(-1).sum()  # over the batch, then members
+        info = {"q_loss": q_loss.detach(), "q_data": q.detach().mean()}
+        if fit_value:
+            v = self.v(batch.observations).squeeze((0, -1))
+            residual = self._value_target(batch, q.detach()) - v
+            v_loss = ((self.expectile - (residual < 0).float()).abs() * residual.square()).mean()
+            loss, info["v_loss"] = q_loss + v_loss, v_loss.detach()
+        return loss, info
 
     @torch.no_grad()
     def behavior_targets(self, data: DeviceDataset, lam: float) -> BehaviorTargets:

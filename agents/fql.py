@@ -70,6 +70,7 @@ class FQL(OneStepAgent):
 
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": DistilledPolicy}
     default_steps = 15_000
+    reads_value = False
     environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
 
     def __init__(

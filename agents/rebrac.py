@@ -66,6 +66,7 @@ class ReBRAC(OneStepAgent):
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": DeterministicPolicy}
     default_steps = 30_000
     clones = False
+    reads_value = False
     acts_at_mean = True
 
     def __init__(

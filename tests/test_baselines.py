@@ -154,6 +154,21 @@ def test_rebrac_pays_for_leaving_the_recorded_next_action() -> None:
     assert last.any() and (penalty[torch.as_tensor(~last)] > 0).all()
 
 
+@pytest.mark.parametrize("cls", [ReBRAC, FQL])
+@pytest.mark.parametrize(("critic", "fits"), [("td", False), ("iql", True)])
+def test_a_state_value_that_nothing_reads_is_not_fitted(cls: Any, critic: str, fits: bool) -> None:
+    env = FlowMDPEnv(PointRobot(), dataset=toy_dataset(), flow_steps=1)
+    options = {**SMALL, "behavior_steps": 0, "critic_steps": 0, "critic": critic}
+    agent = cls("MlpPolicy", env, **options)
+    before = {name: value.clone() for name, value in agent.critic.state_dict().items()}
+    agent.learn(2, log_interval=0)
+    moved = {
+        name for name, value in agent.critic.state_dict().items() if (value != before[name]).any()
+    }
+    assert any(name.startswith("v.") for name in moved) == fits
+    assert any(name.startswith("q.") for name in moved)
+
+
 @pytest.mark.parametrize("cls", [IQL, ReBRAC, FQL, IFQL])
 def test_one_step_agents_want_one_flow_step(cls: Any) -> None:
     env = FlowMDPEnv(PointRobot(), dataset=toy_dataset(), flow_steps=3)
