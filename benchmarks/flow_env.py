@@ -8,6 +8,7 @@ Gaussian with the spread of x_1 - x_0; nothing is learned.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import time
@@ -128,7 +129,7 @@ def best_time(code: str, repeats: int = 5) -> float:
     return min(float(subprocess.check_output(command)) for _ in range(repeats))
 
 
-def main(task: str = "hopper-medium") -> None:
+def main(task: str) -> None:
     """Run all parts and print the figures."""
     print(f"{task}, {torch.get_num_threads()} threads, NumPy {np.__version__}")
     print_vector_rates(task)
@@ -143,4 +144,6 @@ def main(task: str = "hopper-medium") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", nargs="?", default="hopper-medium")
+    main(parser.parse_args().task)
