@@ -12,6 +12,7 @@ from flowmdp.cli.bootstrap import (
     Estimate,
     Scores,
     difference,
+    difference_over_seeds,
     interquartile_mean,
     mean,
     over_seeds,
@@ -72,6 +73,19 @@ def test_difference_resamples_seeds_of_both() -> None:
     assert difference(spread, fixed) == Estimate(0.5, 0, 1)
     assert difference(fixed, spread) == Estimate(-0.5, -1, 0)
     assert difference(spread, spread) == Estimate(0, -1, 1), "seeds are not paired"
+
+
+def test_the_datasets_may_stay() -> None:
+    """Only seeds move: two datasets whose differences are 0 and 1 have an interval of no width."""
+    fixed = scores([5, 5], [6, 6])
+    assert difference_over_seeds(fixed, scores([5], [5])) == Estimate(0.5, 0.5, 0.5)
+    assert difference_over_seeds(scores([0, 1]), scores([0, 1])) == Estimate(0, -1, 1)
+    rng = np.random.default_rng(0)
+    value, low, high = difference_over_seeds(drawn(5, 40, rng), drawn(5, 40, rng))
+    assert low < value < high
+    assert high - low == pytest.approx(2 * 1.96 / 100**0.5, rel=0.15)  # twice one label's variance
+    with pytest.raises(ValueError, match="zip"):
+        difference_over_seeds(fixed, fixed[:1])
 
 
 def test_a_dataset_drawn_twice_gets_seeds_of_its_own_each_time() -> None:

@@ -90,6 +90,25 @@ def difference(scores: Scores, against: Scores, seed: int = 0) -> Estimate:
     return _estimate(mean(scores) - mean(against), drawn.mean(-1))
 
 
+def difference_over_seeds(scores: Scores, against: Scores, seed: int = 0) -> Estimate:
+    """As `difference`, on these datasets: each label's seeds alone are resampled, as `over_seeds`.
+
+    Args:
+        scores: Of one label.
+        against: Of the other, on the same datasets in the same order.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: When the two have different numbers of datasets.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [
+        _draw(a, rng).mean(-1) - _draw(b, rng).mean(-1)
+        for a, b in zip(scores, against, strict=True)
+    ]
+    return _estimate(mean(scores) - mean(against), np.mean(drawn, axis=0))
+
+
 def _draw(values: Array, rng: np.random.Generator) -> Array:
     """Bootstrap samples of the seeds of one dataset, shape (DRAWS, seeds)."""
     return rng.choice(values, (DRAWS, len(values)))

@@ -13,6 +13,7 @@ from flowmdp.cli.bootstrap import (
     Array,
     Estimate,
     difference,
+    difference_over_seeds,
     interquartile_mean,
     mean,
     over_seeds,
@@ -275,15 +276,18 @@ def difference_table(comparison: Comparison, against: str | None) -> str:
         if label != against:
             scores = comparison.scores[label]
             ahead = sum(a.mean() > b.mean() for a, b in zip(scores, other, strict=True))
-            estimate = interval(difference(scores, other), sign="+")
-            rows.append((label, *estimate, f"{ahead} of {len(other)}"))
+            value, here = interval(difference_over_seeds(scores, other), sign="+")
+            _, elsewhere = interval(difference(scores, other), sign="+")
+            rows.append((label, value, here, elsewhere, f"{ahead} of {len(other)}"))
     notes = [
-        "Difference of the means above, paired by dataset. 95 %: bootstrap that resamples the "
-        "datasets and, within each, both labels' seeds.",
+        "Difference of the means above, paired by dataset. Other seeds: bootstrap that resamples "
+        "both labels' seeds within each dataset. Other datasets: one that first resamples the "
+        "datasets too.",
         *([f"{against} was chosen because it is the best here: against it."] if best else []),
-        *(["One dataset: the interval says nothing of others."] if len(other) == 1 else []),
+        *(["One dataset: the intervals say nothing of others."] if len(other) == 1 else []),
     ]
-    columns = ("label", f"minus {against}", "95 %", "datasets ahead")
+    spans = "95 %, other seeds", "95 %, other datasets"
+    columns = ("label", f"minus {against}", *spans, "datasets ahead")
     return markdown(columns, rows, text=1, notes=notes)
 
 
