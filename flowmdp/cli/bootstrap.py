@@ -91,15 +91,9 @@ def difference(scores: Scores, against: Scores, seed: int = 0) -> Estimate:
 
 
 def difference_over_seeds(scores: Scores, against: Scores, seed: int = 0) -> Estimate:
-    """As `difference`, on these datasets: each label's seeds alone are resampled, as `over_seeds`.
+    """As `difference`, arguments and errors too, but on these datasets.
 
-    Args:
-        scores: Of one label.
-        against: Of the other, on the same datasets in the same order.
-        seed: Of the bootstrap.
-
-    Raises:
-        ValueError: When the two have different numbers of datasets.
+    Resampled: each label's seeds alone, within each dataset as in `over_seeds`.
     """
     rng = np.random.default_rng(seed)
     drawn = [
