@@ -23,6 +23,7 @@ from stable_baselines3.common.utils import configure_logger
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+import flowmdp
 from flowmdp.agents import checkpoint
 from flowmdp.agents.acting import OuterPolicy
 from flowmdp.agents.base import FlowAlgorithm
@@ -309,9 +310,9 @@ class ActorCritic(FlowAlgorithm):
         return behavior | {"critic": self.critic}
 
     def part_key(self, part: str) -> str:
-        """A hash of the data and of every argument that a part depends on."""
+        """A hash of flowmdp's version, the data and every argument that a part depends on."""
         settings = {name: self.hyperparameters()[name] for name in DEPENDS_ON[part]}
-        settings["part"] = part
+        settings |= {"part": part, "version": flowmdp.__version__}
         dataset = self.dataset
         arrays: list[NDArray[Any]] = [dataset.observations, dataset.actions]
         if part == "behavior":
@@ -341,8 +342,8 @@ class ActorCritic(FlowAlgorithm):
         manifest, tensors = checkpoint.read(path)
         if manifest.get("key") != self.part_key(part):
             raise CheckpointError(
-                f"{path} was pre-trained on other data or with other settings: remove it, or train "
-                "with those"
+                f"{path} was pre-trained on other data or with other settings or another version: "
+                "remove it, or train with those"
             )
         with checkpoint.refusing_damage(path):
             checkpoint.restore_modules(self._modules_of(part), tensors)

@@ -18,6 +18,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 
+import flowmdp
 from flowmdp.agents import ALGORITHMS, DFDir, DFDiv, FlowBC, load_agent
 from flowmdp.agents.evaluation import evaluate
 from flowmdp.cli.job import get_algorithm
@@ -150,6 +151,13 @@ def test_the_papers_setting_learns(name: str) -> None:
     before = weights(agent)
     agent.learn(2)
     assert agent.anchor.rho == 1 and not equal(before, weights(agent))
+
+
+def test_another_version_trains_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make("df-dir")
+    keys = {part: agent.part_key(part) for part in agent.parts}
+    monkeypatch.setattr(flowmdp, "__version__", "0.0.0")
+    assert all(agent.part_key(part) != key for part, key in keys.items())
 
 
 def test_pretraining_is_shared_between_the_agents(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A user's cache of behaviour flows and critics, so that the next run starts with the policy.
 
 Each lies in a file of its own, named by the agent's `part_key`: a hash of everything it depends on,
-data, sizes, steps, seed. So runs share what they have in common, whatever their algorithms.
+data, sizes, steps, seed and flowmdp's version. So runs share what they have in common, whatever
+their algorithms.
 FLOWMDP_CACHE names the folder, else XDG_CACHE_HOME/flowmdp or ~/.cache/flowmdp.
 """
 
