@@ -1,5 +1,7 @@
 """Agents that learn offline in the flow MDP, behind Stable-Baselines3's interface."""
 
+from flowmdp.agents.core.models import load_models, models_of, pretrained_path
+from flowmdp.agents.core.saving import load_agent
 from flowmdp.agents.df_dir import DFDir
 from flowmdp.agents.df_div import DFDiv
 from flowmdp.agents.flow_bc import FlowBC
@@ -7,9 +9,7 @@ from flowmdp.agents.fql import FQL
 from flowmdp.agents.ifql import IFQL
 from flowmdp.agents.iql import IQL
 from flowmdp.agents.rebrac import ReBRAC
-from flowmdp.agents.reward_models import load_models, models_of, pretrained_path
 from flowmdp.agents.rql import RQL
-from flowmdp.agents.saving import load_agent
 
 ALGORITHMS = {
     "flow-bc": FlowBC,

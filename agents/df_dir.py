@@ -32,13 +32,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowmdp.agents.critics import Critic, Info
-from flowmdp.agents.data import Batch
-from flowmdp.agents.decision_flow import DecisionFlow, Rollout
-from flowmdp.agents.divergences import direction, squared
-from flowmdp.agents.networks import Descent, FlowCritic
+from flowmdp.agents.core.batch import Batch
+from flowmdp.agents.core.critics import Critic, Info
+from flowmdp.agents.core.decision_flow import DecisionFlow, Rollout
+from flowmdp.agents.core.divergences import direction, squared
+from flowmdp.agents.core.networks import Descent, FlowCritic
 from flowmdp.errors import ConfigurationError
-from flowmdp.path import PATHS, Path, get_path
+from flowmdp.mdp.path import PATHS, Path, get_path
 
 OBJECTIVES = ("advantage", "direction", "endpoint")
 DIRECTION_EPS = 1e-2  # softens u / |u|, whose gradient grows as 1 / |u|

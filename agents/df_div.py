@@ -35,14 +35,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowmdp.agents.critics import Critic, Info
-from flowmdp.agents.data import Batch
-from flowmdp.agents.decision_flow import DecisionFlow, Rollout
-from flowmdp.agents.divergences import DIVERGENCES, Divergence
-from flowmdp.agents.networks import Descent, FlowCritic
+from flowmdp.agents.core.batch import Batch
+from flowmdp.agents.core.critics import Critic, Info
+from flowmdp.agents.core.decision_flow import DecisionFlow, Rollout
+from flowmdp.agents.core.divergences import DIVERGENCES, Divergence
+from flowmdp.agents.core.networks import Descent, FlowCritic
 from flowmdp.arguments import check_numbers
 from flowmdp.errors import ConfigurationError
-from flowmdp.mdp import flow_step
+from flowmdp.mdp.transition import flow_step
 
 ROWS_PER_CHAIN = 4  # more rows per chain are cheaper; fewer are less alike
 

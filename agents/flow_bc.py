@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowmdp.agents.acting import OuterPolicy
-from flowmdp.agents.base import FlowAlgorithm
-from flowmdp.agents.critics import Info
-from flowmdp.agents.data import Batch
-from flowmdp.agents.networks import Descent
-from flowmdp.path import PATHS, Path, get_path
+from flowmdp.agents.core.acting import OuterPolicy
+from flowmdp.agents.core.algorithm import FlowAlgorithm
+from flowmdp.agents.core.batch import Batch
+from flowmdp.agents.core.critics import Info
+from flowmdp.agents.core.networks import Descent
+from flowmdp.mdp.path import PATHS, Path, get_path
 
 LINEAR = PATHS["linear"]
 

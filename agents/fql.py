@@ -25,10 +25,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowmdp.agents.acting import OuterPolicy
-from flowmdp.agents.critics import Critic, Info
-from flowmdp.agents.data import Batch
-from flowmdp.agents.one_step import DistilledField, DistilledPolicy, OneStepAgent, SampledField
+from flowmdp.agents.core.acting import OuterPolicy
+from flowmdp.agents.core.batch import Batch
+from flowmdp.agents.core.critics import Critic, Info
+from flowmdp.agents.core.one_step import DistilledField, DistilledPolicy, OneStepAgent, SampledField
 from flowmdp.arguments import check_integers, check_numbers
 
 

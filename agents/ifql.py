@@ -23,9 +23,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from flowmdp.agents.acting import OuterPolicy
-from flowmdp.agents.critics import Critic, Info
-from flowmdp.agents.one_step import OneStepAgent, SampledField
+from flowmdp.agents.core.acting import OuterPolicy
+from flowmdp.agents.core.critics import Critic, Info
+from flowmdp.agents.core.one_step import OneStepAgent, SampledField
 from flowmdp.arguments import check_integers
 
 

@@ -23,9 +23,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowmdp.agents.critics import Info
-from flowmdp.agents.data import Batch
-from flowmdp.agents.one_step import GaussianField, GaussianPolicy, OneStepAgent
+from flowmdp.agents.core.batch import Batch
+from flowmdp.agents.core.critics import Info
+from flowmdp.agents.core.one_step import GaussianField, GaussianPolicy, OneStepAgent
 from flowmdp.arguments import check_numbers
 
 MAX_WEIGHT = 100.0

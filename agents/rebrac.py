@@ -26,9 +26,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowmdp.agents.critics import Critic, Info, smoothed
-from flowmdp.agents.data import Batch
-from flowmdp.agents.one_step import DeterministicField, DeterministicPolicy, OneStepAgent
+from flowmdp.agents.core.batch import Batch
+from flowmdp.agents.core.critics import Critic, Info, smoothed
+from flowmdp.agents.core.one_step import DeterministicField, DeterministicPolicy, OneStepAgent
 from flowmdp.arguments import check_numbers
 
 POLICY_DELAY = 2

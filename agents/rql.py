@@ -29,14 +29,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from flowmdp.agents.actor_critic import ActorCritic
-from flowmdp.agents.critics import Info
-from flowmdp.agents.data import Batch
+from flowmdp.agents.core.actor_critic import ActorCritic
+from flowmdp.agents.core.batch import Batch
+from flowmdp.agents.core.critics import Info
+from flowmdp.agents.core.networks import Descent, EnsembleMlp, frozen_copy, polyak
 from flowmdp.agents.flow_bc import flow_matching_loss
-from flowmdp.agents.networks import Descent, EnsembleMlp, frozen_copy, polyak
 from flowmdp.arguments import check_integers, check_numbers
-from flowmdp.mdp import flow_step, flow_time
-from flowmdp.path import get_path
+from flowmdp.mdp.path import get_path
+from flowmdp.mdp.transition import flow_step, flow_time
 
 TAU = 0.005  # Polyak rate of V'
 

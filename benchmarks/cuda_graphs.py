@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.train_step import AGENTS, SIZES, random_data
 from flowmdp.agents import FlowBC
-from flowmdp.agents.base import FlowAlgorithm
+from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.env import FlowMDPEnv
 
 

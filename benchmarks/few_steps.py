@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowmdp.agents.acting import OuterPolicy
-from flowmdp.agents.base import FlowAlgorithm
-from flowmdp.agents.evaluation import Policy, evaluate
-from flowmdp.agents.networks import Descent, frozen_copy
-from flowmdp.agents.one_step import DistilledField, SampledField
-from flowmdp.cli.eval import open_agent
-from flowmdp.cli.job import make_data
-from flowmdp.cli.report import summarize
-from flowmdp.cli.run_folder import read_json, write_json
-from flowmdp.envs.outer import make_outer
+from flowmdp.agents.core.acting import OuterPolicy
+from flowmdp.agents.core.algorithm import FlowAlgorithm
+from flowmdp.agents.core.networks import Descent, frozen_copy
+from flowmdp.agents.core.one_step import DistilledField, SampledField
+from flowmdp.envs.robots.outer import make_outer
+from flowmdp.files import read_json, write_json
+from flowmdp.runs.config import make_data
+from flowmdp.runs.evaluate import Policy, evaluate
+from flowmdp.runs.play import open_agent
+from flowmdp.runs.summary import summarize
 from flowmdp.transitions import TransitionDataset
 
 SOLVERS = [("euler", n) for n in (1, 2, 3, 5, 10, 20)] + [("heun", n) for n in (1, 2, 5)]

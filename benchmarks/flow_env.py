@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from flowmdp.env import FlowMDPEnv
-from flowmdp.envs.datasets import load_dataset
-from flowmdp.envs.outer import make_outer
-from flowmdp.settings import VELOCITY_SCALE
+from flowmdp.envs.data.load import load_dataset
+from flowmdp.envs.robots.outer import make_outer
+from flowmdp.mdp.spec import VELOCITY_SCALE
 from flowmdp.vector import FlowMDPVectorEnv
 
 Array = NDArray[np.float32]

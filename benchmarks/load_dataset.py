@@ -21,11 +21,11 @@ import minari
 import numpy as np
 import tyro
 
-from flowmdp.envs.build import write_dataset
-from flowmdp.envs.collect import Episode
-from flowmdp.envs.datasets import load_dataset
-from flowmdp.envs.outer import make_outer
-from flowmdp.envs.staging import dataset_lock, new_dataset
+from flowmdp.envs.data.load import load_dataset
+from flowmdp.envs.data.sources.build import write_dataset
+from flowmdp.envs.data.sources.collect import Episode
+from flowmdp.envs.data.staging import dataset_lock, new_dataset
+from flowmdp.envs.robots.outer import make_outer
 
 ID, TASK = "benchmark/million-v0", "hopper-medium"
 

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from benchmarks.mode_problem import PROBLEMS, REACH, TURNS, ModeProblem, make_dataset, observe
-from flowmdp.agents.acting import OuterPolicy
-from flowmdp.agents.actor_critic import ActorCritic
-from flowmdp.cli.job import get_algorithm
-from flowmdp.cli.run_folder import read_json, write_json
+from flowmdp.agents.core.acting import OuterPolicy
+from flowmdp.agents.core.actor_critic import ActorCritic
 from flowmdp.env import FlowMDPEnv
+from flowmdp.files import read_json, write_json
+from flowmdp.runs.config import get_algorithm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

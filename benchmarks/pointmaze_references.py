@@ -17,9 +17,9 @@ import gymnasium as gym
 import numpy as np
 import tyro
 
-from flowmdp.envs.collect import Episode, Recorder
-from flowmdp.envs.maze_planner import plan_episodes
-from flowmdp.envs.outer import make_outer
+from flowmdp.envs.data.sources.collect import Episode, Recorder
+from flowmdp.envs.data.sources.planner import plan_episodes
+from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.tasks import get_task
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import torch
 
-from flowmdp.agents.networks import Descent, EnsembleMlp
-from flowmdp.agents.precision import fastest_precision
+from flowmdp.agents.core.networks import Descent, EnsembleMlp
+from flowmdp.agents.core.precision import fastest_precision
 
 INPUT_DIM, OUTPUT_DIM, BATCH = 15, 3, 256  # Hopper's velocity field
 SIZES = {"256x3": [256] * 3, "512x4": [512] * 4}

@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowmdp.agents import DFDir, DFDiv, FlowBC
-from flowmdp.agents.base import FlowAlgorithm
+from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.env import FlowMDPEnv
 from flowmdp.transitions import TransitionDataset
 

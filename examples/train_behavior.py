@@ -22,7 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from flowmdp.envs.snapshots import write_snapshot
+from flowmdp.envs.data.sources.snapshots import write_snapshot
 
 
 @dataclass

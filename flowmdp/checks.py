@@ -21,8 +21,8 @@ from gymnasium.utils.env_checker import check_env as check_gymnasium_env
 from numpy.typing import NDArray
 
 from flowmdp.errors import FlowMDPError
-from flowmdp.mdp import flow_step, flow_time
-from flowmdp.spaces import Layout
+from flowmdp.mdp.spec import Layout
+from flowmdp.mdp.transition import flow_step, flow_time
 
 Float = NDArray[np.float32]
 FlowEnv = gym.Env[Float, Float]

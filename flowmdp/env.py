@@ -12,8 +12,7 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from flowmdp.errors import ActionError, ConfigurationError, ResetNeededError
-from flowmdp.mdp import flow_step, flow_time, noisy_flow_step, step_log_density
-from flowmdp.rewards import (
+from flowmdp.mdp.rewards import (
     DIVERGENCES,
     REWARDS,
     Behavior,
@@ -22,15 +21,9 @@ from flowmdp.rewards import (
     data_reward,
     divergence_reward,
 )
-from flowmdp.settings import FlowSettings
-from flowmdp.spaces import (
-    Layout,
-    as_flow_action,
-    check_dataset,
-    flat_outer,
-    outer_spaces,
-    take_option,
-)
+from flowmdp.mdp.spec import FlowSettings, Layout
+from flowmdp.mdp.transition import flow_step, flow_time, noisy_flow_step, step_log_density
+from flowmdp.spaces import as_flow_action, check_dataset, flat_outer, outer_spaces, take_option
 from flowmdp.transitions import TransitionDataset
 
 Float = NDArray[np.float32]
@@ -136,7 +129,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
     | `rho`                     | 1.0         | weight of the divergence, in the critic's units   |
     | `divergence`              | `"squared"` | "squared", "smooth_norm", "cosine", "gaussian_kl" |
     | `velocity_scale`          | None        | velocity of an action of 1; None is 6.5, and 1 in |
-    |                           |             | residual mode; `flowmdp.settings` tells why       |
+    |                           |             | residual mode; `flowmdp.mdp.spec` tells why       |
     | `action_mode`             | "velocity"  | "velocity", or "residual" around the behaviour    |
     | `noise_std`               | 0.0         | noise of a whole chain, in action units           |
     | `noise_scale`             | 1.0         | deviation of x_0; below 1, actions are less varied|

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import CheckpointError, ConfigurationError
-from flowmdp.noise import NOISE_BOUND, LatentNoiseEnv
-from flowmdp.settings import FlowSettings
+from flowmdp.latent_noise import NOISE_BOUND, LatentNoiseEnv
+from flowmdp.mdp.spec import FlowSettings
 
 if TYPE_CHECKING:
-    from flowmdp.rewards import Behavior, Critic
+    from flowmdp.mdp.rewards import Behavior, Critic
     from flowmdp.transitions import TransitionDataset
     from flowmdp.vector import FlowMDPVectorEnv
 
@@ -53,7 +53,7 @@ def make_flow_env(
         CheckpointError: For a checkpoint that is missing, damaged or of another robot.
         DatasetError: For `states="dataset"` when the dataset cannot be had.
     """
-    from flowmdp.envs.outer import make_outer
+    from flowmdp.envs.robots.outer import make_outer
     from flowmdp.envs.tasks import get_task
 
     source = get_task(task).source(source)
@@ -144,7 +144,7 @@ def make_flow_vector_env(
 
 def _load_dataset(task: str, source: str, dataset_id: str | None) -> TransitionDataset:
     """The task's dataset; imported here, so that a live robot does not pay for Minari."""
-    from flowmdp.envs.datasets import load_dataset
+    from flowmdp.envs.data.load import load_dataset
 
     return load_dataset(task, source, dataset_id)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -15,60 +14,6 @@ from flowmdp.errors import ActionError, ConfigurationError
 from flowmdp.transitions import TransitionDataset
 
 Float = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the parts of a flow observation lie: [s, x_t, (t), (a_{n-1}, its flag)].
-
-    Attributes:
-        obs_dim: Length of the outer observation s.
-        action_dim: Length of x_t and of every action.
-        time: Whether t is part of the observation.
-        previous: Whether a_{n-1} is, with a flag that is 0 at an episode's first action.
-    """
-
-    obs_dim: int
-    action_dim: int
-    time: bool
-    previous: bool
-
-    @property
-    def state(self) -> slice:
-        """s, the outer observation."""
-        return slice(0, self.obs_dim)
-
-    @property
-    def point(self) -> slice:
-        """x_t, the point on the path from noise to action."""
-        return slice(self.obs_dim, self.obs_dim + self.action_dim)
-
-    @property
-    def t(self) -> int:
-        """Index of the flow time, where `time` is True."""
-        return self.obs_dim + self.action_dim
-
-    @property
-    def previous_action(self) -> slice:
-        """a_{n-1}, where `previous` is True; the flag follows it."""
-        start = self.t + self.time
-        return slice(start, start + self.action_dim)
-
-    @property
-    def size(self) -> int:
-        """Length of a flow observation."""
-        return self.t + self.time + (self.action_dim + 1) * self.previous
-
-    def space(self) -> Box[np.float32]:
-        """The observation space: t and flag in [0, 1], a_{n-1} in [-1, 1], the rest unbounded."""
-        low = np.full(self.size, -np.inf, np.float32)
-        high = np.full(self.size, np.inf, np.float32)
-        if self.time:
-            low[self.t], high[self.t] = 0.0, 1.0
-        if self.previous:
-            low[self.previous_action], high[self.previous_action] = -1.0, 1.0
-            low[-1], high[-1] = 0.0, 1.0
-        return Box(low, high, dtype=np.float32)
 
 
 def flat_outer(outer: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

@@ -13,8 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from flowmdp.errors import ActionError, ConfigurationError, ResetNeededError
-from flowmdp.mdp import flow_step, noisy_flow_step, step_log_density
-from flowmdp.rewards import (
+from flowmdp.mdp.rewards import (
     DIVERGENCES,
     REWARDS,
     Behavior,
@@ -23,8 +22,9 @@ from flowmdp.rewards import (
     data_reward,
     divergence_reward,
 )
-from flowmdp.settings import FlowSettings
-from flowmdp.spaces import Layout, check_dataset, outer_spaces, take_option
+from flowmdp.mdp.spec import FlowSettings, Layout
+from flowmdp.mdp.transition import flow_step, noisy_flow_step, step_log_density
+from flowmdp.spaces import check_dataset, outer_spaces, take_option
 from flowmdp.transitions import TransitionDataset
 
 Array = NDArray[Any]

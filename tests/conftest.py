@@ -53,7 +53,7 @@ def datasets_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def hopper_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Minari store, built once, that holds hopper-medium with only 3,000 steps."""
-    from flowmdp.envs.datasets import build_dataset
+    from flowmdp.envs.data.load import build_dataset
 
     store = tmp_path_factory.mktemp("hopper-store")
     with pytest.MonkeyPatch.context() as patch:
@@ -74,7 +74,7 @@ def runs(hopper_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     """The folder of one finished tiny run of every algorithm; tests copy what they change."""
     from flowmdp.agents import ALGORITHMS
     from flowmdp.cli import main
-    from tests.tiny_run import tiny_run
+    from tests.runs.tiny_run import tiny_run
 
     folders = {name: tmp_path_factory.mktemp("runs") / name for name in ALGORITHMS}
     with pytest.MonkeyPatch.context() as patch:
@@ -87,7 +87,7 @@ def runs(hopper_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.fixture(scope="session")
 def gl() -> str:
     """A working OpenGL backend; tests that draw robots are skipped without one."""
-    from flowmdp.envs.rendering import choose_backend
+    from flowmdp.envs.robots.rendering import choose_backend
     from flowmdp.errors import RenderingError
 
     try:

@@ -46,7 +46,7 @@ class Tasks:
 
     def run(self) -> None:
         """Print the table."""
-        from flowmdp.cli.data import print_tasks
+        from flowmdp.envs.data.listing import print_tasks
 
         print_tasks()
 
@@ -76,7 +76,7 @@ class Build:
 
     def run(self) -> None:
         """Build and say where it lies."""
-        from flowmdp.cli.data import build
+        from flowmdp.envs.data.listing import build
 
         build(self)
 
@@ -91,7 +91,7 @@ class List:
 
     def run(self) -> None:
         """Print the table."""
-        from flowmdp.cli.data import print_datasets
+        from flowmdp.envs.data.listing import print_datasets
 
         print_datasets()
 
@@ -117,7 +117,7 @@ class Info:
 
     def run(self) -> None:
         """Print what is known."""
-        from flowmdp.cli.data import print_info
+        from flowmdp.envs.data.listing import print_info
 
         print_info(self)
 
@@ -140,7 +140,7 @@ class Download:
 
     def run(self) -> None:
         """Download and say where it lies."""
-        from flowmdp.cli.data import download
+        from flowmdp.envs.data.listing import download
 
         download(self)
 
@@ -169,7 +169,7 @@ class Import:
 
     def run(self) -> None:
         """Import and say where it lies."""
-        from flowmdp.cli.data import import_file
+        from flowmdp.envs.data.listing import import_file
 
         import_file(self)
 
@@ -262,7 +262,7 @@ class Train:
 
     def run(self) -> None:
         """Train, or continue."""
-        from flowmdp.cli.train import train
+        from flowmdp.runs.train import train
 
         train(self)
 
@@ -304,7 +304,7 @@ class Eval:
 
     def run(self) -> None:
         """Evaluate and print."""
-        from flowmdp.cli.eval import run_eval
+        from flowmdp.runs.play import run_eval
 
         run_eval(self)
 
@@ -341,7 +341,7 @@ class Record:
 
     def run(self) -> None:
         """Play and write."""
-        from flowmdp.cli.record import record
+        from flowmdp.runs.record import record
 
         record(self)
 
@@ -362,7 +362,7 @@ class Plot:
 
     def run(self) -> None:
         """Draw."""
-        from flowmdp.cli.plot import plot_run
+        from flowmdp.runs.curves import plot_run
 
         print(plot_run(self.run_folder, self.out))
 

@@ -65,7 +65,7 @@ class Bench:
 
     def run(self) -> int:
         """Run the missing jobs; 1 when one of them failed."""
-        from flowmdp.cli.bench import run_bench
+        from flowmdp.compare.runner import run_bench
 
         return run_bench(self)
 
@@ -113,7 +113,7 @@ class Report:
 
     def run(self) -> None:
         """Print the tables."""
-        from flowmdp.cli.compare import run_report
+        from flowmdp.compare.report import run_report
 
         run_report(self)
 

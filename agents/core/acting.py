@@ -1,0 +1,63 @@
+"""Playing the bare outer environment with a flow policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+if TYPE_CHECKING:
+    from flowmdp.agents.core.algorithm import FlowAlgorithm
+
+State = tuple[NDArray[Any], ...] | None
+
+
+class OuterPolicy:
+    """A flow policy as a policy for the outer environment, with SB3's `predict`.
+
+    Args:
+        agent: Whose normaliser, noise generator and flow steps are used.
+        field: The velocity field to follow.
+        **options: Of the agent's `act`: n_steps, solver and, for Decision Flow, best_of.
+    """
+
+    def __init__(self, agent: FlowAlgorithm, field: nn.Module, **options: Any) -> None:
+        self.agent, self.field, self.options = agent, field, options
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        state: State = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[np.float32], State]:
+        """Outer actions in [-1, 1] for outer observations.
+
+        Args:
+            observation: Shape (observation_dim,) or (n, observation_dim).
+            state: The previous actions, returned by the last call; used only where the flow state
+                includes them.
+            episode_start: Where an episode begins, shape (n,).
+            deterministic: Start the chain at zero noise instead of Gaussian noise.
+
+        Returns:
+            Actions of the observations' batch shape, and the new state.
+        """
+        array = np.asarray(observation, dtype=np.float32)
+        batch = np.atleast_2d(array)
+        spec = self.agent.spec
+        previous = None
+        if spec.include_previous_action and state is not None:
+            previous = state[0]
+            if episode_start is not None:
+                previous = np.where(np.asarray(episode_start)[:, None], 0.0, previous)
+        chains = len(batch) * self.options.get("best_of", 1)
+        noise = np.zeros((chains, spec.action_dim), np.float32) if deterministic else None
+        actions = self.agent.act(
+            batch, noise=noise, previous=previous, field=self.field, **self.options
+        )
+        if spec.include_previous_action:
+            state = (np.concatenate([actions, np.ones_like(actions[:, :1])], axis=1),)
+        return (actions[0] if array.ndim == 1 else actions), state

@@ -1,0 +1,1 @@
+"""Recorded behaviour: Minari's local store, loading, describing."""

@@ -1,0 +1,208 @@
+"""Build a task's builtin dataset: roll the shipped behaviour policies, or the maze planner, out."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from tqdm import tqdm
+
+from flowmdp.envs.data.sources.behavior import BehaviorPolicy, shipped_folder
+from flowmdp.envs.data.sources.collect import NUM_ENVS, Episode, collect_steps, roll_out
+from flowmdp.envs.data.sources.planner import plan_episodes, planner_recipe
+from flowmdp.envs.data.staging import dataset_lock, new_dataset
+from flowmdp.envs.data.store import is_present, read_metadata
+from flowmdp.envs.robots.outer import make_outer
+from flowmdp.envs.tasks import Task, get_task
+from flowmdp.errors import ConfigurationError, DatasetError
+
+BUILD_KEY = "flowmdp_build"
+"""Key of a dataset's metadata that tells what it was built from."""
+
+
+def build_dataset(
+    task: str, steps: int = 200_000, seed: int = 0, progress: bool = True, force: bool = False
+) -> str:
+    """Roll the task's behaviour out into its Minari dataset, or find it already built.
+
+    The dataset appears whole or not at all, whenever the process is killed; two builders at once
+    take turns. The same task, steps, seed, versions and kind of processor give the same bytes (see
+    `OPENBLAS_CORETYPE` in docs/data.md).
+
+    Args:
+        task: Name of the task, `hopper-medium`.
+        steps: Environment steps, at least 1; the last episode is cut (truncated) to fit exactly.
+        seed: Non-negative.
+        progress: Whether to show a progress bar on stderr.
+        force: Whether to replace a dataset that is already there.
+
+    Returns:
+        The dataset's Minari id.
+
+    Raises:
+        UnknownTaskError: For an unknown task.
+        ConfigurationError: For steps < 1 or a negative seed.
+        DatasetError: When the task has no builtin data, another build of it is there already, or
+            the store cannot be written.
+    """
+    row = get_task(task)
+    dataset_id = row.dataset("builtin")
+    if steps < 1:
+        raise ConfigurationError(f"steps is {steps}: a dataset needs at least 1")
+    if seed < 0:
+        raise ConfigurationError(f"seed is {seed}: it must not be negative")
+    recipe = build_recipe(row, steps, seed)
+    if not force and _is_built(dataset_id, recipe):
+        return dataset_id
+    with dataset_lock(dataset_id):
+        if not force and _is_built(dataset_id, recipe):
+            return dataset_id
+        envs = [make_outer(task, "builtin") for _ in range(1 if row.planner else NUM_ENVS)]
+        try:
+            episodes = _episodes(row, envs, steps, seed)
+            with new_dataset(dataset_id) as folder:
+                shown = _with_progress(episodes, dataset_id, steps) if progress else episodes
+                algorithms = sorted({p["algorithm"] for p in recipe["policies"].values()})
+                name = "waypoint planner" if row.planner else "+".join(algorithms)
+                metadata = {"algorithm_name": name, BUILD_KEY: recipe}
+                write_dataset(folder, dataset_id, envs[0], shown, metadata)
+        finally:
+            for env in envs:
+                env.close()
+    return dataset_id
+
+
+def build_recipe(row: Task, steps: int, seed: int) -> dict[str, Any]:
+    """All that decides the content of a built dataset, for its metadata."""
+    policies = {}
+    for name in row.behaviors:
+        content = (shipped_folder() / f"{name}.safetensors").read_bytes()
+        policies[name] = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            **BehaviorPolicy.shipped(name).provenance,
+        }
+    recipe: dict[str, Any] = {"steps": steps, "seed": seed, "policies": policies}
+    return recipe | {"planner": planner_recipe()} if row.planner else recipe
+
+
+def is_current(row: Task, metadata: dict[str, Any]) -> bool:
+    """Whether a built dataset came from the behaviour that this version ships."""
+    built, shipped = metadata.get(BUILD_KEY, {}), build_recipe(row, 1, 0)
+    hashes = [
+        {name: p.get("sha256") for name, p in recipe.get("policies", {}).items()}
+        for recipe in (built, shipped)
+    ]
+    return hashes[0] == hashes[1] and built.get("planner") == shipped.get("planner")
+
+
+def write_dataset(
+    folder: Path,
+    dataset_id: str,
+    env: gym.Env[Any, Any],
+    episodes: Iterable[Episode],
+    metadata: dict[str, Any],
+) -> None:
+    """Write episodes as a Minari dataset (HDF5) into `folder`.
+
+    Args:
+        folder: An existing folder, usually one given by `new_dataset`.
+        dataset_id: The id the dataset will have in the store.
+        env: The outer environment; gives spaces and spec.
+        episodes: Written in their order.
+        metadata: Further JSON-able entries of metadata.json.
+    """
+    import minari
+    from minari.dataset.minari_storage import MinariStorage
+
+    storage = MinariStorage.new(
+        folder / "data",
+        observation_space=env.observation_space,
+        action_space=env.action_space,
+        env_spec=env.spec,
+        data_format="hdf5",
+    )
+    brought_by = type(env.unwrapped).__module__.partition(".")[0].replace("_", "-")
+    packages = sorted({"gymnasium", "mujoco", brought_by})
+    requirements = [f"{name}=={importlib.metadata.version(name)}" for name in packages]
+    storage.update_metadata(
+        {
+            "dataset_id": dataset_id,
+            "minari_version": minari.__version__,
+            "requirements": requirements,
+            **metadata,
+        }
+    )
+    content, total_episodes, total_steps = hdf5_content(episodes)
+    (folder / "data" / "main_data.hdf5").write_bytes(content)
+    totals = {"total_steps": total_steps, "total_episodes": total_episodes}
+    storage.update_metadata({**totals, "dataset_size": storage.get_size()})
+
+
+def hdf5_content(episodes: Iterable[Episode]) -> tuple[bytes, int, int]:
+    """The bytes of Minari's main_data.hdf5 with these episodes; how many they are; their steps.
+
+    The file grows in memory, some 50 MB for 200,000 steps: HDF5 that meets a full disk, as it would
+    in Minari's own writer, crashes the process.
+    """
+    import h5py
+
+    index, total_steps = -1, 0
+    with h5py.File("main_data.hdf5", "w", driver="core", backing_store=False) as file:
+        for index, episode in enumerate(episodes):
+            group = file.create_group(f"episode_{index}")
+            group.attrs["id"] = index
+            if episode.seed is not None:
+                group.attrs["seed"] = episode.seed
+            group.attrs["total_steps"] = len(episode)
+            for name in ("observations", "actions", "rewards", "terminations", "truncations"):
+                array = getattr(episode, name)
+                shape = (None, *array.shape[1:])
+                group.create_dataset(name, data=array, chunks=True, maxshape=shape)
+            total_steps += len(episode)
+        file.flush()
+        return file.id.get_file_image(), index + 1, total_steps
+
+
+def _is_built(dataset_id: str, recipe: dict[str, Any]) -> bool:
+    """Whether the dataset is there and came from this recipe.
+
+    Raises:
+        DatasetError: When something else lies there; only force may replace it.
+    """
+    if not is_present(dataset_id):
+        return False
+    built = read_metadata(dataset_id).get(BUILD_KEY)
+    if built == recipe:
+        return True
+    what = (
+        "another recipe" if not built else f"{built.get('steps')} steps, seed {built.get('seed')}"
+    )
+    if built and (built.get("steps"), built.get("seed")) == (recipe["steps"], recipe["seed"]):
+        what = "another version of the behaviour policy"
+    raise DatasetError(
+        f"dataset {dataset_id} is there already, built from {what}: keep it, or replace it with "
+        "force=True (--force)"
+    )
+
+
+def _episodes(row: Task, envs: list[gym.Env[Any, Any]], steps: int, seed: int) -> Iterator[Episode]:
+    """The policies' episodes one policy after the other, each with its equal share of the steps."""
+    if row.planner:
+        yield from collect_steps(plan_episodes(envs[0], seed, row.horizon), steps)
+    for index, name in enumerate(row.behaviors):
+        share = steps * (index + 1) // len(row.behaviors) - steps * index // len(row.behaviors)
+        policy = BehaviorPolicy.shipped(name)
+        rolled = roll_out(policy, envs, seed * len(row.behaviors) + index, row.horizon)
+        yield from collect_steps(rolled, share)
+
+
+def _with_progress(episodes: Iterator[Episode], dataset_id: str, steps: int) -> Iterator[Episode]:
+    with tqdm(total=steps, desc=dataset_id, unit="step", unit_scale=True, file=sys.stderr) as bar:
+        for episode in episodes:
+            bar.update(len(episode))
+            yield episode

@@ -1,0 +1,174 @@
+"""A waypoint planner for the point in a maze: the behaviour behind the builtin PointMaze data.
+
+It plans over the maze's own map and steers from cell to cell with a PD controller, noise on top.
+Where several ways lead to the goal it draws one per episode, all with the same chance, so that the
+recorded behaviour has several modes on purpose.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmdp.envs.data.sources.collect import Episode, Recorder
+
+Cell = tuple[int, int]
+Route = tuple[Cell, ...]
+
+GAIN, DAMPING = 10.0, 1.0
+"""Action per metre to the waypoint and per metre a second (D4RL, maze2d's WaypointController)."""
+
+NOISE = 0.5
+"""Standard deviation of the action's Gaussian noise, before clipping (D4RL's maze2d script)."""
+
+REACHED = 0.25
+"""Metres from a waypoint within which the next one is taken; ours."""
+
+DETOUR = 4
+"""Cells that a route may be longer than the shortest; ours: both ways around a block, no tours."""
+
+MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
+
+
+@functools.lru_cache(maxsize=4096)
+def routes(free: frozenset[Cell], start: Cell, goal: Cell, detour: int = DETOUR) -> list[Route]:
+    """All ways from start to goal, sorted; a way never passes beside a cell that it left before.
+
+    Args:
+        free: Cells (row, column) that are no walls.
+        start: First cell of every route.
+        goal: Last cell of every route.
+        detour: Cells that a route may be longer than the shortest one.
+
+    Raises:
+        ValueError: When no way leads there.
+
+    >>> ring = frozenset((i, j) for i in range(3) for j in range(3)) - {(1, 1)}
+    >>> [len(route) for route in routes(ring, (0, 1), (2, 1))]
+    [5, 5]
+    """
+    distance = _distances(free, goal)
+    if start not in distance:
+        raise ValueError(f"no way leads from {start} to {goal}")
+    longest = distance[start] + detour
+    found: list[Route] = []
+
+    def extend(route: Route) -> None:
+        if route[-1] == goal:
+            found.append(route)
+            return
+        for cell in _neighbours(free, route[-1]):
+            beside = sum(other in route for other in _neighbours(free, cell))
+            if cell not in route and beside == 1 and len(route) + distance[cell] <= longest:
+                extend((*route, cell))
+
+    extend((start,))
+    return sorted(found)
+
+
+def _neighbours(free: frozenset[Cell], cell: Cell) -> Iterator[Cell]:
+    """Free cells beside a cell."""
+    for rows, columns in MOVES:
+        beside = cell[0] + rows, cell[1] + columns
+        if beside in free:
+            yield beside
+
+
+def _distances(free: frozenset[Cell], goal: Cell) -> dict[Cell, int]:
+    """Moves to the goal from every cell that a way leads from."""
+    distance, wave = {goal: 0}, [goal]
+    for cell in wave:
+        for beside in _neighbours(free, cell):
+            if beside not in distance:
+                distance[beside] = distance[cell] + 1
+                wave.append(beside)
+    return distance
+
+
+class Planner:
+    """The behaviour of one episode.
+
+    Args:
+        maze: The environment's maze: its map and the map's coordinates.
+        position: Of the point at the start, shape (2,), metres.
+        goal: Shape (2,), metres.
+        rng: Draws the route.
+    """
+
+    def __init__(
+        self,
+        maze: Any,
+        position: NDArray[np.float64],
+        goal: NDArray[np.float64],
+        rng: np.random.Generator,
+    ) -> None:
+        free = frozenset(
+            (i, j) for i, row in enumerate(maze.maze_map) for j, v in enumerate(row) if v != 1
+        )
+        start, end = (tuple(map(int, maze.cell_xy_to_rowcol(xy))) for xy in (position, goal))
+        ways = routes(free, start, end)
+        self.route = ways[int(rng.integers(len(ways)))]
+        self._waypoints = [maze.cell_rowcol_to_xy(cell) for cell in self.route[1:-1]] + [goal]
+
+    def act(
+        self,
+        position: NDArray[np.float64],
+        velocity: NDArray[np.float64],
+        noise: NDArray[np.float64],
+    ) -> NDArray[np.float32]:
+        """The action at a position; passes on to the next waypoint when one is reached.
+
+        Args:
+            position: Shape (2,), metres.
+            velocity: Shape (2,), metres per second.
+            noise: Standard normal, shape (2,).
+
+        Returns:
+            Action in [-1, 1], shape (2,), float32.
+        """
+        while len(self._waypoints) > 1:
+            if np.hypot(*(self._waypoints[0] - position)) > REACHED:
+                break
+            del self._waypoints[0]
+        action = GAIN * (self._waypoints[0] - position) - DAMPING * velocity + NOISE * noise
+        clipped: NDArray[np.float32] = np.clip(action, -1, 1).astype(np.float32)
+        return clipped
+
+
+def planner_recipe() -> dict[str, float]:
+    """All numbers that decide what the planner does, for a dataset's metadata."""
+    return {
+        "gain": GAIN,
+        "damping": DAMPING,
+        "noise": NOISE,
+        "reached": REACHED,
+        "detour": DETOUR,
+    }
+
+
+def plan_episodes(env: gym.Env[Any, Any], seed: int, horizon: int) -> Iterator[Episode]:
+    """Yield episodes 0, 1, 2, ... of the planner without end; episode i depends on seed and i only.
+
+    Args:
+        env: A PointMaze task's outer environment, observing [achieved, goal, position, velocity].
+        seed: Non-negative.
+        horizon: Longest episode in steps.
+    """
+    recorder, maze = Recorder(env, seed, horizon), env.get_wrapper_attr("maze")
+    for index in itertools.count():
+        recorder.begin(index)
+        rng = np.random.default_rng([seed, index, 1])  # apart from the noise
+        goal, start = recorder.observations[0, 2:4], recorder.observations[0, 4:6]
+        planner = Planner(maze, start.copy(), goal.copy(), rng)
+        episode = None
+        while episode is None:
+            n = recorder.length
+            position, velocity = recorder.observations[n, 4:6], recorder.observations[n, 6:8]
+            episode = recorder.step(planner.act(position, velocity, recorder.noise[n]))
+        yield episode

@@ -1,0 +1,1 @@
+"""The robots' own environments, with flat observations and actions in [-1, 1]."""

@@ -1,0 +1,98 @@
+"""The robot's own environment behind a task, with flat observations and actions in [-1, 1]."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import warnings
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from flowmdp.envs.robots.rendering import TypedRendering, prepare_rendering
+from flowmdp.envs.tasks import Task, get_task
+from flowmdp.errors import UnknownTaskError
+
+EXTRAS = {"robotics": "gymnasium_robotics"}
+"""Optional extra -> the module that brings its environments."""
+
+
+def make_outer(task: str, source: str | None = None, render_mode: str | None = None) -> gym.Env:
+    """Build a task's outer environment, from our table and never from a dataset's own word.
+
+    Args:
+        task: Name of the task, `hopper-medium`.
+        source: "builtin", "minari" or "d4rl"; None takes the task's default. The source decides the
+            environment's version: D4RL's Gym-MuJoCo files belong to `-v4`, all else to `-v5`.
+        render_mode: Passed on to the environment: None, "rgb_array" or "human".
+
+    Returns:
+        An environment whose observation space is a flat Box and whose action space is the box
+        [-1, 1]; it truncates by itself at the task's horizon. Dict observations are flattened in
+        the order of their sorted keys (achieved_goal, desired_goal, observation), as Gymnasium's
+        `FlattenObservation` does.
+
+    Raises:
+        UnknownTaskError: For an unknown task or source, or an environment that is not installed.
+        RenderingError: With a render mode, when there is no OpenGL to render with.
+    """
+    row = get_task(task)
+    env_id = registered_id(row, row.source(source))
+    options: dict[str, Any] = dict(row.options)
+    if render_mode is not None:
+        prepare_rendering(render_mode)
+        options["render_mode"] = render_mode
+    try:
+        with warnings.catch_warnings():  # D4RL's data need the older version
+            warnings.filterwarnings("ignore", ".* is out of date", DeprecationWarning)
+            env: gym.Env[Any, Any] = gym.make(
+                env_id, max_episode_steps=row.horizon, disable_env_checker=True, **options
+            )
+    except (gym.error.DependencyNotInstalled, gym.error.UnregisteredEnv) as error:
+        raise UnknownTaskError(f"cannot make {env_id} for task {task}: {error}") from error
+    if row.wrapper:
+        module, _, name = row.wrapper.partition(":")
+        env = getattr(importlib.import_module(module), name)(env)
+    if render_mode is not None:
+        _follow_robot(env)
+        env = TypedRendering(env)
+    if isinstance(env.observation_space, gym.spaces.Dict):
+        env = gym.wrappers.FlattenObservation(env)
+    box = env.action_space
+    if isinstance(box, gym.spaces.Box) and not (np.all(box.low == -1) and np.all(box.high == 1)):
+        env = gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+    return env
+
+
+def registered_id(row: Task, source: str) -> str:
+    """The id that the robot's environment has in the installed release.
+
+    Raises:
+        UnknownTaskError: When the extra that brings the environment is not installed.
+    """
+    if row.extra:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # its news; row.wrapper deals with them
+                gym.register_envs(importlib.import_module(EXTRAS[row.extra]))
+        except ImportError as error:
+            raise UnknownTaskError(
+                f"task {row.name} needs {EXTRAS[row.extra].replace('_', '-')} ({error}): "
+                f'pip install "flowmdp[{row.extra}]"'
+            ) from error
+    ids = (row.outer_env[source], *row.same_robot)
+    return next((env_id for env_id in ids if env_id in gym.registry), ids[0])
+
+
+def _follow_robot(env: gym.Env[Any, Any]) -> None:
+    """Look through the model's tracking camera, where it has one.
+
+    Gymnasium 1.4 renders through a free camera that stands still, and the robot walks out of it.
+    """
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is not None:
+        import mujoco
+
+        kind = mujoco.mjtObj.mjOBJ_CAMERA
+        renderer.camera_id = mujoco.mj_name2id(renderer.model, kind, "track")  # -1: it has none

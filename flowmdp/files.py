@@ -1,0 +1,80 @@
+"""Files that are never half: JSON read with a cure, anything written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flowmdp.errors import CheckpointError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: When the file is absent or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} does not exist: the run has not come that far; finish it with "
+            f"`flowmdp train --resume {path.parent}`"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): restore it or train again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged (not a JSON object): restore it or train again")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object; the old file stays until the new one is whole."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file of the same suffix, then put it in `path`'s place.
+
+    Whatever goes wrong, `path` is either as it was or whole and new, and no temporary file stays.
+
+    Raises:
+        OSError: When it cannot be written, with its name and not the temporary file's.
+    """
+    if not path.parent.is_dir():
+        cause = "no such folder, create it"
+        raise FileNotFoundError(errno.ENOENT, cause, str(path.parent))
+    with naming(path):
+        handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError name `path` instead of a hidden file that the user knows nothing of."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,150 @@
+"""`flowmdp plot`: the curves of a run, from the files in its folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowmdp.files import read_json, replace_file
+from flowmdp.runs.folder import RunFolder, read_progress
+from flowmdp.errors import CheckpointError, ConfigurationError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Series = dict[str, list[tuple[int, float]]]
+
+BLUE, ORANGE, GREEN, GRAY = "#1f6fb2", "#d9731a", "#3a8f5c", "#777777"
+PHASES = {
+    "train": ("losses", "policy updates"),
+    "pretrain": ("pre-training losses", "updates of behaviour flow, then critic"),
+}
+
+
+def plot_run(path: Path, out: Path | None = None, quiet: bool = False) -> Path:
+    """Draw returns, Q(pi) - Q(data) and losses of a run.
+
+    Args:
+        path: The run's folder; whatever it holds already is drawn.
+        out: The picture; its suffix gives the format. None writes DIR/curves.png.
+        quiet: Report a picture that cannot be written on stderr instead of raising: a run must not
+            fail at its end for it.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        CheckpointError: When the folder holds no run, or one of its files lacks something.
+        ConfigurationError: When the format is unknown.
+    """
+    folder, config = RunFolder.open(path)
+    try:
+        return _draw(folder, config, out or folder.curves)
+    except KeyError as error:
+        raise CheckpointError(
+            f"config.json, history.json or result.json in {path} lacks {error}: restore it or "
+            "train again"
+        ) from error
+    except OSError as error:
+        if not quiet:
+            raise
+        print(f"flowmdp: no curves: {error}", file=sys.stderr)
+        return folder.curves
+
+
+def _draw(folder: RunFolder, config: dict[str, Any], out: Path) -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    series = read_progress(folder.progress)
+    history = read_json(folder.history) if folder.history.exists() else {"evaluations": []}
+    result = read_json(folder.result) if folder.result.exists() else None
+    panels = 3 + any(name.startswith("pretrain/") for name in series)
+    figure = Figure(figsize=(4 * panels, 3.6), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    if out.suffix.lstrip(".").lower() not in canvas.get_supported_filetypes():
+        raise ConfigurationError(f"cannot draw {out}: use a name that ends in .png, .pdf or .svg")
+    returns, gap, losses, *more = figure.subplots(1, panels)
+    figure.suptitle(f"{config['algorithm']} on {config['task']}, seed {config['seed']}", size=11)
+    _draw_returns(returns, history["evaluations"], result, config)
+    _draw_gap(gap, series)
+    _draw_losses(losses, series, "train")
+    for axes in more:
+        _draw_losses(axes, series, "pretrain")
+    for axes in (returns, gap, losses, *more):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    replace_file(out, figure.savefig)
+    return out
+
+
+def _draw_returns(
+    axes: Axes,
+    evaluations: list[dict[str, Any]],
+    result: dict[str, Any] | None,
+    config: dict[str, Any],
+) -> None:
+    axes.set(title="return on the robot", xlabel="policy updates")
+    if evaluations:
+        steps = np.array([evaluation["step"] for evaluation in evaluations])
+        means = np.array([np.mean(evaluation["returns"]) for evaluation in evaluations])
+        stds = np.array([np.std(evaluation["returns"]) for evaluation in evaluations])
+        episodes = len(evaluations[0]["returns"])
+        axes.plot(steps, means, "-o", color=BLUE, ms=3, label=f"training, {episodes} episodes")
+        axes.fill_between(steps, means - stds, means + stds, color=BLUE, alpha=0.15, lw=0)
+    if result:
+        mean, (low, high) = result["mean_return"], result["interval_95"]
+        errors = [[mean - low], [high - mean]]
+        label = f"last checkpoint, {result['episodes']} episodes"
+        axes.errorbar(
+            [config["steps"]], [mean], errors, fmt="D", color=BLUE, ms=6, capsize=4, label=label
+        )
+        data = result["data"]["mean_return"]
+        if result["behavior"]:
+            behavior = result["behavior"]["mean_return"]
+            axes.axhline(behavior, color=ORANGE, ls="--", label=f"behaviour flow, {behavior:.0f}")
+        axes.axhline(data, color=GRAY, ls=":", label=f"data, {data:.0f}")
+    _finish(axes, bool(evaluations or result), "no evaluation yet")
+
+
+def _draw_gap(axes: Axes, series: Series) -> None:
+    axes.set(title="Q(π) - Q(data), in advantage units", xlabel="policy updates")
+    points = series.get("train/q_gap", [])
+    if points:
+        axes.plot(*zip(*points, strict=True), color=GREEN, lw=1)
+        axes.axhline(0, color=GRAY, lw=0.8)
+        axes.axhline(1, color=ORANGE, ls="--", lw=1, label="above 1, Q is being exploited")
+    _finish(axes, bool(points), "not logged by this algorithm")
+
+
+def _draw_losses(axes: Axes, series: Series, phase: str) -> None:
+    """A phase's losses, each on its own scale: divided by its first absolute value."""
+    title, updates = PHASES[phase]
+    axes.set(title=f"{title}, relative to their start", xlabel=updates)
+    drawn = False
+    for name in sorted(series):
+        if not (name.startswith(f"{phase}/") and name.endswith("loss")):
+            continue
+        points = [point for point in series[name] if np.isfinite(point[1])]
+        if points:
+            steps, values = zip(*points, strict=True)
+            start = abs(values[0]) or 1.0
+            axes.plot(
+                steps,
+                np.array(values) / start,
+                lw=1,
+                label=name.partition("/")[2].replace("_", " "),
+            )
+            drawn = True
+    _finish(axes, drawn, "no updates yet")
+
+
+def _finish(axes: Axes, drawn: bool, otherwise: str) -> None:
+    """A legend where there is something to explain, and a word where there is nothing to see."""
+    if not drawn:
+        axes.text(0.5, 0.5, otherwise, transform=axes.transAxes, ha="center", color=GRAY)
+    elif axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=7, frameon=False)

@@ -1,0 +1,140 @@
+"""`flowmdp record`: a video of the robot with each action's flow from noise to action over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from flowmdp.arguments import check_integers
+from flowmdp.cli.options import Record
+from flowmdp.runs.overlay import FlowOverlay
+from flowmdp.runs.scene import actuator_names, prepare_scene
+from flowmdp.files import replace_file
+from flowmdp.envs.robots.rendering import choose_backend
+from flowmdp.errors import ConfigurationError, RenderingError
+
+SIZE = (640, 480)
+FORMATS = (".mp4", ".mkv", ".mov")
+
+
+class ChainPlayer:
+    """Plays the robot by whole chains and keeps their points.
+
+    Args:
+        agent: The agent.
+        field: Whose velocity is followed.
+        seed: Of the noise.
+    """
+
+    def __init__(self, agent: Any, field: Any, seed: int) -> None:
+        self.agent, self.field = agent, field
+        self.rng = np.random.default_rng(seed)
+        self.previous: NDArray[np.float32] | None = None
+
+    def points(self, observation: NDArray[Any]) -> NDArray[np.float32]:
+        """x_0 .. x_1 for one observation, shape (flow_steps + 1, action_dim), not clipped."""
+        spec = self.agent.spec
+        noise = self.rng.standard_normal((1, spec.action_dim), np.float32)
+        noise *= np.float32(0 if self.agent.acts_at_mean else spec.noise_scale)
+        batch = np.asarray(observation, np.float32)[None]
+        points: NDArray[np.float32] = self.agent.chain(
+            batch, noise, self.previous, field=self.field
+        )[:, 0]
+        if self.agent.spec.include_previous_action:
+            flag = np.ones(1, np.float32)
+            self.previous = np.concatenate([np.clip(points[-1], -1, 1), flag])[None]
+        return points
+
+
+def record(options: Record) -> None:
+    """Play one episode and write the video.
+
+    Raises:
+        RenderingError: When there is no OpenGL, or ffmpeg cannot write; an older video stays.
+        ConfigurationError: For a length below 1, a negative seed or an unknown format.
+        CheckpointError: When the checkpoint cannot be used.
+    """
+    check_integers(1, **{"--steps": options.steps})
+    check_integers(0, **{"--seed": options.seed})
+    if options.out.suffix.lower() not in FORMATS:
+        raise ConfigurationError(f"--out {options.out}: use a name ending in {', '.join(FORMATS)}")
+    if not options.out.parent.is_dir():
+        raise ConfigurationError(f"--out {options.out}: the folder does not exist, create it")
+    backend = choose_backend()  # before anything that takes time to load
+    from flowmdp.runs.play import open_agent
+    from flowmdp.runs.config import algorithm_name
+    from flowmdp.envs.robots.outer import make_outer
+
+    agent = open_agent(options.run_folder, options.task, options.device)
+    task = str(agent.spec.task)
+    env = make_outer(task, agent.spec.source, render_mode="rgb_array")
+    prepare_scene(env, *SIZE)
+    policy = agent.behavior_policy() if options.behavior else agent.outer_policy()
+    player = ChainPlayer(agent, policy.field, options.seed)
+    name = "behaviour flow" if options.behavior else algorithm_name(agent)
+    overlay = FlowOverlay(actuator_names(env, agent.spec.action_dim), SIZE, f"{name} on {task}")
+    summary: list[float] = []
+    try:
+        replace_file(
+            options.out,
+            lambda path: summary.extend(
+                write_video(path, env, player, None if options.plain else overlay, options)
+            ),
+        )
+    finally:
+        env.close()
+    steps, total = summary
+    fps = env.metadata["render_fps"]
+    print(f"{options.out}: {steps:.0f} steps, return {total:.0f}, {fps} frames/s ({backend})")
+
+
+def write_video(
+    path: Path, env: Any, player: ChainPlayer, overlay: FlowOverlay | None, options: Record
+) -> tuple[int, float]:
+    """Play until the episode ends or the length is reached; returns steps and return.
+
+    Raises:
+        RenderingError: When ffmpeg stops, or the file is not whole.
+    """
+    import imageio.v2 as imageio
+
+    full = f"ffmpeg stopped writing {options.out}: is the disk full? Free some space and repeat"
+
+    observation, _ = env.reset(seed=options.seed)
+    total, steps, over = 0.0, 0, False
+    writer = imageio.get_writer(
+        path, fps=env.metadata["render_fps"], codec="libx264", quality=8, macro_block_size=16
+    )
+    try:
+        with tqdm(total=options.steps, desc="recording") as bar:
+            while steps < options.steps and not over:
+                points = player.points(observation)
+                frame = env.render()
+                if overlay is not None:
+                    frame = overlay.draw(frame, points, f"step {steps}  return {total:.0f}")
+                writer.append_data(frame)
+                action = np.clip(points[-1], -1, 1)
+                observation, reward, terminated, truncated, _ = env.step(action)
+                total, steps, over = total + float(reward), steps + 1, terminated or truncated
+                bar.update()
+    except OSError as error:
+        raise RenderingError(full) from error
+    finally:
+        writer.close()
+    if not is_whole(path, steps):
+        raise RenderingError(full)
+    return steps, total
+
+
+def is_whole(path: Path, frames: int) -> bool:
+    """Whether a video holds that many frames; imageio does not tell how its ffmpeg ended."""
+    from imageio_ffmpeg import count_frames_and_secs
+
+    try:
+        return bool(count_frames_and_secs(path)[0] == frames)
+    except RuntimeError:
+        return False

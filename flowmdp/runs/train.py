@@ -1,0 +1,288 @@
+"""`flowmdp train`: data, behaviour flow, critic, policy, evaluation, curves, in one folder."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flowmdp.agents import FlowBC, load_agent
+from flowmdp.agents.core.acting import OuterPolicy
+from flowmdp.agents.core.actor_critic import ActorCritic
+from flowmdp.agents.core.algorithm import FlowAlgorithm
+from flowmdp.agents.core.decision_flow import DecisionFlow
+from flowmdp.runs.evaluate import evaluate
+from flowmdp.runs import cache as pretrained
+from flowmdp.runs.config import (
+    check_config,
+    make_agent,
+    make_config,
+    make_data,
+    make_env,
+    versions,
+)
+from flowmdp.runs.callbacks import Interruptible, Keeper
+from flowmdp.runs.log import ProgressFile, make_logger
+from flowmdp.cli.options import Train
+from flowmdp.runs.curves import plot_run
+from flowmdp.runs.summary import print_table, summarize, summarize_evaluations
+from flowmdp.files import read_json, write_json
+from flowmdp.runs.folder import RunFolder, free_folder
+from flowmdp.envs.robots.outer import make_outer
+from flowmdp.envs.tasks import get_task
+from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.transitions import TransitionDataset
+
+LOG_INTERVAL = 100
+"""Gradient steps between two lines of progress.csv."""
+DURING, AFTER = 1_000_000, 2_000_000
+"""First episode seeds of evaluations during and after training, away from those of the data."""
+FRESH: dict[str, Any] = {"evaluations": [], "updates": 0, "update_seconds": 0.0, "seconds": 0.0}
+
+
+def train(options: Train) -> None:
+    """Run the whole job, or continue it."""
+    start = time.perf_counter()
+    folder, config = _continue(options) if options.resume else _start(options)
+    data = make_data(config)
+    env = make_env(config, data)
+    agent = _agent(folder, config, env)
+    if not options.resume:  # only now, so that bad input leaves no folder behind
+        folder.create(config)
+        print(f"run folder: {folder.path}", file=sys.stderr)
+    try:
+        _run(folder, config, agent, data, options.verbose, start)
+    except KeyboardInterrupt:
+        command = f"flowmdp train --resume {shlex.quote(str(folder.path))}"
+        raise KeyboardInterrupt(f"continue with: {command}") from None
+    finally:
+        env.close()
+
+
+def _run(
+    folder: RunFolder,
+    config: dict[str, Any],
+    agent: FlowAlgorithm,
+    data: TransitionDataset,
+    verbose: bool,
+    start: float,
+) -> None:
+    """Everything that happens in the run's folder; `start` is when the command began."""
+    history = _history(folder, agent)
+    progress = ProgressFile(folder.progress)
+    progress.forget_after(_pretrain_updates(agent), agent.num_timesteps)
+    agent.set_logger(make_logger(folder, progress, verbose))
+    before = history["seconds"]
+
+    def save() -> None:
+        history["seconds"] = before + time.perf_counter() - start
+        agent.save(folder.checkpoint)
+        write_json(folder.history, history)
+
+    try:
+        finished = _learn(agent, config, history, save)
+    finally:
+        agent.logger.close()
+    if not finished:
+        raise KeyboardInterrupt
+    plot_run(folder.path, quiet=True)
+    _conclude(folder, config, agent, data, history)
+
+
+def _start(options: Train) -> tuple[RunFolder, dict[str, Any]]:
+    """Choose a new run's folder."""
+    config = make_config(options)
+    default = Path("runs") / config["task"] / f"{config['algorithm']}-seed{config['seed']}"
+    folder = RunFolder(options.out or free_folder(default))
+    folder.check_free()
+    return folder, config
+
+
+def _continue(options: Train) -> tuple[RunFolder, dict[str, Any]]:
+    """Open an existing run; only its goal and its device may change."""
+    allowed = {"resume", "steps", "device", "verbose"}
+    changed = [
+        f"--{field.name.replace('_', '-')}"
+        if field.name not in ("algorithm", "task")
+        else field.name
+        for field in fields(options)
+        if field.name not in allowed and getattr(options, field.name) != field.default
+    ]
+    if changed:
+        raise ConfigurationError(
+            f"{', '.join(changed)} cannot change in a run that is continued: with --resume give "
+            "only --steps, --device and --verbose, or start a new run"
+        )
+    assert options.resume is not None
+    folder, config = RunFolder.open(options.resume)
+    if options.steps is not None:
+        if options.steps < config.get("steps", 0):
+            raise ConfigurationError(
+                f"--steps {options.steps} is below the run's goal of {config['steps']}: raise it"
+            )
+        config["steps"] = options.steps
+    if options.device != "auto":
+        config["device"] = options.device
+    try:
+        check_config(config)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder.config} lacks {error}: restore it or train again"
+        ) from error
+    write_json(folder.config, config)
+    return folder, config
+
+
+def _agent(folder: RunFolder, config: dict[str, Any], env: Any) -> FlowAlgorithm:
+    """The agent of the checkpoint, or a new one where there is none yet."""
+    if folder.checkpoint.exists():
+        agent: FlowAlgorithm = load_agent(folder.checkpoint, env=env, device=config["device"])
+        return agent
+    return make_agent(config, env)
+
+
+def _history(folder: RunFolder, agent: FlowAlgorithm) -> dict[str, Any]:
+    """Evaluations and clocks so far, as far as the checkpoint has come.
+
+    Raises:
+        CheckpointError: When the file is damaged.
+    """
+    if not (folder.checkpoint.exists() and folder.history.exists()):
+        return {**FRESH, "evaluations": []}
+    history = read_json(folder.history)
+    if missing := FRESH.keys() - history:
+        raise CheckpointError(
+            f"{folder.history} lacks {', '.join(sorted(missing))}: restore it, or delete it to "
+            "continue without the evaluations so far"
+        )
+    history["evaluations"] = [
+        evaluation
+        for evaluation in history["evaluations"]
+        if evaluation["step"] <= agent.num_timesteps
+    ]
+    return history
+
+
+def _pretrain_updates(agent: FlowAlgorithm) -> int:
+    """Updates of behaviour flow and critic so far; 0 for agents that have none."""
+    return agent.pretrain_updates if isinstance(agent, ActorCritic) else 0
+
+
+def _learn(
+    agent: FlowAlgorithm, config: dict[str, Any], history: dict[str, Any], save: Any
+) -> bool:
+    """Pre-train and train; False when the user stopped it. Either way all is saved."""
+    tenth = max(1, config["steps"] // 10)
+    play = partial(make_outer, config["task"], config["source"])
+
+    def evaluate_now() -> list[float]:
+        seed, episodes = config["seed"] + DURING, config["eval_episodes"]
+        return evaluate(agent.outer_policy(), play, episodes, seed, agent.acts_at_mean).returns
+
+    remaining = config["steps"] - agent.num_timesteps
+    with Interruptible() as interrupt:
+        if remaining > 0 and not _pretrained(agent, interrupt, save):
+            return False
+        if remaining > 0:
+            keeper = Keeper(
+                config["steps"],
+                evaluate_now,
+                save,
+                history,
+                config["eval_every"] or tenth,
+                config["save_every"] or tenth,
+                interrupt,
+            )
+            interval = min(LOG_INTERVAL, tenth)
+            try:
+                agent.learn(remaining, keeper, log_interval=interval, reset_num_timesteps=False)
+            finally:
+                keeper.close()
+            save()
+    return bool(agent.num_timesteps >= config["steps"])
+
+
+def _pretrained(agent: FlowAlgorithm, interrupt: Interruptible, save: Any) -> bool:
+    """Behaviour flow and critic, from the cache or by training; False when the user stopped it."""
+    if not isinstance(agent, ActorCritic) or agent.num_timesteps > 0:
+        return True
+    if agent.pretrain_updates == 0:
+        pretrained.restore(agent)
+    if agent.pretrain_updates == agent.pretrain_steps:
+        return True
+    if not agent.pretrain(progress_bar=True, callback=interrupt.go_on):
+        save()
+        return False
+    save()
+    pretrained.store(agent)
+    return True
+
+
+def _conclude(
+    folder: RunFolder,
+    config: dict[str, Any],
+    agent: FlowAlgorithm,
+    data: TransitionDataset,
+    history: dict[str, Any],
+) -> None:
+    """Evaluate both flows on the bare robot, write result.json and curves.png, print a table.
+
+    Every flow plays twice, from sampled noise and from zero; the way of the algorithm's paper is
+    the result, both are stored.
+    """
+    start = time.perf_counter()
+    task, episodes = config["task"], config["episodes"]
+    play = partial(make_outer, task, config["source"])
+
+    def play_all(policy: OuterPolicy, deterministic: bool) -> dict[str, Any]:
+        seed = config["seed"] + AFTER
+        result = evaluate(policy, play, episodes, seed, deterministic, progress=True)
+        summary = summarize(task, result.returns)
+        return {"episodes": episodes, **summary, "returns": result.returns}
+
+    def outcome(policy: OuterPolicy) -> dict[str, Any]:
+        ways = {"sampled": play_all(policy, False), "noiseless": play_all(policy, True)}
+        return {**ways["noiseless" if agent.acts_at_mean else "sampled"], **ways}
+
+    agent_outcome = outcome(agent.outer_policy())
+    behavior = None
+    if isinstance(agent, FlowBC):
+        behavior = agent_outcome
+    elif isinstance(agent, DecisionFlow):  # others are compared with a FlowBC run of their own
+        behavior = outcome(agent.behavior_policy())
+    returns = data.returns_within(get_task(task).horizon).tolist()
+    recorded = {"episodes": len(returns), **summarize(task, returns)}
+    seconds = history["seconds"] + time.perf_counter() - start
+    rate = history["updates"] / history["update_seconds"] if history["update_seconds"] else None
+    names = ("task", "source", "dataset_id", "algorithm", "seed", "steps", "flow_steps", "quick")
+    result = {
+        **{name: config[name] for name in names},
+        **agent_outcome,
+        **summarize_evaluations(task, history["evaluations"]),
+        "behavior": behavior,
+        "data": recorded,
+        "updates_per_second": rate,
+        "wall_seconds": seconds,
+        "device": str(agent.device),
+        "arguments": config["arguments"],
+        "hyperparameters": agent.hyperparameters(),
+        "spec": asdict(agent.spec),
+        "command": config["command"],
+        "versions": versions(),
+    }
+    write_json(folder.result, result)
+    plot_run(folder.path, quiet=True)
+    flows = {config["algorithm"]: agent_outcome}
+    if isinstance(agent, DecisionFlow) and behavior:
+        flows["behaviour flow"] = behavior
+    rows: dict[str, dict[str, Any]] = {}
+    for name, flow in flows.items():
+        rows |= {name: flow["sampled"], f"{name}, no noise": flow["noiseless"]}
+    rows["data"] = recorded
+    print_table(f"{task}, {agent.num_timesteps} updates, seed {config['seed']}", rows)
+    quoted = shlex.quote(str(folder.path))
+    print(f"results in {folder.path}; watch it: flowmdp record {quoted} --out video.mp4")

@@ -1,0 +1,197 @@
+"""The baselines: their formulas against hand-computed values, and what they learn on a toy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flowmdp.agents import FQL, IFQL, IQL, ReBRAC
+from flowmdp.agents.core.actor_critic import ActorCritic
+from flowmdp.agents.core.one_step import GaussianField, SampledField
+from flowmdp.agents.ifql import BestOfField, shifted_noises
+from flowmdp.agents.iql import MAX_WEIGHT, advantage_weights
+from flowmdp.agents.rql import reverse
+from flowmdp.env import FlowMDPEnv
+from flowmdp.errors import ConfigurationError
+from flowmdp.runs.config import get_algorithm
+from tests.agents import toys as agent_toys
+from tests.agents.toys import STEPS, flow_env, noise, pretrain, two_modes
+from tests.mdp.toys import PointRobot, toy_dataset
+
+SMALL: dict[str, Any] = {
+    "policy_kwargs": {"net_arch": [64, 64]},
+    "batch_size": 64,
+    "device": "cpu",
+    "seed": 0,
+    "learning_rate": 1e-3,
+    "critic_learning_rate": 1e-3,
+    "behavior_learning_rate": 2e-3,
+    "behavior_steps": 1000,
+    "critic_steps": 400,
+    "ema_rate": 0.01,
+}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where behaviour flows and critics of the bandit are kept between tests."""
+    return tmp_path_factory.mktemp("pretrained")
+
+
+def share_of_rare_mode(name: str, pretrained: Path, **kwargs: Any) -> float:
+    """After learning on the bandit whose better mode is a tenth of the data."""
+    cls = get_algorithm(name)
+    env = flow_env(two_modes(), flow_steps=cls.only_flow_steps or STEPS)
+    agent = cls("MlpPolicy", env, **{**SMALL, **kwargs})
+    assert isinstance(agent, ActorCritic)
+    pretrain(agent, pretrained)
+    agent.learn(600, log_interval=0)
+    actions = agent.act(np.zeros((2000, 1), np.float32), noise=noise())
+    return float((actions[:, 0] > 0.2).mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "improving", "cloning"),
+    [
+        ("iql", {"beta": 3.0}, {"beta": 0.0}),
+        ("rebrac", {"actor_bc": 0.1}, {"actor_bc": 1000.0}),
+        ("fql", {"alpha": 0.1}, {"alpha": 1000.0}),
+        ("ifql", {"samples": 32}, {"samples": 1}),
+        ("rql", {"alpha": 0.003, "value_steps": 200}, {"alpha": 1000.0, "value_steps": 200}),
+    ],
+)
+def test_the_rare_better_mode_is_found_unless_the_data_hold_it_back(
+    name: str, improving: dict[str, Any], cloning: dict[str, Any], pretrained: Path
+) -> None:
+    assert share_of_rare_mode(name, pretrained, **improving) > 0.4
+    assert share_of_rare_mode(name, pretrained, **cloning) < 0.25
+
+
+def test_advantage_weights_do_not_depend_on_the_rewards_scale() -> None:
+    advantages = torch.tensor([-1.0, 0.0, 1.0, 2.0])  # their mean magnitude is 1
+    weights = advantage_weights(advantages, beta=1.0)
+    torch.testing.assert_close(weights, advantages.exp())
+    torch.testing.assert_close(advantage_weights(1000 * advantages, beta=1.0), weights)
+    assert advantage_weights(advantages, beta=50.0).max() == MAX_WEIGHT
+    assert torch.equal(advantage_weights(torch.zeros(3), 1.0), torch.ones(3))
+
+
+def test_the_gaussian_is_the_density_it_samples() -> None:
+    field = GaussianField(2, 1, [8])
+    torch.nn.init.constant_(field.log_std, -0.5)
+    context = torch.randn(1, 2, generator=torch.Generator().manual_seed(0)).expand(20_000, 2)
+    x_0 = torch.as_tensor(np.random.default_rng(0).standard_normal((20_000, 1), np.float32))
+    samples = field.actions(context, x_0)
+    torch.testing.assert_close(samples.mean(), field.mean(context)[0, 0], atol=0.02, rtol=0)
+    entropy = -field.log_prob(context, samples).mean().item()
+    assert entropy == pytest.approx(0.5 * np.log(2 * np.pi * np.e) - 0.5, abs=0.02)
+    torch.testing.assert_close(x_0 + field(context, x_0, 0.0), samples)  # one step arrives
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_every_shifted_noise_is_gaussian(scale: float) -> None:
+    normal = np.random.default_rng(0).standard_normal((20_000, 2), np.float32)
+    x_0 = scale * torch.as_tensor(normal)
+    shifts = torch.tensor([[0.0, 0.0], [0.25, 0.7], [0.9, 0.5]])
+    noises = shifted_noises(x_0, shifts, scale)
+    assert torch.equal(noises[:, 0], x_0)
+    torch.testing.assert_close(noises.mean(0) / scale, torch.zeros(3, 2), atol=0.03, rtol=0)
+    torch.testing.assert_close(noises.std(0) / scale, torch.ones(3, 2), atol=0.03, rtol=0)
+    assert (noises[:, 1] - x_0).abs().mean() > 0.5 * scale  # and it is another one
+
+
+def test_best_of_n_chooses_among_samples_of_the_noise_that_is_set() -> None:
+    env = FlowMDPEnv(PointRobot(), dataset=toy_dataset(), flow_steps=1, noise_scale=0.5)
+    steps: dict[str, Any] = {"behavior_steps": 4, "critic_steps": 4}
+    agent = IFQL("MlpPolicy", env, samples=64, device="cpu", **steps).learn(2)
+    states = np.zeros((500, 2), np.float32)
+    field = agent.policy.ema
+    assert isinstance(field, BestOfField)
+    spread = {}
+    for scale in (0.5, 0.1, 0.0):
+        if scale != 0.5:
+            agent.set_noise_scale(scale)
+        x_0 = torch.as_tensor(agent.chain(states)[0])
+        spread[scale] = shifted_noises(x_0, field.shifts, field.noise_scale).std().item()
+    assert spread == pytest.approx({0.5: 0.5, 0.1: 0.1, 0.0: 0.0}, rel=0.05)
+    contexts, x_0 = torch.randn(50, agent.spec.context_dim), torch.zeros(50, 2)
+    one_sample = SampledField.actions(field, contexts, x_0)
+    assert torch.allclose(field.actions(contexts, x_0), one_sample), "without noise all are one"
+    agent.set_noise_scale(0.5)
+    assert not torch.allclose(field.actions(contexts, x_0), one_sample)
+
+
+def test_the_reversed_flow_ends_where_the_flow_began() -> None:
+    """Backward Euler steps undo forward ones, up to the error of the step."""
+    flow, errors = agent_toys.GaussianField(mean=0.4, std=0.3), []
+    x_0 = torch.linspace(-2, 2, 50)[:, None]
+    for steps in (20, 40, 80):
+        x_1 = x_0
+        for k in range(steps):
+            x_1 = x_1 + flow(x_0, x_1, k / steps) / steps
+        points = reverse(flow, x_0, x_1, steps)
+        assert points.shape == (steps + 1, 50, 1) and torch.equal(points[-1], x_1)
+        errors.append((points[0] - x_0).abs().mean().item())
+    assert errors[0] > 1.6 * errors[1] > 2.5 * errors[2]  # first order
+
+
+def test_rebrac_pays_for_leaving_the_recorded_next_action() -> None:
+    data = toy_dataset()
+    env = FlowMDPEnv(PointRobot(), dataset=data, flow_steps=1)
+    agent = ReBRAC("MlpPolicy", env, **{**SMALL, "critic_steps": 0})
+    batch = agent.data.sample(512, torch.Generator().manual_seed(0))
+    actions, penalty = agent.next_actions(batch)
+    rows = batch.rows.numpy()
+    last = np.append(data.starts[1:], True)[rows]
+    expected = ((actions.numpy() - data.actions[(rows + 1) % len(data)]) ** 2).sum(-1)
+    np.testing.assert_allclose(
+        penalty.numpy(), agent.data.reward_scale * expected * ~last, rtol=1e-4
+    )
+    assert last.any() and (penalty[torch.as_tensor(~last)] > 0).all()
+
+
+@pytest.mark.parametrize("cls", [ReBRAC, FQL])
+@pytest.mark.parametrize(("critic", "fits"), [("td", False), ("iql", True)])
+def test_a_state_value_that_nothing_reads_is_not_fitted(cls: Any, critic: str, fits: bool) -> None:
+    env = FlowMDPEnv(PointRobot(), dataset=toy_dataset(), flow_steps=1)
+    options = {**SMALL, "behavior_steps": 0, "critic_steps": 0, "critic": critic}
+    agent = cls("MlpPolicy", env, **options)
+    before = {name: value.clone() for name, value in agent.critic.state_dict().items()}
+    agent.learn(2, log_interval=0)
+    moved = {
+        name for name, value in agent.critic.state_dict().items() if (value != before[name]).any()
+    }
+    assert any(name.startswith("v.") for name in moved) == fits
+    assert any(name.startswith("q.") for name in moved)
+
+
+@pytest.mark.parametrize("cls", [IQL, ReBRAC, FQL, IFQL])
+def test_one_step_agents_want_one_flow_step(cls: Any) -> None:
+    env = FlowMDPEnv(PointRobot(), dataset=toy_dataset(), flow_steps=3)
+    with pytest.raises(ConfigurationError, match="flow_steps=1, not 3"):
+        cls("MlpPolicy", env, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("iql", {"beta": -1.0}),
+        ("rebrac", {"actor_bc": -1.0}),
+        ("rebrac", {"critic_bc": -1.0}),
+        ("fql", {"alpha": -1.0}),
+        ("fql", {"sampling_steps": 0}),
+        ("ifql", {"samples": 0}),
+        ("rql", {"alpha": -1.0}),
+        ("rql", {"value_steps": -1}),
+        ("rql", {"critic_members": 1, "pessimism": 1.0}),
+    ],
+)
+def test_arguments_out_of_range_are_refused(name: str, kwargs: dict[str, Any]) -> None:
+    cls = get_algorithm(name)
+    env = flow_env(two_modes(), flow_steps=cls.only_flow_steps or STEPS)
+    with pytest.raises(ConfigurationError, match=next(reversed(kwargs))):
+        cls("MlpPolicy", env, **{**SMALL, **kwargs})

@@ -1,0 +1,190 @@
+"""Checkpoints that are damaged or hostile end in one line with a cure, whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowmdp.agents import ALGORITHMS, FlowBC, load_agent, pretrained_path
+from flowmdp.agents.core import checkpoint
+from flowmdp.agents.core.saving import NOT_STORED
+from flowmdp.errors import CheckpointError, ConfigurationError
+from tests.agents.test_contract import make, rewrite
+
+Entries = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A trained DF-div agent's checkpoint."""
+    path = tmp_path_factory.mktemp("whole") / "agent.zip"
+    make("df-div").learn(1).save(path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def path(whole: bytes, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    (tmp_path / "agent.zip").write_bytes(whole)
+    return tmp_path / "agent.zip"
+
+
+def refused(path: Path, match: str, **kwargs: Any) -> None:
+    with pytest.raises(CheckpointError, match=match) as caught:
+        load_agent(path, device="cpu", **kwargs)
+    assert "\n" not in str(caught.value)
+    assert "train again" in str(caught.value) and path.name in str(caught.value)
+
+
+def patch_headers(path: Path, field: int, value: int) -> None:
+    """Set flags (field 0) or compression method (field 1) of every entry, in both its headers."""
+    content = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        at = content.find(signature)
+        while at >= 0:
+            struct.pack_into("<H", content, at + offset + 2 * field, value)
+            at = content.find(signature, at + 1)
+    path.write_bytes(content)
+
+
+def test_deeply_nested_manifest(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("agent.json", "[" * (1 << 20))
+        archive.writestr("tensors.safetensors", b"")
+    refused(path, "RecursionError")
+
+
+def test_encrypted_entries(path: Path) -> None:
+    patch_headers(path, 0, 1)
+    refused(path, "encrypted")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, 99])
+def test_compressed_entries(path: Path, method: int) -> None:
+    patch_headers(path, 1, method)
+    refused(path, "agent.json is compressed")
+
+
+def test_no_wrong_byte_of_the_zips_directory_escapes(path: Path, whole: bytes) -> None:
+    refusals = 0
+    for place in range(len(whole) - 200, len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 0xFF
+        path.write_bytes(content)
+        try:
+            checkpoint.read(path)
+        except CheckpointError as error:
+            assert path.name in str(error)
+            refusals += 1
+    assert refusals > 100
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"flow_steps": 0},
+        {"flow_steps": "ten"},
+        {"flow_steps": True},
+        {"velocity_scale": float("nan")},
+        {"noise_scale": -1.0},
+        {"include_time": 1},
+        {"observation_dim": 3},
+        {"task": ["hopper-medium"]},
+        {"colour": "red"},
+    ],
+)
+def test_specification_out_of_range(path: Path, spec: dict[str, Any]) -> None:
+    manifest, _ = checkpoint.read(path)
+    rewrite(path, spec=manifest["spec"] | spec)
+    refused(path, "spec" if "observation_dim" in spec else next(iter(spec)))
+
+
+def test_one_step_agents_keep_their_one_step(path: Path) -> None:
+    make("iql").learn(1).save(path)
+    rewrite(path, spec=checkpoint.read(path)[0]["spec"] | {"flow_steps": 3})
+    refused(path, "flow_steps=1")
+
+
+@pytest.mark.parametrize("name", [*sorted(NOT_STORED), "env", "_init_setup_model"])
+def test_a_file_decides_about_hyperparameters_only(path: Path, name: str, tmp_path: Path) -> None:
+    manifest, _ = checkpoint.read(path)
+    rewrite(path, hyperparameters=manifest["hyperparameters"] | {name: str(tmp_path / "evil")})
+    refused(path, f"'{name}' is no hyper-parameter")
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_hyperparameters_are_all_other_arguments(name: str) -> None:
+    agent = make(name)
+    assert set(agent.hyperparameters()) == agent.arguments().keys() - NOT_STORED
+
+
+@pytest.mark.parametrize("value", [float("inf"), "3", -1, 1.5])
+def test_counters_out_of_range(path: Path, value: Any) -> None:
+    rewrite(path, counters={"num_timesteps": value})
+    refused(path, "num_timesteps is")
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "match"),
+    [
+        (
+            "policy/field.mlp.weights.0",
+            lambda x: x.fill_(torch.nan),
+            "weights.0 holds NaN or infinity",
+        ),
+        ("critic/scale", lambda x: x.fill_(torch.inf), "critic/scale holds NaN or infinity"),
+        ("optimizer.critic/0/exp_avg", lambda x: x[..., :1], "not of its weights' shape"),
+        ("optimizer.critic/0/step", lambda x: x.repeat(2), "not of its weights' shape"),
+        ("space/low", lambda x: x[:-1], "different widths"),
+        ("generator/learn", lambda x: x[:-1], "damaged"),
+    ],
+)
+def test_tensors_that_cannot_be(path: Path, key: str, change: Any, match: str) -> None:
+    manifest, tensors = checkpoint.read(path)
+    checkpoint.write(path, manifest, tensors | {key: change(tensors[key]).clone()})
+    refused(path, match)
+
+
+def test_the_caller_is_not_called_damage(path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"no argument 'learning_rat'.* learning_rate"):
+        load_agent(path, learning_rat=1)
+    with pytest.raises(ConfigurationError, match="batch_size is 0"):
+        load_agent(path, batch_size=0)
+    with pytest.raises(ConfigurationError, match=r"custom_objects.*learning_rate=1e-4"):
+        load_agent(path, custom_objects={"learning_rate": 0.0})
+    with pytest.raises(ConfigurationError, match="no argument 'policy'"):
+        load_agent(path, policy="MlpPolicy")
+
+
+def test_sb3s_keywords_of_load(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    agent = load_agent(
+        path,
+        device="cpu",
+        custom_objects={},
+        print_system_info=True,
+        force_reset=False,
+        learning_rate=1e-5,
+        tensorboard_log="logs",
+        verbose=0,
+    )
+    assert agent.learning_rate == 1e-5 and agent.tensorboard_log == "logs"
+    assert "Stable-Baselines3" in capsys.readouterr().out
+
+
+def test_another_class_or_another_format(path: Path) -> None:
+    with pytest.raises(CheckpointError, match="load_agent"):
+        FlowBC.load(path)
+    rewrite(path, format=99)
+    refused(path, "load it with the flowmdp that wrote it")
+
+
+def test_what_ships_can_be_loaded() -> None:
+    shipped = pretrained_path("hopper-medium")
+    assert shipped is not None
+    assert json.dumps(load_agent(shipped, device="cpu").hyperparameters())

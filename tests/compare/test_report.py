@@ -1,0 +1,276 @@
+"""`flowmdp report` on results written by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+
+from flowmdp.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write(
+    folder: Path,
+    label: str | None,
+    scores: list[float | None],
+    dataset: str = "zoo/hopper/medium-v0",
+    **more: Any,
+) -> None:
+    """One result per score, with seeds 0, 1, 2 ...; the return is ten times the score."""
+    for seed, score in enumerate(scores):
+        result = {
+            "task": "hopper-medium",
+            "source": "builtin",
+            "dataset_id": dataset,
+            "algorithm": "df-div",
+            "seed": seed,
+            "steps": 100,
+            "mean_return": 10 * (score or 0),
+            "normalized_score": score,
+            "returns": [1.0, 2.0],
+            "best_evaluation": {"mean_return": 10 * (score or 0) + 5, "step": 50},
+            "behavior": {"mean_return": 100.0 + seed},
+            "data": {"mean_return": 200.0},
+            "arguments": {"rho": 0.5},
+            "command": f"flowmdp train df-div hopper-medium --seed {seed}",
+            **more,
+        }
+        if label is not None:
+            result["label"] = label
+        name = f"{dataset}_{label}_{seed}.json".replace("/", "-")
+        folder.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(json.dumps(result))
+
+
+@pytest.fixture
+def report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs `flowmdp report` on tmp_path/results; returns its lines from the long table on."""
+
+    def run(*options: str, short: bool = False) -> list[str]:
+        capsys.readouterr()
+        assert main(["report", str(tmp_path / "results"), *options]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        second = next(n for n, line in enumerate(lines) if line.startswith("| task |"))
+        return lines[:second] if short else lines[second:]
+
+    return run
+
+
+def test_one_row_per_dataset_and_label(tmp_path: Path, report: Any) -> None:
+    write(tmp_path / "results" / "deep" / "down", "a|b", [10, 20, 30])
+    write(tmp_path / "results", None, [40, 60], "zoo/hopper/expert-v0", best_evaluation=None)
+    lines = report()
+    assert lines[0].split(" | ")[3:6] == ["label", "seeds", "data"]
+    assert report(str(tmp_path / "results" / "deep")) == lines, "a folder in it adds nothing"
+    left = "| hopper-medium | builtin | zoo/hopper"
+    assert lines[2:4] == [
+        f"{left}/expert-v0 | df-div | 2 † | 200 | 100 ± 1 | 500 ± 141 | 50.0 ± 14.1 | - |",
+        f"{left}/medium-v0 | a&#124;b | 3 | 200 | 101 ± 1 | 200 ± 100 | 20.0 ± 10.0 | 205 ± 100 |",
+    ]
+    assert "after the fact" in lines[0] and any(line.startswith("†: fewer") for line in lines)
+
+
+def test_the_short_table_has_a_column_per_label(tmp_path: Path, report: Any) -> None:
+    write(tmp_path / "results", "a", [10, 20, 30])
+    write(tmp_path / "results", "b", [40, 60], "zoo/hopper/expert-v0")
+    lines = report(short=True)
+    assert lines[0] == "| dataset | data | a | b |"
+    assert lines[2:4] == [
+        "| zoo/hopper/expert-v0 | 200 | - | 500 ± 141 † |",
+        "| zoo/hopper/medium-v0 | 200 | 200 ± 100 | - |",
+    ]
+    assert lines[-2].startswith("†: fewer")
+
+
+def test_the_other_way_of_acting(tmp_path: Path, report: Any) -> None:
+    still = {"mean_return": 700.0, "normalized_score": 70.0}
+    behavior = {"mean_return": 100.0, "noiseless": {"mean_return": 300.0}}
+    write(tmp_path / "results", "a", [10], noiseless=still, behavior=behavior)
+    assert report()[2].split(" | ")[6:9] == ["100", "100", "10.0"]
+    assert report("--acting", "noiseless")[2].split(" | ")[6:9] == ["300", "700", "70.0"]
+    assert main(["report", str(tmp_path / "results"), "--acting", "sampled"]) == 2
+
+
+def test_both_ways_of_acting_side_by_side(tmp_path: Path, report: Any) -> None:
+    still = {"mean_return": 700.0, "normalized_score": 70.0, "returns": [500.0, 900.0]}
+    write(tmp_path / "results", "flow", [10, 70], noiseless=still)  # 70: the same mean by chance
+    write(tmp_path / "results", "mean", [70, 70], noiseless=still, returns=still["returns"])
+    rows = [line.split(" | ")[3:5] + line.split(" | ")[7:8] for line in report("--acting", "both")]
+    expected = [["flow", "2 †", "400 ± 424"], ["flow noiseless", "2 †", "700 ± 0"]]
+    assert rows[2:5] == [*expected, ["mean", "2 †", "700 ± 0"]]
+
+
+def test_a_policy_without_a_behavior_flow_shows_none(tmp_path: Path, report: Any) -> None:
+    write(tmp_path / "results", "bc", [10], behavior={"mean_return": 100, "returns": [1.0, 2.0]})
+    write(tmp_path / "results", "none", [10], behavior=None)
+    assert [line.split(" | ")[6] for line in report()[2:4]] == ["-", "-"]
+
+
+def test_aggregate_over_the_datasets_all_labels_share(tmp_path: Path, report: Any) -> None:
+    folder = tmp_path / "results"
+    for dataset, shift in (("zoo/hopper/medium-v0", 0), ("zoo/hopper/expert-v0", 50)):
+        write(folder, "good", [20.0 + shift, 22.0 + shift, 24.0 + shift], dataset)
+        write(folder, "poor", [10.0 + shift, 12.0 + shift, 14.0 + shift], dataset)
+        write(folder, "same", [20.0 + shift, 22.0 + shift, 24.0 + shift], dataset)
+    write(folder, "good", [1.0, 2.0, 3.0], "zoo/hopper/replay-v0")
+    for label in ("good", "poor", "same"):
+        write(folder, label, [None, None], "zoo/hopper/unknown-v0")
+    lines = report()
+    text = "\n".join(lines)
+    assert "Normalised score over 2 datasets" in text
+    assert "replay-v0 (hopper-medium, builtin): no poor, no same." in text
+    assert "unknown-v0 (hopper-medium, builtin): no reference scores" in text
+    rows = {line.split(" | ")[0]: line.split(" | ")[1:] for line in lines if "| 3 |" in line}
+    assert rows["| good"][1] == "47.0" and rows["| poor"][1] == "37.0"
+    assert rows["| good"][3] == "47.0", "IQM of 20, 22, 24, 70, 72, 74 without the outer two"
+    low, high = (float(end) for end in rows["| good"][2].split(" to "))
+    assert 45 < low < 47 < high < 49
+    (against,) = (line for line in lines if line.startswith("| label | minus"))
+    assert "minus good" in against and "good was chosen because it is the best" in text
+    ahead = {line.split(" | ")[0]: line.split(" | ")[1:] for line in lines if " of 2 |" in line}
+    assert ahead["| poor"][0] == "-10.0" and ahead["| poor"][3] == "0 of 2 |"
+    for column in (1, 2):  # other seeds, other datasets
+        assert float(ahead["| poor"][column].split(" to ")[1]) < 0, "a shifted group differs"
+        low, high = (float(end) for end in ahead["| same"][column].split(" to "))
+        assert low < 0 < high, "an identical one does not"
+
+
+def test_against_and_reference(tmp_path: Path, report: Any) -> None:
+    for label in ("a", "b", "c"):
+        write(tmp_path / "results", label, [1, 2, 3])
+    write(tmp_path / "results", "a", [4, 5, 6], "zoo/hopper/expert-v0")
+    write(tmp_path / "results", "b", [4, 5, 6], "zoo/hopper/expert-v0")
+    text = "\n".join(report("--against", "b", "--reference", "c"))
+    assert "over 2 datasets" in text and "minus b" in text and "was chosen" not in text
+    assert "Left out" not in text and text.count("| c |") == 1
+    assert "over 1 dataset:" in "\n".join(report("--against", "b"))
+
+
+def test_a_label_on_few_datasets_is_compared_when_it_is_named(tmp_path: Path, report: Any) -> None:
+    datasets = [f"zoo/hopper/{name}-v0" for name in ("medium", "expert", "medium-replay")]
+    for dataset in datasets:
+        write(tmp_path / "results", "a", [1, 2, 3], dataset)
+        write(tmp_path / "results", "b", [1, 2, 3], dataset)
+    write(tmp_path / "results", "b long", [4, 5, 6])
+    text = "\n".join(report())
+    assert "over 3 datasets" in text and "Not compared: b long, on 1 dataset only" in text
+    text = "\n".join(report("--only", "b*"))
+    assert "over 1 dataset:" in text and "| a |" not in text and "Not compared" not in text
+    assert main(["report", str(tmp_path / "results"), "--only", "c"]) == 2
+    assert main(["report", str(tmp_path / "results"), "--against", "b long"]) == 2
+
+
+def test_nothing_in_common_is_said(tmp_path: Path, report: Any) -> None:
+    write(tmp_path / "results", "a", [1, 2, 3])
+    write(tmp_path / "results", "b", [1, 2, 3], "zoo/hopper/expert-v0")
+    text = "\n".join(report("--figures", str(tmp_path / "figures")))
+    assert "nothing to compare" in text and "minus" not in text
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["scores.png"]
+
+
+def test_runs_of_other_settings_under_one_label_are_named(tmp_path: Path, report: Any) -> None:
+    write(tmp_path / "results", "a", [1, 2])
+    write(tmp_path / "results", "b", [1], steps=500)
+    assert not any("mixes" in line for line in report())
+    write(tmp_path / "results" / "more", "b", [1], steps=600, seed=7)
+    assert any("b on zoo/hopper/medium-v0 mixes steps." in line for line in report())
+    for seed, expectile in enumerate((0.7, 0.9)):
+        own = {"seed": seed, "precision": ("bfloat16", "float32")[seed], "expectile": expectile}
+        write(tmp_path / "results" / str(seed), "c", [1], seed=seed, hyperparameters=own)
+    assert any("c on zoo/hopper/medium-v0 mixes expectile." in line for line in report())
+
+
+def test_csv_commands_and_figures(tmp_path: Path, report: Any) -> None:
+    write(tmp_path / "results", "a", [1, 2, 3])
+    write(tmp_path / "results", "b", [1, 2])
+    out, figures = tmp_path / "runs.csv", tmp_path / "new" / "figures"
+    lines = report("--csv", str(out), "--figures", str(figures), "--commands")
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 and rows[1]["behavior.mean_return"] == "101.0"
+    assert rows[0]["arguments.rho"] == "0.5" and "returns" not in rows[0]
+    place = lines.index("# zoo/hopper/medium-v0, b, seed 1")
+    assert lines[place + 1] == "flowmdp train df-div hopper-medium --seed 1"
+    for name in ("scores.png", "aggregate.png"):
+        pixels = imageio.imread(figures / name)[..., :3].reshape(-1, 3).astype(int)
+        assert np.ptp(pixels, axis=1).max() > 50, f"{name}: nothing is drawn in colour"
+
+
+def test_run_folders_are_read_by_their_result(tmp_path: Path, report: Any) -> None:
+    write(tmp_path / "results" / "run", "a", [1])
+    for name in ("config.json", "history.json"):
+        (tmp_path / "results" / "run" / name).write_text("{}")
+    assert "| a | 1 † |" in report()[2]
+
+
+def test_the_results_of_the_repository(capsys: pytest.CaptureFixture[str]) -> None:
+    """All of them in one report, which prints the means of the files."""
+    folders = [ROOT / "results", ROOT / "benchmarks" / "results"]
+    assert main(["report", *map(str, folders)]) == 0
+    printed = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    rows = {(cells[2], cells[3]): cells for cells in printed if len(cells) == 10}
+    returns: dict[tuple[str, str], list[float]] = {}
+    for path in (file for folder in folders for file in folder.rglob("*.json")):
+        result = json.loads(path.read_text())
+        label = result.get("label", result["algorithm"])
+        returns.setdefault((result["dataset_id"], label), []).append(result["mean_return"])
+    for key, values in returns.items():
+        assert rows[key][7].split(" ± ")[0] == f"{sum(values) / len(values):.0f}"
+
+
+def test_the_readme_table_is_what_the_results_say(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    header = next(line for line in lines if line.startswith("| | data | clone |"))
+    labels = [cell.strip().lower().replace("flowbc", "flow-bc") for cell in header.split("|")][4:-1]
+    last = next(line for line in lines if line.startswith("| **mean score** |"))
+    published = dict(zip(labels, (cell.strip(" *") for cell in last.split("|")[4:-1]), strict=True))
+    assert main(["report", str(ROOT / "results")]) == 0
+    printed = capsys.readouterr().out
+    rows = [
+        line.split(" | ") for line in printed[printed.index("| label | seeds | mean") :].split("\n")
+    ]
+    means = {row[0].strip("| "): row[2] for row in rows if len(row) == 6}
+    assert {label: means[label] for label in published} == published
+
+
+BAD = {
+    "": "holds no results",
+    "--against c": "no label 'c': there are a, b",
+    "--reference c": "no label 'c'",
+    "--reference a b": "leaves nothing to compare",
+    "--against a --reference a": "leaves nothing to compare",
+    "twice": "are both a with seed 0 on zoo/hopper/medium-v0",
+    "foreign": "is no result of `flowmdp train`",
+    "damaged": "is damaged",
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    if case:
+        write(folder, "a", [1, 2, 3])
+        write(folder, "b", [1, 2, 3])
+    if case == "twice":
+        write(folder / "again", "a", [1])
+    if case in ("foreign", "damaged"):
+        (folder / "x.json").write_text("{}" if case == "foreign" else "{")
+    options = case.split() if case.startswith("--") else []
+    assert main(["report", str(folder), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert BAD[case] in line
+
+
+def test_no_such_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "no/such/folder"]) == 2
+    assert "no/such/folder does not exist" in capsys.readouterr().err

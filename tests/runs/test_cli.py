@@ -1,0 +1,415 @@
+"""The command: the whole job in small, what it leaves, Ctrl-C, and bad input of every kind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowmdp.agents import ALGORITHMS, load_agent
+
+from flowmdp.agents.core import checkpoint
+from flowmdp.mdp.spec import FlowSpec
+from flowmdp.cli import main, parse
+from flowmdp.runs.config import QUICK, constructor_arguments, get_algorithm, make_config
+from flowmdp.cli.options import Train
+from flowmdp.runs.folder import read_progress
+from tests.runs.tiny_run import tiny_run
+
+RESULT = {
+    "task": "hopper-medium",
+    "source": "builtin",
+    "dataset_id": "flowmdp/hopper/medium-v0",
+    "seed": 0,
+}
+
+
+def train(algorithm: str, out: Path, *more: str, steps: int = 20) -> int:
+    """`flowmdp train` on hopper-medium, as small as it gets."""
+    return main(tiny_run(algorithm, out, *more, steps=steps))
+
+
+@pytest.fixture
+def run(runs: dict[str, Path], hopper_data: Path, tmp_path: Path) -> Path:
+    """A copy of the finished DF-div run."""
+    return Path(shutil.copytree(runs["df-div"], tmp_path / "run"))
+
+
+def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run a command that must fail; returns its one line on stderr."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("flowmdp:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+def test_main_job_leaves_everything(runs: dict[str, Path], algorithm: str) -> None:
+    folder = runs[algorithm]
+    names = {path.name.split(".tfevents")[0] for path in folder.iterdir()}
+    assert names == {
+        "checkpoint.zip",
+        "config.json",
+        "curves.png",
+        "events.out",
+        "history.json",
+        "progress.csv",
+        "result.json",
+    }
+    result = json.loads((folder / "result.json").read_text())
+    assert {name: result[name] for name in RESULT} == RESULT
+    assert result["algorithm"] == algorithm and result["steps"] == 20
+    assert len(result["returns"]) == result["episodes"] == 2
+    assert result["mean_return"] == pytest.approx(sum(result["returns"]) / 2)
+    assert result["last_evaluations"]["episodes"] == 3
+    assert result["last_evaluations"]["steps"] == [16, 18, 20]
+    best = result["best_evaluation"]
+    assert "not the result" in best["note"] and best["mean_return"] >= 0
+    ways = result["sampled"], result["noiseless"]
+    assert all(len(way["returns"]) == 2 for way in ways)
+    assert result["returns"] in [way["returns"] for way in ways]
+    has_flow = algorithm in ("flow-bc", "df-dir", "df-div")
+    assert bool(result["behavior"]) == has_flow and result["data"]["episodes"] > 1
+    one_step = algorithm in ("iql", "rebrac", "fql", "ifql")
+    assert result["flow_steps"] == (1 if one_step else 10)
+    assert result["updates_per_second"] > 0 and result["wall_seconds"] > 0
+    assert {"python", "torch", "mujoco", "flowmdp"} <= set(result["versions"])
+    agent = load_agent(folder / "checkpoint.zip")
+    assert result["hyperparameters"] == agent.hyperparameters()
+    assert FlowSpec(**result["spec"]) == agent.spec
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    series = read_progress(folder / "progress.csv")
+    assert [step for step, _ in series["evaluation/mean_return"]] == list(range(2, 21, 2))
+
+
+def test_pretraining_is_cached_and_changes_nothing(
+    runs: dict[str, Path], hopper_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("df-div", tmp_path / "again") == 0
+    captured = capsys.readouterr()
+    assert "behaviour flow from" in captured.err and "critic from" in captured.err
+    for name in ("df-div", "behaviour flow", "data", "score"):
+        assert name in captured.out
+    before, after = (
+        json.loads((folder / "result.json").read_text())
+        for folder in (runs["df-div"], tmp_path / "again")
+    )
+    assert after["returns"] == before["returns"]
+
+
+def test_damaged_cache_is_trained_again(
+    hopper_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FLOWMDP_CACHE", str(tmp_path / "cache"))
+    assert train("df-div", tmp_path / "one") == 0
+    files = sorted((tmp_path / "cache").rglob("*.zip"))
+    assert [file.name.split("-")[0] for file in files] == ["behavior", "critic"]
+    before = [checkpoint.read(file)[0] for file in files]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:1000])
+    assert train("df-div", tmp_path / "two") == 0
+    assert capsys.readouterr().err.count("training it again") == 2
+    assert [checkpoint.read(file)[0] for file in files] == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["tasks"], ["bench", "table.toml", "--list"], ["train", "--help"]]
+)
+def test_a_reader_that_leaves_early_is_no_message(arguments: list[str], tmp_path: Path) -> None:
+    table = '[run]\nseeds = [1]\n[[tasks]]\ntask = "hopper-medium"\n[algorithms.df-div]\n'
+    (tmp_path / "table.toml").write_text(table)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-P", "-m", "flowmdp.cli", *arguments]
+    process = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (1, "")
+
+
+def test_ctrl_c_saves_and_resume_equals_an_uninterrupted_run(
+    hopper_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps, whole, broken = 120, tmp_path / "whole", tmp_path / "broken"
+    options = ["--eval-every", "60", "--save-every", "1000"]
+    code = "import sys; from flowmdp.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *tiny_run("df-div", broken, *options, steps=steps)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and "train/policy_loss" not in _text(broken / "progress.csv"):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"flowmdp train --resume {broken}" in stderr
+    assert (broken / "checkpoint.zip").exists() and not (broken / "result.json").exists()
+    assert main(["train", "--resume", str(broken)]) == 0
+    assert train("df-div", whole, *options, steps=steps) == 0
+    results = [json.loads((folder / "result.json").read_text()) for folder in (broken, whole)]
+    assert results[0]["returns"] == results[1]["returns"]
+    assert results[0]["best_evaluation"] == results[1]["best_evaluation"]
+    capsys.readouterr()
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def test_resume_goes_on_to_a_higher_goal(run: Path) -> None:
+    assert main(["train", "--resume", str(run), "--steps", "30"]) == 0
+    result = json.loads((run / "result.json").read_text())
+    assert result["steps"] == 30
+    assert json.loads((run / "history.json").read_text())["updates"] == 30
+
+
+def test_eval_and_its_options(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def returns(*options: str) -> Any:
+        capsys.readouterr()
+        assert main(["eval", str(run), "--episodes", "2", "--json", *options]) == 0
+        return json.loads(capsys.readouterr().out)["returns"]
+
+    assert returns() == returns()
+    assert returns() != returns("--seed", "9")
+    assert len(returns("--behavior")) == 2
+    assert len(returns("--solver", "heun", "--flow-steps", "3")) == 2
+    assert returns("--behavior", "--flow-steps", "3") != returns("--behavior")
+    assert main(["eval", str(run / "checkpoint.zip"), "--episodes", "1"]) == 0
+    assert "hopper-medium" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algorithm", ["flow-bc", "iql"])
+def test_best_of_needs_the_critic_of_decision_flow(
+    algorithm: str, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = failure(capsys, "eval", str(runs[algorithm]), "--best-of", "2")
+    assert "--best-of" in line and algorithm in line and "leave it out" in line
+
+
+def test_one_step_agents_take_no_flow_steps(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = failure(capsys, "eval", str(runs["iql"]), "--flow-steps", "5")
+    assert "IQL acts in 1 step" in line and "leave out" in line
+    assert main(["eval", str(runs["iql"]), "--flow-steps", "1", "--episodes", "1"]) == 0
+
+
+def test_tasks_data_and_plot_speak(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, word in (
+        (["tasks"], "hopper-medium"),
+        (["data", "list"], "flowmdp/hopper/medium-v0"),
+        (["data", "info", "hopper-medium"], "3,000"),
+        (["data", "build", "hopper-medium", "--steps", "3000"], "flowmdp/hopper/medium-v0"),
+        (["plot", str(run), "--out", str(run / "figure.svg")], "figure.svg"),
+        (["--version"], "flowmdp 0."),
+    ):
+        assert main(argv) == 0
+        assert word in capsys.readouterr().out
+    assert "<svg" in (run / "figure.svg").read_text()
+
+
+DATA = ["data", *(f"data {name}" for name in ("build", "list", "info", "download", "import"))]
+
+
+@pytest.mark.parametrize(
+    "command", ["", "tasks", *DATA, "train", "eval", "record", "plot", "bench", "report"]
+)
+def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert error.value.code == 0
+    assert f"\n  flowmdp {command}".rstrip() in text
+    if command == "train":
+        assert all(name in text for name in ALGORITHMS)
+
+
+def test_quick_names_arguments_the_algorithms_have() -> None:
+    assert set(QUICK) - {"steps"} <= constructor_arguments(get_algorithm("df-div"))
+    assert {"rho", "critic", "objective", "net_arch"} <= constructor_arguments(
+        get_algorithm("df-dir")
+    )
+
+
+BAD = {
+    "train df-div hoper-medium": "did you mean hopper-medium",
+    "train df-dvi hopper-medium": "flow-bc, df-dir, df-div",
+    "train df-div": "name an algorithm and a task",
+    "train df-div hopper-medium --steps -1": "--steps is -1",
+    "train df-div hopper-medium --flow-steps 0": "--flow-steps is 0",
+    "train df-div hopper-medium --seed -1": "--seed is -1",
+    "train df-div hopper-medium --episodes 0": "--episodes is 0",
+    "train df-div hopper-medium --set rho": "NAME=VALUE",
+    "train df-div hopper-medium --set roh=1": "no such argument",
+    "train df-div hopper-medium --set rho=-1": "rho is -1",
+    "train iql hopper-medium --paper": "no other setting",
+    "train df-div hopper-medium --set rho=much": "rho is 'much'",
+    "train df-div hopper-medium --set learning_rate=-1": "learning_rate is -1",
+    "train df-div hopper-medium --set net_arch=[-5]": "net_arch is -5",
+    "train df-div hopper-medium --set noise_scale=abc": "noise_scale is 'abc'",
+    "train df-div hopper-medium --set velocity_scale=abc": "velocity_scale is 'abc'",
+    "train df-div hopper-medium --set batch_size=1.5": "batch_size is 1.5",
+    "train df-div hopper-medium --seed 4294967296": "seed is 4294967296",
+    "train df-div hopper-medium --set critic=best": "critic is 'best'",
+    "train df-div hopper-medium --dataset no/such-v0": "no/such-v0",
+    "train df-div hopper-medium --dataset nonsense": "malformed dataset id",
+    "train df-div door-human": "flowmdp data download door-human",
+    "train df-div hopper-medium --source minari": "mujoco/hopper/medium-v0",
+    "train --resume OUT": "no config.json",
+    "data info no/such-v0": "`flowmdp data list` shows what is there",
+    "data build hopper-medium --steps 0": "steps is 0",
+    "eval OUT": "does not exist",
+    "eval OUT --seed -1": "--seed is -1",
+    "eval OUT --best-of 0": "--best-of is 0",
+    "record OUT --out OUT.gif": "use a name ending in",
+    "record OUT --steps 0": "--steps is 0",
+    "record OUT --seed -1": "--seed is -1",
+    "record OUT --out OUT/no/video.mp4": "create it",
+    "plot OUT": "holds no run",
+    "train df-div hopper-medium --out /dev/null": "is a file",
+    "train df-div hopper-medium --out /dev/null/run": "/dev/null is a file",
+}
+
+
+@pytest.mark.parametrize("name", ["df-dir", "df-div"])
+def test_the_papers_setting_takes_one_word(name: str) -> None:
+    config = make_config(Train(name, "hopper-medium", paper=True, set=(("rho=3",),)))
+    assert config["arguments"] == {**get_algorithm(name).paper, "rho": 3}
+    assert config["arguments"]["critic"] == "iql" and config["arguments"]["budget"] is None
+    quick = make_config(Train(name, "hopper-medium", paper=True, quick=True))
+    assert quick["arguments"]["critic_steps"] == 5_000, "--quick is for the paper's setting too"
+
+
+def test_options_of_several_words_add_up_when_repeated() -> None:
+    words = "train iql hopper-medium --set beta=2 expectile=0.8 --seed 3 --set gamma=0.9"
+    train = parse(words.split())
+    assert isinstance(train, Train) and train.seed == 3
+    assert make_config(train)["arguments"] == {"beta": 2, "expectile": 0.8, "gamma": 0.9}
+
+
+def test_a_run_plays_in_the_environment_of_its_algorithms_defaults() -> None:
+    def arguments(name: str, *pairs: str) -> dict[str, Any]:
+        return dict(make_config(Train(name, "hopper-medium", set=(pairs,)))["arguments"])
+
+    assert arguments("df-div") == {"noise_scale": 0.3}
+    assert arguments("df-div", "noise_scale=1.0") == {"noise_scale": 1.0}
+    assert arguments("flow-bc") == {}
+
+
+@pytest.mark.parametrize("command", BAD)
+def test_bad_input_gets_one_line(
+    command: str, hopper_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = command.replace("OUT", str(tmp_path / "out")).split()
+    if argv[:2] == ["train", "df-div"] and "--out" not in argv:
+        argv += ["--out", str(tmp_path / "out")]
+    assert BAD[command] in failure(capsys, *argv)
+    assert not (tmp_path / "out").exists(), "bad input leaves nothing behind"
+
+
+def test_unknown_options_leave_by_two(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["train", "df-div", "hopper-medium", "--stepps", "1"])
+    assert error.value.code == 2
+    assert "--steps" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder nobody can write to")
+def test_no_permission(
+    datasets_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = failure(capsys, "train", "df-div", "hopper-medium", "--out", "/sys/flowmdp-run")
+    assert "no permission to read or write /sys/flowmdp-run: choose another folder" in line
+    assert not datasets_path.exists(), "no data is built for a run that has no place"
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_text", _forbidden)
+        line = failure(capsys, "plot", str(tmp_path))
+    assert f"no permission to read or write {tmp_path / 'config.json'}: " in line
+
+
+def _forbidden(path: Path, **_: str) -> str:
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+def test_runs_are_not_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "checkpoint.zip").read_bytes()
+    line = failure(capsys, "train", "df-div", "hopper-medium", "--out", str(run))
+    assert "already holds a run" in line and f"--resume {run}" in line
+    line = failure(capsys, "train", "--resume", str(run), "--seed", "3")
+    assert "--seed cannot change" in line
+    line = failure(capsys, "train", "--resume", str(run), "--steps", "5")
+    assert "raise it" in line
+    assert (run / "checkpoint.zip").read_bytes() == before
+
+
+def test_checkpoints_of_others_and_damaged_ones(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "belongs to hopper-medium" in failure(
+        capsys, "eval", str(run), "--task", "walker2d-medium"
+    )
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "flow_steps": 5}))
+    assert "flow_steps" in failure(capsys, "train", "--resume", str(run), "--steps", "40")
+    history = json.loads((run / "history.json").read_text())
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "history.json").write_text(json.dumps({"evaluations": history["evaluations"]}))
+    line = failure(capsys, "train", "--resume", str(run), "--steps", "40")
+    assert "history.json lacks seconds, update_seconds, updates: restore it" in line
+    (run / "history.json").write_text(json.dumps(history))
+    whole = (run / "checkpoint.zip").read_bytes()
+    (run / "checkpoint.zip").write_bytes(whole[:500])
+    assert "damaged" in failure(capsys, "eval", str(run))
+    (run / "config.json").write_text("{")
+    assert "damaged" in failure(capsys, "train", "--resume", str(run))
+    del config["seed"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert "lacks 'seed'" in failure(capsys, "plot", str(run))
+
+
+def test_a_picture_for_a_folder_that_is_not_there(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = failure(capsys, "plot", str(run), "--out", str(run / "no" / "curves.png"))
+    assert line == f"flowmdp: no such folder, create it: {run / 'no'}"
+
+
+@pytest.fixture
+def small_files(run: Path) -> Iterator[Path]:
+    """No file may grow to the size of the checkpoint, as if the disk were full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (run / "checkpoint.zip").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, limits[1]))
+    yield run
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_full_disk_keeps_the_old_checkpoint(
+    small_files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (small_files / "checkpoint.zip").read_bytes()
+    line = failure(capsys, "train", "--resume", str(small_files), "--steps", "40")
+    assert "disk is full" in line
+    assert (small_files / "checkpoint.zip").read_bytes() == before
+    assert [path for path in small_files.iterdir() if path.name.startswith(".")] == []
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limits[1], limits[1]))
+    assert main(["train", "--resume", str(small_files), "--steps", "40"]) == 0
