@@ -56,13 +56,13 @@ class LatentNoiseEnv(gym.Env[Float, Float]):
         check_numbers("(0, inf)", noise_bound=noise_bound)
         self.flow, self.noise_bound = flow, noise_bound
         self.metadata, self.render_mode = flow.metadata, flow.render_mode
-        layout = flow.layout
+        spec = flow.flow_spec
         # Of a flow observation [s, x_t, (t), (a_{n-1}, flag)] everything but x_t and t.
-        self._kept = np.r_[0 : layout.obs_dim, layout.t + layout.time : layout.size]
-        space = layout.space()
+        self._kept = np.r_[spec.state, spec.t.stop : spec.flow_observation_dim]
+        space = spec.space()
         self.observation_space = Box(space.low[self._kept], space.high[self._kept])
-        self.action_space = Box(-1.0, 1.0, (layout.action_dim,), np.float32)
-        self._zero = np.zeros(layout.action_dim, np.float32)
+        self.action_space = Box(-1.0, 1.0, (spec.action_dim,), np.float32)
+        self._zero = np.zeros(spec.action_dim, np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

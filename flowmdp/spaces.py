@@ -99,10 +99,8 @@ def as_flow_action(action: Any, shape: tuple[int, ...]) -> Float:
     return array.astype(np.float32)
 
 
-def take_option(
-    options: dict[str, Any], name: str, *shapes: tuple[int, ...]
-) -> NDArray[np.float32] | None:
-    """Take one array out of the reset options; None when it is not there.
+def take_option(options: dict[str, Any], name: str, dim: int, *chains: int) -> Float | None:
+    """Take one array of shape (dim,) or (*chains, dim) out of reset options; None without it.
 
     Raises:
         ConfigurationError: When it has none of the shapes, or is not finite.
@@ -110,6 +108,7 @@ def take_option(
     if name not in options:
         return None
     value = np.array(options.pop(name), np.float32)
+    shapes = dict.fromkeys(((dim,), (*chains, dim)))
     if value.shape not in shapes or not np.isfinite(value).all():
         raise ConfigurationError(
             f"options[{name!r}] has shape {value.shape}: it must be finite and of shape "
