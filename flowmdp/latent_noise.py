@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flowmdp.arguments import check_numbers
 from flowmdp.env import FlowMDPEnv
-from flowmdp.errors import ActionError, ConfigurationError
+from flowmdp.errors import ConfigurationError
 from flowmdp.spaces import as_flow_action
 
 Float = NDArray[np.float32]
@@ -75,10 +75,7 @@ class LatentNoiseEnv(gym.Env[Float, Float]):
 
     def step(self, action: Float) -> tuple[Float, float, bool, bool, dict[str, Any]]:
         """Start a chain at noise_bound * action and let the frozen flow finish it."""
-        action = as_flow_action(action, self._zero.shape)
-        if not np.isfinite(action).all():
-            raise ActionError(f"the action is not finite: {action}")
-        bounded = np.minimum(np.maximum(action, np.float32(-1)), np.float32(1))
+        bounded = np.clip(as_flow_action(action, self._zero.shape), -1, 1)
         self.flow.set_noise(bounded * np.float32(self.noise_bound))
         total = 0.0
         for _ in range(self.flow.flow_steps):

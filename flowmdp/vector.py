@@ -257,15 +257,14 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         rows: Rows = slice(None) if ended.all() else np.flatnonzero(ended)
         self._ended[rows] = True
         executed = np.minimum(np.maximum(self._x_t[rows], np.float32(-1)), np.float32(1))
-        paid = np.zeros(self.num_envs)
-        value = self.dynamics.value(self._frames[rows, self.flow_spec.state], executed)
-        if value is not None:
-            paid[rows] = value
-            self._put(infos, "reward_value", rows, value)
+        value = np.zeros(self.num_envs)
+        if "critic" in self.dynamics.needed:
+            value[rows] = self.dynamics.value(self._frames[rows, self.flow_spec.state], executed)
+            self._put(infos, "reward_value", rows, value[rows])
         self._put(infos, "executed_action", rows, executed)
         share = self._clipped[rows] / (self.flow_steps * executed.shape[1])
         self._put(infos, "clipped_fraction", rows, share)
-        return paid
+        return value
 
     def _put(self, infos: dict[str, Any], name: str, rows: Rows, values: Any) -> None:
         """Add one key to the infos, with its mask `_name`, as Gymnasium's vector envs do."""

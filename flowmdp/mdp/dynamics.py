@@ -24,6 +24,9 @@ class Dynamics:
         critic: Values executed actions, or None.
         behavior: Velocity of the behaviour flow, or None.
 
+    Attributes:
+        needed: Names of the models that reward and action mode need, "critic" and "behavior".
+
     Raises:
         ConfigurationError: When a model is missing, fails, or answers in another shape.
     """
@@ -37,8 +40,8 @@ class Dynamics:
     ) -> None:
         self.settings, self.flow_steps = settings, spec.flow_steps
         self.critic, self.behavior = critic, behavior
-        self._needed = settings.models
-        for name in self._needed:
+        self.needed = settings.models
+        for name in self.needed:
             if getattr(self, name) is None:
                 raise ConfigurationError(
                     f"this reward or action mode needs a {name}: pass {name}=, or a checkpoint "
@@ -76,7 +79,7 @@ class Dynamics:
         """
         settings, flow_steps = self.settings, self.flow_steps
         reward, terms = np.zeros(len(x_t), np.float32), dict[str, Float]()
-        if "behavior" in self._needed:
+        if "behavior" in self.needed:
             assert self.behavior is not None
             reference = self.behavior(states, x_t, t)
             velocity = reference + velocity if settings.action_mode == "residual" else velocity
@@ -94,10 +97,8 @@ class Dynamics:
         )
         return x_next, reward, terms
 
-    def value(self, states: Float, actions: Float) -> Float | None:
-        """What executed actions are worth, (n,); None for a reward without a critic."""
-        if "critic" not in self._needed:
-            return None
+    def value(self, states: Float, actions: Float) -> Float:
+        """What executed actions are worth to the critic, shape (n,)."""
         assert self.critic is not None
         return self.critic(states, actions)
 

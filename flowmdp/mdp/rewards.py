@@ -6,7 +6,6 @@ The models are plain callables on batches, so that they may come from torch, JAX
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,25 +21,16 @@ Behavior = Callable[[Float, Float, Float], Float]
 """behavior(observations (n, obs_dim), x_t (n, action_dim), t (n, 1)) -> (n, action_dim)."""
 
 
-@dataclass(frozen=True)
-class RewardKind:
-    """What a reward is made of.
-
-    Attributes:
-        models: Names of the models it needs, "critic" and "behavior".
-        states: The value of `states` it is restricted to, or None.
-    """
-
-    models: tuple[str, ...] = ()
-    states: str | None = None
-
-
-REWARDS: dict[str, RewardKind] = {
-    "return": RewardKind(states="env"),
-    "direction": RewardKind(models=("critic",)),
-    "divergence": RewardKind(models=("critic", "behavior")),
-    "data": RewardKind(states="dataset"),
+REWARD_MODELS: dict[str, tuple[str, ...]] = {
+    "return": (),
+    "direction": ("critic",),
+    "divergence": ("critic", "behavior"),
+    "data": (),
 }
+"""Names of the models that each reward needs."""
+
+REWARD_STATES = {"return": "env", "data": "dataset"}
+"""The value of `states` to which these rewards are restricted."""
 
 
 def divergence_reward(

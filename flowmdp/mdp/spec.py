@@ -7,6 +7,7 @@ cannot disagree about an argument's default, its range or the layout of an obser
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from gymnasium.spaces import Box
 
 from flowmdp.arguments import AtLeast, Range, check_fields
 from flowmdp.errors import ConfigurationError
-from flowmdp.mdp.rewards import REWARDS
+from flowmdp.mdp.rewards import REWARD_MODELS, REWARD_STATES
 
 Count = Annotated[int, AtLeast(1)]
 Positive = Annotated[float, Range("(0, inf)")]
@@ -57,8 +58,8 @@ class FlowSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        needed = REWARDS[self.reward].states
-        if needed is not None and self.states != needed:
+        needed = REWARD_STATES.get(self.reward, self.states)
+        if self.states != needed:
             raise ConfigurationError(
                 f"reward {self.reward!r} needs states={needed!r}, not {self.states!r}"
             )
@@ -74,7 +75,7 @@ class FlowSettings:
     def models(self) -> tuple[str, ...]:
         """Names of the models the environment needs, "critic" and "behavior"."""
         residual = ("behavior",) if self.action_mode == "residual" else ()
-        return tuple(dict.fromkeys(REWARDS[self.reward].models + residual))
+        return tuple(dict.fromkeys(REWARD_MODELS[self.reward] + residual))
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> FlowSettings:
@@ -124,22 +125,22 @@ class FlowSpec:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    @property
+    @cached_property
     def state(self) -> slice:
         """Where s lies in a flow observation."""
         return slice(0, self.observation_dim)
 
-    @property
+    @cached_property
     def point(self) -> slice:
         """Where x_t lies."""
         return slice(self.observation_dim, self.observation_dim + self.action_dim)
 
-    @property
+    @cached_property
     def t(self) -> slice:
         """Where the flow time lies; empty without `include_time`."""
         return slice(self.point.stop, self.point.stop + self.include_time)
 
-    @property
+    @cached_property
     def previous_action(self) -> slice:
         """Where a_{n-1} lies, with the flag behind it; empty without `include_previous_action`."""
         start = self.t.stop
