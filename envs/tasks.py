@@ -38,14 +38,13 @@ class Task:
         d4rl_file: Name of D4RL's original file; empty where D4RL has none.
         behaviors: Names of the shipped policies that the builtin dataset is rolled out from, in
             equal shares; empty where the package ships none.
-        planner: Whether the builtin dataset is the maze planner's (`envs.maze_planner`) instead.
+        planner: Whether the builtin dataset is the maze planner's instead.
         options: Keyword arguments of the robot's environment, JSON-able: what its id leaves open.
         same_robot: Further ids of the same robot. The first registered one stands in where the
             installed release no longer knows `outer_env`; datasets recorded on any of them fit.
         wrapper: Wrapper around the environment, "module:Class", that mends what the installed
-            release does otherwise than the task means it; empty for none.
-        relabel: Function that gives recorded transitions the task's definition where the release
-            that recorded them did otherwise, "module:function"; empty for none.
+            release does otherwise than the task means it; empty for none. It may have a method
+            `relabel` that does the same to transitions recorded without it.
         extra: The package's optional extra that brings the environment; empty for none.
         default_source: What is used when no source is named.
         reference_min: Return that scores 0; None where nobody measured one.
@@ -64,7 +63,6 @@ class Task:
     options: Mapping[str, Any] = field(default_factory=dict)
     same_robot: tuple[str, ...] = ()
     wrapper: str = ""
-    relabel: str = ""
     extra: str = ""
     default_source: str = "builtin"
     reference_min: float | None = None
@@ -103,41 +101,26 @@ class Task:
         return self.datasets[source]
 
 
-MINARI_KINDS = ("medium", "expert")
-"""Kinds among Farama's datasets of `-v5`; there is no replay and no mixture."""
-
-
-def _behaviors(robot: str, ladder: range) -> dict[str, tuple[str, ...]]:
-    """The shipped policies (envs/behaviors) behind every kind of builtin data of a robot.
+def _gym_mujoco(
+    robot: str, env: str, reference_min: float, reference_max: float, ladder: range
+) -> tuple[Task, ...]:
+    """Rows of one Gym-MuJoCo robot, each with the shipped policies (envs/behaviors) behind it.
 
     Kinds: a half-trained policy, the ladder of its earlier snapshots up to it, half medium and half
     expert data, and the trained policy. `ladder` holds the training steps of the snapshots.
     """
     medium, expert = f"{robot}-medium", f"{robot}-expert"
-    snapshots = (f"ladder/{robot}/step-{steps:07d}" for steps in ladder)
-    return {
+    snapshots = tuple(f"ladder/{robot}/step-{steps:07d}" for steps in ladder)
+    kinds = {
         "medium": (medium,),
         "medium-replay": (*snapshots, medium),
         "medium-expert": (medium, expert),
         "expert": (expert,),
     }
-
-
-def _gym_mujoco(
-    robot: str,
-    env: str,
-    reference_min: float,
-    reference_max: float,
-    ladder: range,
-) -> tuple[Task, ...]:
-    """Rows of one Gym-MuJoCo robot; `ladder` as in `_behaviors`."""
     rows = []
-    for kind, behaviors in _behaviors(robot, ladder).items():
-        datasets = {
-            "builtin": f"flowmdp/{robot}/{kind}-v0",
-            "d4rl": f"d4rl/{robot}/{kind}-v2",
-        }
-        if kind in MINARI_KINDS:
+    for kind, behaviors in kinds.items():
+        datasets = {"builtin": f"flowmdp/{robot}/{kind}-v0", "d4rl": f"d4rl/{robot}/{kind}-v2"}
+        if kind in ("medium", "expert"):  # Farama has published no others
             datasets["minari"] = f"mujoco/{robot}/{kind}-v0"
         rows.append(
             Task(
@@ -219,7 +202,6 @@ def _adroit(
             d4rl_file=f"{robot}-{kind}-v1.hdf5",
             same_robot=(f"AdroitHand{name}-v2",),
             wrapper=f"flowmdp.envs.robots.adroit:D4RL{name}",
-            relabel=f"flowmdp.envs.data.adroit:relabel_{robot}",
             extra="robotics",
             default_source="minari",
             reference_min=reference_min,

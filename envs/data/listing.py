@@ -1,19 +1,19 @@
-"""`flowmdp tasks` and `flowmdp data`: what there is to train on."""
+"""What `flowmdp tasks` and `flowmdp data` do: one function per command, options as arguments."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from flowmdp.cli.options import Build, Download, Import, Info
 from flowmdp.envs.data.sources.build import build_dataset
 from flowmdp.envs.data.store import is_present, list_datasets, read_metadata, store_root
 from flowmdp.envs.robots.outer import EXTRAS
-from flowmdp.envs.tasks import SOURCES, TASKS, Task
+from flowmdp.envs.tasks import SOURCES, TASKS
 from flowmdp.errors import ConfigurationError
 
 GETS = {"builtin": "build", "minari": "download", "d4rl": "import"}
@@ -26,8 +26,11 @@ def print_tasks() -> None:
     for name in ("task", "robot", *SOURCES):
         table.add_column(name, no_wrap=True)
     for task in TASKS.values():
-        cells = [_availability(task, source) for source in SOURCES]
-        table.add_row(task.name, task.outer_env[task.default_source], *cells)
+        cells = {source: "-" for source in SOURCES}
+        for source, dataset_id in task.datasets.items():
+            cells[source] = "here" if is_present(dataset_id) else GETS[source]
+        cells[task.default_source] += "*"
+        table.add_row(task.name, task.outer_env[task.default_source], *cells.values())
     Console().print(table)
     print("here: in the local store; build, download, import: what `flowmdp data` can do for it;")
     print("-: there is none; *: the default source. A build runs by itself when it is needed.")
@@ -38,34 +41,23 @@ def print_tasks() -> None:
             print(f'not installed: pip install "flowmdp[{extra}]" brings the robots of {names}')
 
 
-def _availability(task: Task, source: str) -> str:
-    """Whether a source's dataset is here, or what gets it."""
-    default = "*" if source == task.default_source else ""
-    if source not in task.datasets:
-        return f"-{default}"
-    return ("here" if is_present(task.datasets[source]) else GETS[source]) + default
-
-
-def build(options: Build) -> None:
+def build(task: str, *, steps: int = 200_000, seed: int = 0, force: bool = False) -> None:
     """Build a task's dataset and say where it lies."""
-    dataset_id = build_dataset(
-        options.task, steps=options.steps, seed=options.seed, force=options.force
-    )
-    print(f"{dataset_id} is in {store_root()}")
+    print(f"{build_dataset(task, steps, seed, force=force)} is in {store_root()}")
 
 
-def download(options: Download) -> None:
+def download(task: str, *, force: bool = False) -> None:
     """Download a task's published dataset and say where it lies."""
     from flowmdp.envs.data.sources.minari import download_dataset
 
-    print(f"{download_dataset(options.task, options.force)} is in {store_root()}")
+    print(f"{download_dataset(task, force)} is in {store_root()}")
 
 
-def import_file(options: Import) -> None:
+def import_file(file: Path, *, task: str, clip_actions: bool = False, force: bool = False) -> None:
     """Import one of D4RL's files and say what came in."""
     from flowmdp.envs.data.sources.d4rl import import_d4rl
 
-    dataset_id = import_d4rl(options.file, options.task, options.clip_actions, options.force)
+    dataset_id = import_d4rl(file, task, clip_actions, force)
     metadata = read_metadata(dataset_id)
     episodes, steps = metadata["total_episodes"], metadata["total_steps"]
     print(f"{dataset_id} is in {store_root()}: {episodes:,} episodes, {steps:,} steps")
@@ -85,30 +77,33 @@ def print_datasets() -> None:
         if metadata is None:
             table.add_row(dataset_id, "half-written or damaged", "")
         else:
-            table.add_row(
-                dataset_id, str(metadata["total_episodes"]), f"{metadata['total_steps']:,}"
-            )
+            episodes, steps = metadata["total_episodes"], metadata["total_steps"]
+            table.add_row(dataset_id, str(episodes), f"{steps:,}")
     Console().print(table)
 
 
-def print_info(options: Info) -> None:
+def print_info(
+    name: str,
+    *,
+    source: str | None = None,
+    dataset: str | None = None,
+    plot: Path | None = None,
+) -> None:
     """What is known of one dataset."""
-    from flowmdp.envs.data.describe import dataset_info, open_dataset
+    from flowmdp.envs.data.describe import draw_dataset, open_dataset
 
-    if options.dataset is not None and "/" in options.name:
+    if dataset is not None and "/" in name:
         raise ConfigurationError("--dataset needs a task before it: flowmdp data info TASK")
-    info = dataset_info(options.name, options.source, options.dataset)
+    transitions, info = open_dataset(name, source, dataset)
     table = Table(show_header=False, box=None)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for name, value in info.items():
-        table.add_row(name.replace("_", " "), _readable(value))
+    for key, value in info.items():
+        table.add_row(key.replace("_", " "), _readable(value))
     Console(file=sys.stdout).print(table)
-    if options.plot is not None:
-        from flowmdp.envs.data.picture import draw_dataset
-
-        dataset, *_ = open_dataset(options.name, options.source, options.dataset)
-        print(f"drawn into {draw_dataset(dataset, options.plot)}")
+    if plot is not None:
+        draw_dataset(transitions, plot)
+        print(f"drawn into {plot}")
 
 
 def _readable(value: Any) -> str:
@@ -119,6 +114,6 @@ def _readable(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_readable(entry)}" for name, entry in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_readable(entry) for entry in value)
+    if isinstance(value, list):
+        return ", ".join(map(_readable, value))
     return str(value)

@@ -78,7 +78,7 @@ class Build:
         """Build and say where it lies."""
         from flowmdp.envs.data.listing import build
 
-        build(self)
+        build(**vars(self))
 
 
 @dataclass
@@ -119,7 +119,7 @@ class Info:
         """Print what is known."""
         from flowmdp.envs.data.listing import print_info
 
-        print_info(self)
+        print_info(**vars(self))
 
 
 @dataclass
@@ -142,7 +142,7 @@ class Download:
         """Download and say where it lies."""
         from flowmdp.envs.data.listing import download
 
-        download(self)
+        download(**vars(self))
 
 
 @dataclass
@@ -171,7 +171,7 @@ class Import:
         """Import and say where it lies."""
         from flowmdp.envs.data.listing import import_file
 
-        import_file(self)
+        import_file(**vars(self))
 
 
 @dataclass

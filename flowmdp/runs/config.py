@@ -20,7 +20,7 @@ from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.cli.options import Train, flat
 from flowmdp.compare.results import OF_A_SEED_OR_MACHINE
 from flowmdp.env import FlowMDPEnv
-from flowmdp.envs.data.load import load_dataset
+from flowmdp.envs.data import load_dataset
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import ConfigurationError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flowmdp.cli import main
-from flowmdp.envs.data.load import dataset_info, load_dataset
+from flowmdp.envs.data import dataset_info, load_dataset
 from flowmdp.envs.data.sources.collect import Episode
 from flowmdp.envs.robots import adroit
 from flowmdp.envs.robots.outer import make_outer, registered_id

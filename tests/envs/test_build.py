@@ -24,11 +24,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from examples import train_behavior
-from flowmdp.envs.data.load import list_datasets, load_dataset
+from flowmdp.envs.data import list_datasets, load_dataset
 from flowmdp.envs.data.sources.behavior import BehaviorPolicy
 from flowmdp.envs.data.sources.build import BUILD_KEY, build_dataset
 from flowmdp.envs.data.sources.collect import collect_steps, roll_out
-from flowmdp.envs.data.sources.snapshots import actor_weights
 from flowmdp.envs.data.store import dataset_folder, read_metadata
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.errors import (
@@ -135,7 +134,7 @@ def test_numpy_actor_equals_stable_baselines3(algorithm: str) -> None:
             torch.distributions.Normal, model.policy.get_distribution(states).distribution
         )
         expected = (gaussian.mean + gaussian.stddev * torch.tensor(noise)).clip(-1, 1)
-    weights = {name: value.numpy() for name, value in actor_weights(model).items()}
+    weights = {name: value.numpy() for name, value in train_behavior.actor_weights(model).items()}
     policy = BehaviorPolicy("actor", weights, {"algorithm": algorithm})
     actions = policy.sample(observations, noise)
     np.testing.assert_allclose(actions, expected.detach().numpy(), atol=1e-5)
@@ -234,10 +233,10 @@ def test_a_killed_replacement_keeps_the_old_dataset(
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr("flowmdp.envs.data.staging.os.rename", die)
+    monkeypatch.setattr("flowmdp.envs.data.store.os.rename", die)
     with pytest.raises(KeyboardInterrupt):
         build(200, force=True)
-    monkeypatch.setattr("flowmdp.envs.data.staging.os.rename", rename)
+    monkeypatch.setattr("flowmdp.envs.data.store.os.rename", rename)
     assert build() == ID
     assert digests() == before
     assert leftovers(datasets_path) == []
@@ -259,7 +258,7 @@ def test_a_failed_build_leaves_nothing(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flowmdp.envs.data.staging._flush", full)
+    monkeypatch.setattr("flowmdp.envs.data.store._flush", full)
     with pytest.raises(DatasetError, match=r"No space left.*MINARI_DATASETS_PATH"):
         build(100)
     assert list_datasets() == {} and leftovers(datasets_path) == []

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 
 from flowmdp.cli import main
+from flowmdp.envs.data import dataset_info, list_datasets, load_dataset
 from flowmdp.envs.data.describe import describe
-from flowmdp.envs.data.load import dataset_info, list_datasets, load_dataset
 from flowmdp.envs.data.reading import FIELDS, minari_episodes, read_transitions
 from flowmdp.envs.data.sources.collect import Episode
 from flowmdp.envs.data.store import dataset_folder, read_metadata
@@ -138,14 +138,14 @@ def test_dict_observations_are_flattened_by_sorted_key() -> None:
     assert values["observations"].shape == (4, 6)
     assert values["observations"][0].tolist() == [0, 0, 1, 1, 2, 2]
     assert list(space.spaces) == ["achieved", "desired", "observation"]
-    data = read_transitions(read_metadata(ID), 6, 3)
+    data = read_transitions(read_metadata(ID))
     np.testing.assert_array_equal(data.next_observations, values["observations"][1:])
     assert data.truncations.tolist() == [False, False, True]
     with pytest.raises(DatasetError, match="observation space"):
         load()
     (dataset_folder(ID) / "data" / "main_data.hdf5").unlink()
     with pytest.raises(DatasetError, match="Minari cannot read it"):
-        list(minari_episodes(ID))
+        read_transitions(read_metadata(ID))
 
 
 # Everything below is refused, in one line that names the cause and a cure.

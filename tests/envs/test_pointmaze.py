@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 
 from benchmarks import pointmaze_references
-from flowmdp.envs.data.load import dataset_info, load_dataset
+from flowmdp.envs.data import dataset_info, load_dataset
 from flowmdp.envs.data.sources import planner as maze_planner
 from flowmdp.envs.data.sources.build import build_dataset
 from flowmdp.envs.data.sources.collect import Episode

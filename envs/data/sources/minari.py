@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-from flowmdp.envs.data.reading import flat_dimensions, read_transitions
-from flowmdp.envs.data.staging import dataset_lock, new_dataset
-from flowmdp.envs.data.store import is_present, read_metadata
+from flowmdp.envs.data.reading import read_transitions
+from flowmdp.envs.data.store import dataset_lock, is_present, new_dataset, read_metadata
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import DatasetError
 
@@ -51,22 +50,16 @@ def download_dataset(task: str, force: bool = False, pause: float = FIRST_PAUSE)
             arriving = folder / "arriving"
             with _store_at(arriving):
                 _fetch(dataset_id, pause)
-                _check_whole(dataset_id)
+                try:
+                    read_transitions(read_metadata(dataset_id))
+                except DatasetError as error:
+                    raise DatasetError(
+                        f"what arrived of {dataset_id} is not whole ({error.__cause__ or error}): "
+                        "run the same command again"
+                    ) from error
             os.rename(arriving / dataset_id / "data", folder / "data")
             shutil.rmtree(arriving)
     return dataset_id
-
-
-def _check_whole(dataset_id: str) -> None:
-    """Read what arrived, which counts its episodes and steps."""
-    try:
-        metadata = read_metadata(dataset_id)
-        read_transitions(metadata, *flat_dimensions(metadata))
-    except DatasetError as error:
-        raise DatasetError(
-            f"what arrived of {dataset_id} is not whole ({error.__cause__ or error}): run the same "
-            "command again"
-        ) from error
 
 
 def _fetch(dataset_id: str, pause: float) -> None:
@@ -90,8 +83,8 @@ def _fetch(dataset_id: str, pause: float) -> None:
             cause = " ".join(str(error).split())[:200] or type(error).__name__
             if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
                 raise DatasetError(
-                    f"cannot download {dataset_id} while HF_HUB_OFFLINE is set: unset it, or copy "
-                    "the dataset into Minari's local store"
+                    f"cannot download {dataset_id} while HF_HUB_OFFLINE is set: unset it, or copy the dataset into "
+                    "Minari's local store"
                 ) from error
             if attempt == ATTEMPTS:
                 raise DatasetError(
@@ -110,7 +103,6 @@ def _store_at(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
+        del os.environ["MINARI_DATASETS_PATH"]
+        if before is not None:
             os.environ["MINARI_DATASETS_PATH"] = before
