@@ -21,10 +21,8 @@ from flowmdp.transitions import TransitionDataset
 CLIPPED = 1 - 1e-6
 """An action component at least this large in magnitude counts as clipped."""
 
-CELLS_PER_DIMENSION = 5
-"""Grid of the state-action coverage; ours, the paper counts pairs of discrete environments."""
-
-BINS = 50
+CELLS_PER_DIMENSION, BINS = 5, 50
+"""Of the grid for the state-action coverage, and of the histograms; ours."""
 
 
 def dataset_info(
@@ -89,9 +87,9 @@ def describe(dataset: TransitionDataset, row: Task | None = None) -> dict[str, A
 
     `trajectory_quality` is TQ of Schweighofer et al. 2022 (arXiv:2111.04714), (mean return - min) /
     (max - min), with the task's reference scores as min and max. `state_action_coverage` follows
-    their SACo, the number of distinct state-action pairs over that of a reference; ours in two
-    points: pairs are distinct when they fall into different cells of a grid over the data's range,
-    and the reference is the number of transitions (1: no two transitions share a cell).
+    their SACo, the number of distinct state-action pairs over that of a reference; ours: pairs are
+    distinct when they fall into different cells of a grid over the data's range, and the reference
+    is the number of transitions (1: no two transitions share a cell).
     """
     starts = dataset.episode_starts
     lengths = np.diff(np.append(starts, len(dataset)))
@@ -135,11 +133,7 @@ def _coverage(dataset: TransitionDataset) -> float:
 
 
 def draw_dataset(dataset: TransitionDataset, out: Path) -> None:
-    """Draw three histograms: returns, episode lengths (by how they end), action components.
-
-    Raises:
-        ConfigurationError: When the picture's format is unknown.
-    """
+    """Draw histograms of returns, episode lengths and actions; the suffix gives the format."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

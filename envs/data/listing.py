@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from flowmdp.envs.data.sources.build import build_dataset
 from flowmdp.envs.data.store import is_present, list_datasets, read_metadata, store_root
@@ -22,9 +22,8 @@ GETS = {"builtin": "build", "minari": "download", "d4rl": "import"}
 
 def print_tasks() -> None:
     """One line per task, and one column per source of data."""
-    table = Table(box=None, pad_edge=False)  # fits into 80 columns
-    for name in ("task", "robot", *SOURCES):
-        table.add_column(name, no_wrap=True)
+    columns = [Column(name, no_wrap=True) for name in ("task", "robot", *SOURCES)]
+    table = Table(*columns, box=None, pad_edge=False)  # fits into 80 columns
     for task in TASKS.values():
         cells = {source: "-" for source in SOURCES}
         for source, dataset_id in task.datasets.items():
@@ -57,10 +56,9 @@ def import_file(file: Path, *, task: str, clip_actions: bool = False, force: boo
     """Import one of D4RL's files and say what came in."""
     from flowmdp.envs.data.sources.d4rl import import_d4rl
 
-    dataset_id = import_d4rl(file, task, clip_actions, force)
-    metadata = read_metadata(dataset_id)
-    episodes, steps = metadata["total_episodes"], metadata["total_steps"]
-    print(f"{dataset_id} is in {store_root()}: {episodes:,} episodes, {steps:,} steps")
+    metadata = read_metadata(import_d4rl(file, task, clip_actions, force))
+    counts = f"{metadata['total_episodes']:,} episodes, {metadata['total_steps']:,} steps"
+    print(f"{metadata['dataset_id']} is in {store_root()}: {counts}")
 
 
 def print_datasets() -> None:
@@ -69,16 +67,14 @@ def print_datasets() -> None:
     if not found:
         print(f"no datasets in {store_root()}: `flowmdp data build hopper-medium` builds one")
         return
-    table = Table(title=f"datasets in {store_root()}", title_justify="left")
-    table.add_column("id", no_wrap=True)
-    table.add_column("episodes", justify="right")
-    table.add_column("steps", justify="right")
+    numbers = [Column(name, justify="right") for name in ("episodes", "steps")]
+    columns = [Column("id", no_wrap=True), *numbers]
+    table = Table(*columns, title=f"datasets in {store_root()}", title_justify="left")
     for dataset_id, metadata in found.items():
-        if metadata is None:
-            table.add_row(dataset_id, "half-written or damaged", "")
-        else:
-            episodes, steps = metadata["total_episodes"], metadata["total_steps"]
-            table.add_row(dataset_id, str(episodes), f"{steps:,}")
+        cells = ["half-written or damaged", ""]
+        if metadata is not None:
+            cells = [str(metadata["total_episodes"]), f"{metadata['total_steps']:,}"]
+        table.add_row(dataset_id, *cells)
     Console().print(table)
 
 
@@ -95,9 +91,7 @@ def print_info(
     if dataset is not None and "/" in name:
         raise ConfigurationError("--dataset needs a task before it: flowmdp data info TASK")
     transitions, info = open_dataset(name, source, dataset)
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
+    table = Table(Column(style="bold", no_wrap=True), Column(), show_header=False, box=None)
     for key, value in info.items():
         table.add_row(key.replace("_", " "), _readable(value))
     Console(file=sys.stdout).print(table)

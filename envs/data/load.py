@@ -68,12 +68,10 @@ def load_dataset(
     with make_outer(task, source) as outer:
         _check_recorded(row, source, metadata, outer)
         dataset = read_transitions(metadata)
+        names = ("observations", "next_observations", "actions", "rewards")
         check_values(
             f"dataset {dataset_id}",
-            {
-                name: getattr(dataset, name)
-                for name in ("observations", "next_observations", "actions", "rewards")
-            },
+            {name: getattr(dataset, name) for name in names},
             cure="remove those episodes and write it again",
             clip=None if clip_actions else "clip_actions=True",
         )
@@ -90,15 +88,8 @@ def as_defined(
 ) -> tuple[TransitionDataset, list[str]]:
     """The transitions under the task's definition, and a note on every way they deviated from it.
 
-    Args:
-        row: The task.
-        dataset: Its transitions as recorded.
-        metadata: The dataset's metadata.
-        outer: The task's outer environment; may be reset. A wrapper of it that has a method
-            `relabel` puts right what was not recorded through that wrapper.
-
-    Returns:
-        The transitions and the notes; steps beyond the horizon stay in.
+    A wrapper of the outer environment that has a method `relabel` puts right what was not recorded
+    through it; the environment may be reset. Steps beyond the horizon stay in.
     """
     spec, notes = recorded_spec(metadata), []
     recorded = spec.get("kwargs")

@@ -38,11 +38,7 @@ def store_root() -> Path:
 
 
 def dataset_folder(dataset_id: str) -> Path:
-    """Folder of a dataset, which need not exist.
-
-    Raises:
-        DatasetError: When the id is not of Minari's form `name/space/name-v0`.
-    """
+    """Folder of a dataset, which need not exist; DatasetError for a malformed id."""
     if not DATASET_ID.fullmatch(dataset_id):
         raise DatasetError(
             f"malformed dataset id {dataset_id!r}: Minari ids look like flowmdp/hopper/medium-v0"
@@ -58,16 +54,13 @@ def is_present(dataset_id: str) -> bool:
 def list_datasets() -> dict[str, dict[str, Any] | None]:
     """Every dataset of the local store: id -> metadata, or None where it is not whole, sorted."""
     found: dict[str, dict[str, Any] | None] = {}
-    for folder, subfolders, _ in os.walk(store_root()):
-        if "data" in subfolders:
-            subfolders.clear()
-            dataset_id = Path(folder).relative_to(store_root()).as_posix()
-            try:
-                found[dataset_id] = read_metadata(dataset_id)
-            except DatasetError:
-                found[dataset_id] = None
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-    return dict(sorted(found.items()))
+    folders = (folder.parent.relative_to(store_root()) for folder in store_root().rglob("data"))
+    for dataset_id in sorted(filter(DATASET_ID.fullmatch, map(str, folders))):
+        try:
+            found[dataset_id] = read_metadata(dataset_id)
+        except DatasetError:
+            found[dataset_id] = None
+    return found
 
 
 def read_metadata(dataset_id: str) -> dict[str, Any]:
@@ -89,8 +82,7 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
         raise broken(dataset_id, cause) from error
     if not isinstance(metadata, dict):
         raise broken(dataset_id, "metadata.json is not a JSON object")
-    missing = [key for key in REQUIRED_METADATA if key not in metadata]
-    if missing:
+    if missing := [key for key in REQUIRED_METADATA if key not in metadata]:
         raise broken(dataset_id, f"metadata.json lacks {', '.join(missing)}")
     if metadata["dataset_id"] != dataset_id:
         raise broken(dataset_id, f"its metadata belong to {metadata['dataset_id']!r}")
@@ -109,7 +101,7 @@ def broken(dataset_id: str, cause: str) -> DatasetError:
 
 
 def recorded_spec(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The dataset's environment as Gymnasium described it; empty where there is no description."""
+    """The dataset's environment as Gymnasium described it; empty without a description."""
     try:
         spec = json.loads(metadata["env_spec"])
     except (KeyError, TypeError, ValueError):
@@ -118,11 +110,7 @@ def recorded_spec(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def recorded_spaces(metadata: dict[str, Any]) -> tuple[gym.Space[Any], gym.Space[Any]]:
-    """The dataset's own observation and action space; `flatdim` knows their sizes.
-
-    Raises:
-        DatasetError: When the metadata hold no such spaces.
-    """
+    """The dataset's own observation and action space, of known size; DatasetError without them."""
     from minari.serialization import deserialize_space
 
     try:
@@ -208,10 +196,9 @@ def _clear(hidden: Path, target: Path) -> None:
 
 def _flush(folder: Path) -> None:
     """Have the disk hold all files before the rename makes them visible."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
+    for path in filter(Path.is_file, folder.rglob("*")):
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
 
 
 @contextmanager

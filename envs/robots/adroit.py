@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from flowmdp.errors import UnknownTaskError
 from flowmdp.transitions import TransitionDataset
 
-Array = NDArray[Any]
+Terms = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 HAND_WEIGHT = 0.1
 """Weight of the distance from palm to object (D4RL, hand_manipulation_suite)."""
@@ -66,22 +66,20 @@ class _HandReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorAr
             bare.reset(seed=0)
             _, reward, *_ = bare.step(np.zeros(bare.action_space.shape, np.float32))
         hand = float(reward) - self.other_terms(bare.data)
-        expected = HAND_WEIGHT * self.distance()
-        if min(abs(hand - expected), abs(hand + expected)) > TOLERANCE:
+        expected = -HAND_WEIGHT * self.distance()
+        if abs(abs(hand) + expected) > TOLERANCE:
             raise UnknownTaskError(
                 f"{env.spec.id if env.spec else env} rewards the hand by {hand:.4g} where D4RL's "
-                f"definition says {-expected:.4g}: install a release of gymnasium-robotics that "
+                f"definition says {expected:.4g}: install a release of gymnasium-robotics that "
                 "flowmdp knows (1.4)"
             )
-        self.flipped = abs(hand - expected) < abs(hand + expected)
+        self.flipped = hand > 0
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """The environment's step, with D4RL's reward."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        reward = float(reward)
-        if self.flipped:
-            reward -= 2 * HAND_WEIGHT * self.distance()
-        return observation, reward, terminated, truncated, info
+        turned = 2 * HAND_WEIGHT * self.distance() if self.flipped else 0.0
+        return observation, float(reward) - turned, terminated, truncated, info
 
     def distance(self) -> float:
         """From the palm to its target, metres."""
@@ -91,12 +89,8 @@ class _HandReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorAr
         """D4RL's reward without the hand-to-object term, at the first step of an episode."""
         raise NotImplementedError
 
-    def recorded_terms(self, data: TransitionDataset) -> tuple[Array, Array, Array]:
-        """What recorded observations tell of the reward, three arrays of shape (n,).
-
-        They are the distance from palm to object after each step, D4RL's other terms, and whether
-        these are right or nearly so.
-        """
+    def recorded_terms(self, data: TransitionDataset) -> Terms:
+        """Palm to object after each step, D4RL's other terms, and whether those are known."""
         raise NotImplementedError
 
     def relabel(self, data: TransitionDataset) -> tuple[TransitionDataset, str]:
@@ -121,7 +115,7 @@ class D4RLDoor(_HandReward):
         hinge = float(data.joint("door_hinge").qpos[0])
         return -0.1 * (hinge - 1.57) ** 2 - 1e-5 * float(np.square(data.qvel).sum())
 
-    def recorded_terms(self, data: TransitionDataset) -> tuple[Array, Array, Array]:
+    def recorded_terms(self, data: TransitionDataset) -> Terms:
         """Hinge angle and palm - handle are in the observation, only velocities are not."""
         hinge, hand = data.next_observations[:, 28], data.next_observations[:, 35:38]
         bonus = 2 * (hinge > 0.2) + 8 * (hinge > 1) + 10 * (hinge > 1.35)
@@ -141,11 +135,11 @@ class D4RLHammer(_HandReward):
         depth = float(np.linalg.norm(nail - data.site("nail_goal").xpos))
         return -tool - 10 * depth - 1e-2 * float(np.linalg.norm(data.qvel))
 
-    def recorded_terms(self, data: TransitionDataset) -> tuple[Array, Array, Array]:
+    def recorded_terms(self, data: TransitionDataset) -> Terms:
         """The other terms are known while the hammer lies where every episode begins.
 
-        Velocities are those of the hand's joints, from the observations before and after; where the
-        hand is fast their cost drowns the term that is looked for.
+        Velocities come from the joints before and after; their cost drowns the term where the hand
+        is fast.
         """
         self.reset(seed=0)
         model: Any = self.unwrapped
@@ -171,7 +165,7 @@ class D4RLRelocate(_HandReward):
         """Nothing while the ball lies on the table."""
         return 0.0
 
-    def recorded_terms(self, data: TransitionDataset) -> tuple[Array, Array, Array]:
+    def recorded_terms(self, data: TransitionDataset) -> Terms:
         """While the ball lies on the table the reward is the hand-to-object term alone."""
         distance = np.linalg.norm(data.next_observations[:, 30:33], axis=1)
         known = np.isclose(np.abs(data.rewards), HAND_WEIGHT * distance, rtol=0, atol=1e-4)

@@ -135,7 +135,7 @@ def test_numpy_actor_equals_stable_baselines3(algorithm: str) -> None:
         )
         expected = (gaussian.mean + gaussian.stddev * torch.tensor(noise)).clip(-1, 1)
     weights = {name: value.numpy() for name, value in train_behavior.actor_weights(model).items()}
-    policy = BehaviorPolicy("actor", weights, {"algorithm": algorithm})
+    policy = BehaviorPolicy(weights, {"algorithm": algorithm})
     actions = policy.sample(observations, noise)
     np.testing.assert_allclose(actions, expected.detach().numpy(), atol=1e-5)
     env.close()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import gymnasium as gym
+import h5py
 from tqdm import tqdm
 
 from flowmdp.arguments import check_integers
@@ -62,9 +62,8 @@ def build_dataset(
             return dataset_id
         number = 1 if row.planner else NUM_ENVS
         envs = [stack.enter_context(make_outer(task, "builtin")) for _ in range(number)]
-        episodes = _episodes(row, envs, steps, seed)
-        if progress:
-            episodes = _with_progress(episodes, dataset_id, steps)
+        bar = tqdm(total=steps, desc=dataset_id, unit="step", unit_scale=True, disable=not progress)
+        episodes = _episodes(row, envs, steps, seed, stack.enter_context(bar))
         algorithms = sorted({policy["algorithm"] for policy in recipe["policies"].values()})
         name = "waypoint planner" if row.planner else "+".join(algorithms)
         write_dataset(dataset_id, envs[0], episodes, {"algorithm_name": name, BUILD_KEY: recipe})
@@ -76,10 +75,8 @@ def build_recipe(row: Task, steps: int, seed: int) -> dict[str, Any]:
     policies = {}
     for name in row.behaviors:
         content = (shipped_folder() / f"{name}.safetensors").read_bytes()
-        policies[name] = {
-            "sha256": hashlib.sha256(content).hexdigest(),
-            **BehaviorPolicy.shipped(name).provenance,
-        }
+        digest = {"sha256": hashlib.sha256(content).hexdigest()}
+        policies[name] = digest | BehaviorPolicy.shipped(name).provenance
     recipe: dict[str, Any] = {"steps": steps, "seed": seed, "policies": policies}
     return recipe | {"planner": planner_recipe()} if row.planner else recipe
 
@@ -91,11 +88,7 @@ def is_current(row: Task, metadata: dict[str, Any]) -> bool:
 
 
 def _is_built(dataset_id: str, recipe: dict[str, Any]) -> bool:
-    """Whether the dataset is there and came from this recipe.
-
-    Raises:
-        DatasetError: When something else lies there; only force may replace it.
-    """
+    """Whether it is there and came from this recipe; what came from another is an error."""
     if not is_present(dataset_id):
         return False
     built = read_metadata(dataset_id).get(BUILD_KEY)
@@ -113,29 +106,24 @@ def _is_built(dataset_id: str, recipe: dict[str, Any]) -> bool:
     )
 
 
-def _episodes(row: Task, envs: list[gym.Env[Any, Any]], steps: int, seed: int) -> Iterator[Episode]:
-    """The policies' episodes one policy after the other, each with its equal share of the steps."""
-    if row.planner:
-        yield from collect_steps(plan_episodes(envs[0], seed, row.horizon), steps)
+def _episodes(
+    row: Task, envs: list[gym.Env[Any, Any]], steps: int, seed: int, bar: tqdm[Any]
+) -> Iterator[Episode]:
+    """The planner's episodes, or an equal share of steps from one policy after the other."""
     number = len(row.behaviors)
+    parts = [(plan_episodes(envs[0], seed, row.horizon), steps)] if row.planner else []
     for index, name in enumerate(row.behaviors):
         share = steps * (index + 1) // number - steps * index // number
-        rolled = roll_out(BehaviorPolicy.shipped(name), envs, seed * number + index, row.horizon)
-        yield from collect_steps(rolled, share)
-
-
-def _with_progress(episodes: Iterator[Episode], dataset_id: str, steps: int) -> Iterator[Episode]:
-    with tqdm(total=steps, desc=dataset_id, unit="step", unit_scale=True, file=sys.stderr) as bar:
-        for episode in episodes:
+        policy = BehaviorPolicy.shipped(name)
+        parts.append((roll_out(policy, envs, seed * number + index, row.horizon), share))
+    for endless, share in parts:
+        for episode in collect_steps(endless, share):
             bar.update(len(episode))
             yield episode
 
 
 def write_dataset(
-    dataset_id: str,
-    env: gym.Env[Any, Any],
-    episodes: Iterable[Episode],
-    metadata: dict[str, Any],
+    dataset_id: str, env: gym.Env[Any, Any], episodes: Iterable[Episode], metadata: dict[str, Any]
 ) -> None:
     """Write episodes as a Minari dataset (HDF5) into the store. Use it under `dataset_lock`.
 
@@ -153,6 +141,7 @@ def write_dataset(
 
     brought_by = type(env.unwrapped).__module__.partition(".")[0].replace("_", "-")
     packages = sorted({"gymnasium", "mujoco", brought_by})
+    requirements = [f"{name}=={importlib.metadata.version(name)}" for name in packages]
     with new_dataset(dataset_id) as folder:
         storage = MinariStorage.new(
             folder / "data",
@@ -165,9 +154,7 @@ def write_dataset(
             {
                 "dataset_id": dataset_id,
                 "minari_version": minari.__version__,
-                "requirements": [
-                    f"{name}=={importlib.metadata.version(name)}" for name in packages
-                ],
+                "requirements": requirements,
                 **metadata,
             }
         )
@@ -183,8 +170,6 @@ def _hdf5_content(episodes: Iterable[Episode]) -> tuple[bytes, int, int]:
     The file grows in memory, some 50 MB for 200,000 steps: HDF5 that meets a full disk, as it would
     in Minari's own writer, crashes the process.
     """
-    import h5py
-
     index, total_steps = -1, 0
     with h5py.File("main_data.hdf5", "w", driver="core", backing_store=False) as file:
         for index, episode in enumerate(episodes):

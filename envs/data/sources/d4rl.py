@@ -67,11 +67,11 @@ def import_d4rl(
     _refuse_to_replace(dataset_id, force)
     _refuse_other_files(row, path.name)
     with make_outer(task, "d4rl") as outer:
-        arrays = read_d4rl(path)
+        arrays = _read(path)
         _check_shapes(path, arrays, outer)
         clip = None if clip_actions else "clip_actions=True (--clip-actions)"
         check_values(str(path), arrays, cure="download it again", clip=clip)
-        episodes = d4rl_episodes(arrays, outer.observation_space.dtype)
+        episodes = _episodes(arrays, outer.observation_space.dtype)
         first = next(episodes, None)
         if first is None:
             raise DatasetError(f"{path} holds no whole transition: download it again")
@@ -90,10 +90,8 @@ def import_d4rl(
 
 def _refuse_to_replace(dataset_id: str, force: bool) -> None:
     if is_present(dataset_id) and not force:
-        raise DatasetError(
-            f"dataset {dataset_id} is there already: keep it, or replace it with --force "
-            "(force=True)"
-        )
+        cure = "keep it, or replace it with --force (force=True)"
+        raise DatasetError(f"dataset {dataset_id} is there already: {cure}")
 
 
 def _refuse_other_files(row: Task, name: str) -> None:
@@ -112,12 +110,8 @@ def _refuse_other_files(row: Task, name: str) -> None:
         )
 
 
-def read_d4rl(path: Path) -> Arrays:
-    """The arrays of a D4RL file that make transitions, of one common length.
-
-    Raises:
-        DatasetError: When the file is absent, torn or foreign, or its lengths disagree.
-    """
+def _read(path: Path) -> Arrays:
+    """The arrays of a D4RL file that make transitions, of one common length."""
     try:
         with h5py.File(path, "r") as file:
             missing = [key for key in KEYS if not isinstance(file.get(key), h5py.Dataset)]
@@ -144,25 +138,21 @@ def read_d4rl(path: Path) -> Arrays:
 def _check_shapes(path: Path, arrays: Arrays, outer: gym.Env[Any, Any]) -> None:
     """Refuse arrays that are not numbers, or of other shapes than the environment's."""
     env_id = outer.spec.id if outer.spec else "the task's environment"
-    spaces = dict.fromkeys(("observations", "next_observations"), outer.observation_space)
+    observations = outer.observation_space.shape
+    shapes = {"observations": observations, "next_observations": observations}
+    shapes["actions"] = outer.action_space.shape
     for key, array in arrays.items():
-        space = outer.action_space if key == "actions" else spaces.get(key)
-        if space is not None and array.shape[1:] != space.shape:
+        if array.shape[1:] != shapes.get(key, ()):
             raise DatasetError(
-                f"{path} has {key} of shape {array.shape[1:]}, but {env_id} has {space.shape}: "
+                f"{path} has {key} of shape {array.shape[1:]}, but {env_id} has {shapes.get(key)}: "
                 "name the task that the file belongs to"
             )
         if array.dtype.kind not in "fbiu":
             raise DatasetError(f"{path} has {key} that are no numbers: download it again")
 
 
-def d4rl_episodes(arrays: Arrays, dtype: Any) -> Iterator[Episode]:
-    """Yield the episodes of a file; those left without a step are skipped.
-
-    Args:
-        arrays: From `read_d4rl`.
-        dtype: Of the observations to yield.
-    """
+def _episodes(arrays: Arrays, dtype: Any) -> Iterator[Episode]:
+    """Yield the episodes of a file, observations of that dtype; skip those left without a step."""
     observations, terminals = arrays["observations"], arrays["terminals"].astype(bool)
     ended = terminals | arrays["timeouts"].astype(bool)
     following = arrays.get("next_observations")

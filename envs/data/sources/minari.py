@@ -16,11 +16,9 @@ from flowmdp.envs.tasks import get_task
 from flowmdp.errors import DatasetError
 
 ATTEMPTS = 3
-FIRST_PAUSE = 2.0
-"""Seconds before the second attempt; doubled before each further one."""
 
 
-def download_dataset(task: str, force: bool = False, pause: float = FIRST_PAUSE) -> str:
+def download_dataset(task: str, force: bool = False, pause: float = 2.0) -> str:
     """Fetch the task's dataset of source "minari" into the local store.
 
     Minari decides where from (MINARI_REMOTE, by default Farama's at Hugging Face). The dataset is
@@ -29,7 +27,7 @@ def download_dataset(task: str, force: bool = False, pause: float = FIRST_PAUSE)
     Args:
         task: Name of the task, `hopper-medium`.
         force: Whether to replace a dataset that is already there.
-        pause: Seconds before the second attempt.
+        pause: Seconds before the second attempt; doubled before each further one.
 
     Returns:
         The dataset's Minari id.
@@ -75,16 +73,14 @@ def _fetch(dataset_id: str, pause: float) -> None:
             raise DatasetError(
                 f'downloading {dataset_id} needs huggingface_hub: pip install "flowmdp[hf]"'
             ) from error
-        except ValueError as error:
-            raise DatasetError(
-                f"Minari has no usable {dataset_id}: {' '.join(str(error).split())}"
-            ) from error
         except Exception as error:  # which one, is up to the remote's own HTTP library
             cause = " ".join(str(error).split())[:200] or type(error).__name__
+            if isinstance(error, ValueError):
+                raise DatasetError(f"Minari has no usable {dataset_id}: {cause}") from error
             if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
                 raise DatasetError(
-                    f"cannot download {dataset_id} while HF_HUB_OFFLINE is set: unset it, or copy the dataset into "
-                    "Minari's local store"
+                    f"cannot download {dataset_id} while HF_HUB_OFFLINE is set: unset it, or copy "
+                    "the dataset into Minari's local store"
                 ) from error
             if attempt == ATTEMPTS:
                 raise DatasetError(

@@ -20,7 +20,7 @@ from flowmdp.envs.data.sources.collect import Episode, Recorder
 
 Cell = tuple[int, int]
 Route = tuple[Cell, ...]
-Plane = NDArray[np.float64]
+XY = NDArray[np.float64]
 
 GAIN, DAMPING = 10.0, 1.0
 """Action per metre to the waypoint and per metre a second (D4RL, maze2d's WaypointController)."""
@@ -29,7 +29,7 @@ NOISE = 0.5
 """Standard deviation of the action's Gaussian noise, before clipping (D4RL's maze2d script)."""
 
 REACHED = 0.25
-"""Plane from a waypoint within which the next one is taken; ours."""
+"""Metres from a waypoint within which the next one is taken; ours."""
 
 DETOUR = 4
 """Cells that a route may be longer than the shortest; ours: both ways around a block, no tours."""
@@ -37,13 +37,9 @@ DETOUR = 4
 
 @functools.lru_cache(maxsize=4096)
 def routes(free: frozenset[Cell], start: Cell, goal: Cell, detour: int = DETOUR) -> list[Route]:
-    """All ways from start to goal, sorted; a way never passes beside a cell that it left before.
+    """All ways over free cells (row, column), sorted, at most `detour` longer than the shortest.
 
-    Args:
-        free: Cells (row, column) that are no walls.
-        start: First cell of every route.
-        goal: Last cell of every route.
-        detour: Cells that a route may be longer than the shortest one.
+    A way never passes beside a cell that it left before.
 
     Raises:
         ValueError: When no way leads there.
@@ -58,7 +54,7 @@ def routes(free: frozenset[Cell], start: Cell, goal: Cell, detour: int = DETOUR)
     maze = nx.grid_2d_graph(rows, columns).subgraph(free).copy()
     try:
         longest = nx.shortest_path_length(maze, start, goal) + detour
-    except (nx.NetworkXNoPath, nx.NodeNotFound):
+    except nx.NetworkXNoPath:
         raise ValueError(f"no way leads from {start} to {goal}") from None
     ways = map(tuple, nx.all_simple_paths(maze, start, goal, longest))
     return sorted(way for way in ways if maze.subgraph(way).size() == len(way) - 1)
@@ -74,7 +70,7 @@ class Planner:
         rng: Draws the route.
     """
 
-    def __init__(self, maze: Any, position: Plane, goal: Plane, rng: np.random.Generator) -> None:
+    def __init__(self, maze: Any, position: XY, goal: XY, rng: np.random.Generator) -> None:
         free = frozenset(
             (i, j) for i, row in enumerate(maze.maze_map) for j, v in enumerate(row) if v != 1
         )
@@ -83,21 +79,16 @@ class Planner:
         self.route = ways[int(rng.integers(len(ways)))]
         self._waypoints = [maze.cell_rowcol_to_xy(cell) for cell in self.route[1:-1]] + [goal]
 
-    def act(self, position: Plane, velocity: Plane, noise: Plane) -> NDArray[np.float32]:
-        """The action at a position; passes on to the next waypoint when one is reached.
+    def act(self, position: XY, velocity: XY, noise: XY) -> NDArray[np.float32]:
+        """The action in [-1, 1]; passes on to the next waypoint when one is reached.
 
-        Args:
-            position: Shape (2,), metres.
-            velocity: Shape (2,), metres per second.
-            noise: Standard normal, shape (2,).
-
-        Returns:
-            Action in [-1, 1], shape (2,), float32.
+        All have shape (2,): position in metres, velocity in metres per second, standard normal
+        noise.
         """
         while len(self._waypoints) > 1 and np.hypot(*(self._waypoints[0] - position)) <= REACHED:
             del self._waypoints[0]
         action = GAIN * (self._waypoints[0] - position) - DAMPING * velocity + NOISE * noise
-        clipped: NDArray[np.float32] = np.clip(action, -1, 1).astype(np.float32)
+        clipped: NDArray[np.float32] = action.clip(-1, 1).astype(np.float32)
         return clipped
 
 
