@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
+from flowmdp.envs.data.describe import draw_dataset, open_dataset
 from flowmdp.envs.data.sources.build import build_dataset
+from flowmdp.envs.data.sources.d4rl import import_d4rl
+from flowmdp.envs.data.sources.minari import download_dataset
 from flowmdp.envs.data.store import is_present, list_datasets, read_metadata, store_root
 from flowmdp.envs.robots.outer import EXTRAS
 from flowmdp.envs.tasks import SOURCES, TASKS
@@ -47,15 +49,11 @@ def build(task: str, *, steps: int = 200_000, seed: int = 0, force: bool = False
 
 def download(task: str, *, force: bool = False) -> None:
     """Download a task's published dataset and say where it lies."""
-    from flowmdp.envs.data.sources.minari import download_dataset
-
     print(f"{download_dataset(task, force)} is in {store_root()}")
 
 
 def import_file(file: Path, *, task: str, clip_actions: bool = False, force: bool = False) -> None:
     """Import one of D4RL's files and say what came in."""
-    from flowmdp.envs.data.sources.d4rl import import_d4rl
-
     metadata = read_metadata(import_d4rl(file, task, clip_actions, force))
     counts = f"{metadata['total_episodes']:,} episodes, {metadata['total_steps']:,} steps"
     print(f"{metadata['dataset_id']} is in {store_root()}: {counts}")
@@ -86,15 +84,13 @@ def print_info(
     plot: Path | None = None,
 ) -> None:
     """What is known of one dataset."""
-    from flowmdp.envs.data.describe import draw_dataset, open_dataset
-
     if dataset is not None and "/" in name:
         raise ConfigurationError("--dataset needs a task before it: flowmdp data info TASK")
     transitions, info = open_dataset(name, source, dataset)
     table = Table(Column(style="bold", no_wrap=True), Column(), show_header=False, box=None)
     for key, value in info.items():
         table.add_row(key.replace("_", " "), _readable(value))
-    Console(file=sys.stdout).print(table)
+    Console().print(table)
     if plot is not None:
         draw_dataset(transitions, plot)
         print(f"drawn into {plot}")

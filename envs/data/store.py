@@ -128,11 +128,7 @@ def recorded_spaces(metadata: dict[str, Any]) -> tuple[gym.Space[Any], gym.Space
 
 @contextmanager
 def dataset_lock(dataset_id: str) -> Iterator[None]:
-    """Hold the right to write a dataset; waits for another builder, saying so on stderr.
-
-    Raises:
-        DatasetError: When the store cannot be written.
-    """
+    """Hold the right to write a dataset; waits for another builder, saying so on stderr."""
     with _writing_to_store(dataset_id):
         store_root().mkdir(parents=True, exist_ok=True)
         lock = FileLock(store_root() / f"{_hidden(dataset_id)}.lock")

@@ -58,7 +58,7 @@ def prepare_rendering(render_mode: str) -> None:
         RenderingError: When no backend renders, or a window is asked for without a display.
     """
     if render_mode == "human":  # a window of GLFW, whatever MUJOCO_GL says
-        if not _has_display():
+        if not _has_display() or _failure("glfw"):
             raise RenderingError(
                 "render_mode='human' needs a display: take 'rgb_array', or set DISPLAY"
             )

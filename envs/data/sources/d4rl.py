@@ -138,9 +138,8 @@ def _read(path: Path) -> Arrays:
 def _check_shapes(path: Path, arrays: Arrays, outer: gym.Env[Any, Any]) -> None:
     """Refuse arrays that are not numbers, or of other shapes than the environment's."""
     env_id = outer.spec.id if outer.spec else "the task's environment"
-    observations = outer.observation_space.shape
-    shapes = {"observations": observations, "next_observations": observations}
-    shapes["actions"] = outer.action_space.shape
+    observed, acted = outer.observation_space.shape, outer.action_space.shape
+    shapes = {"observations": observed, "next_observations": observed, "actions": acted}
     for key, array in arrays.items():
         if array.shape[1:] != shapes.get(key, ()):
             raise DatasetError(
