@@ -95,10 +95,8 @@ def as_defined(
     recorded = spec.get("kwargs")
     for name, value in row.options.items():
         if isinstance(recorded, dict) and recorded.get(name, value) != value:
-            notes.append(
-                f"it was recorded with {name}={recorded[name]!r}, the task runs with "
-                f"{name}={value!r}"
-            )
+            theirs, ours = f"{name}={recorded[name]!r}", f"{name}={value!r}"
+            notes.append(f"it was recorded with {theirs}, the task runs with {ours}")
     wrapper, wrappers = row.wrapper.partition(":")[2], spec.get("additional_wrappers") or ()
     through = [str(w.get("entry_point")).endswith(f":{wrapper}") for w in wrappers]
     if outer.has_wrapper_attr("relabel") and not any(through):

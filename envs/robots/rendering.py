@@ -68,8 +68,7 @@ def prepare_rendering(render_mode: str) -> None:
 
 def _has_display() -> bool:
     """Whether there is a desktop to open a window on; outside Linux there always is."""
-    linux = sys.platform == "linux"
-    return not linux or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
 
 
 def _failure(backend: str) -> str | None:

@@ -35,6 +35,14 @@ DETOUR = 4
 """Cells that a route may be longer than the shortest; ours: both ways around a block, no tours."""
 
 
+@functools.lru_cache
+def _graph(free: frozenset[Cell]) -> Any:
+    import networkx as nx
+
+    rows, columns = (max(cell[axis] for cell in free) + 1 for axis in (0, 1))
+    return nx.grid_2d_graph(rows, columns).subgraph(free).copy()
+
+
 @functools.lru_cache(maxsize=4096)
 def routes(free: frozenset[Cell], start: Cell, goal: Cell, detour: int = DETOUR) -> list[Route]:
     """All ways over free cells (row, column), sorted, at most `detour` longer than the shortest.
@@ -50,8 +58,7 @@ def routes(free: frozenset[Cell], start: Cell, goal: Cell, detour: int = DETOUR)
     """
     import networkx as nx
 
-    rows, columns = (max(cell[axis] for cell in free) + 1 for axis in (0, 1))
-    maze = nx.grid_2d_graph(rows, columns).subgraph(free).copy()
+    maze = _graph(free)
     try:
         longest = nx.shortest_path_length(maze, start, goal) + detour
     except nx.NetworkXNoPath:
@@ -88,8 +95,7 @@ class Planner:
         while len(self._waypoints) > 1 and np.hypot(*(self._waypoints[0] - position)) <= REACHED:
             del self._waypoints[0]
         action = GAIN * (self._waypoints[0] - position) - DAMPING * velocity + NOISE * noise
-        clipped: NDArray[np.float32] = action.clip(-1, 1).astype(np.float32)
-        return clipped
+        return np.asarray(action.clip(-1, 1), np.float32)
 
 
 def planner_recipe() -> dict[str, float]:
