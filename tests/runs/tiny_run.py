@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+
+from flowmdp.agents import ALGORITHMS
 
 
 def tiny_run(
     algorithm: str, out: Path, *more: str, steps: int = 20, task: str = "hopper-medium"
 ) -> list[str]:
     """Arguments of the command; it takes a second or two on the small hopper-medium dataset."""
-    budget = [] if algorithm == "flow-bc" else ["behavior_steps=20", "critic_steps=20"]
+    known = {field.name for field in dataclasses.fields(ALGORITHMS[algorithm].config_class)}
+    budget = [
+        word
+        for name in ("behavior_steps", "critic_steps")
+        if name in known
+        for word in (f"--{name.replace('_', '-')}", "20")
+    ]
     return [
         *("train", algorithm, task, "--out", str(out), "--steps", str(steps)),
         *("--episodes", "2", "--eval-episodes", "1", *more),
-        *("--set", "net_arch=[16,16]", "batch_size=32", *budget),
+        *("--net-arch", "16", "16", "--batch-size", "32", *budget),
     ]

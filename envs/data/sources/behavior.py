@@ -1,7 +1,7 @@
 """The behaviour policies that come with the package: small actors, evaluated with NumPy.
 
 `behaviors/<name>.safetensors` holds the actor of a Stable-Baselines3 agent (SAC or PPO) in float16,
-with the command that trained it, seed, versions and returns. examples/train_behavior.py wrote it.
+with the command that trained it, seed, versions and returns. benchmarks/train_behavior.py wrote it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class BehaviorPolicy:
         except (OSError, SafetensorError, KeyError, IndexError, ValueError) as error:
             raise DatasetError(
                 f"cannot read the behaviour policy {path} ({error}): reinstall flowmdp, or write "
-                "the file again with examples/train_behavior.py"
+                "the file again with benchmarks/train_behavior.py"
             ) from error
 
     @classmethod

@@ -13,7 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from examples import train_behavior
+from benchmarks import train_behavior
 from flowmdp.envs.data.sources.behavior import BehaviorPolicy
 from flowmdp.errors import FlowMDPError
 

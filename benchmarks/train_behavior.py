@@ -1,6 +1,6 @@
 """Train a behaviour policy with Stable-Baselines3 and keep a ladder of its snapshots.
 
-    python examples/train_behavior.py --env-id Hopper-v5 --steps 125000 --every 5000 --seed 1
+    python -m benchmarks.train_behavior --env-id Hopper-v5 --steps 125000 --every 5000 --seed 1
 
 Every `--every` steps the actor is written to `OUT/step-<n>.safetensors`: float16 weights, with the
 command, versions, seed and returns of 20 episodes. The policies that ship are such files.
@@ -66,7 +66,7 @@ class Ladder(BaseCallback):
         config, step = self.config, self.num_timesteps
         if step % config.every < self.training_env.num_envs:
             path = config.out / f"step-{step:07d}.safetensors"
-            command = shlex.join(["python", "examples/train_behavior.py", *sys.argv[1:]])
+            command = shlex.join(["python", "-m", "benchmarks.train_behavior", *sys.argv[1:]])
             returns = write_snapshot(self.model, path, config.env_id, config.seed, command)
             print(f"{path}: return {returns.mean():.0f} ± {returns.std():.0f}", flush=True)
         return True
