@@ -40,6 +40,7 @@ class Dynamics:
     ) -> None:
         self.settings, self.flow_steps = settings, spec.flow_steps
         self.critic, self.behavior = critic, behavior
+        self._divisor = np.full(spec.action_dim, spec.flow_steps, np.float32)
         self.needed = settings.models
         for name in self.needed:
             if getattr(self, name) is None:
@@ -63,7 +64,7 @@ class Dynamics:
         t: Float,
         x_data: Float,
         noise: Float | None = None,
-    ) -> tuple[Float, Float, dict[str, Float]]:
+    ) -> tuple[Float, dict[str, Float]]:
         """Move chains by one flow step.
 
         Args:
@@ -75,27 +76,29 @@ class Dynamics:
             noise: N(0, I), shape (n, action_dim), where `noise_std` is positive.
 
         Returns:
-            The next points, the rewards (n,), and by name what `info` tells, each (n,).
+            The next points, and by name what `info` tells, each (n,): what the step is paid is
+            "reward_divergence" or "reward_data", where it is paid at all.
         """
         settings, flow_steps = self.settings, self.flow_steps
-        reward, terms = np.zeros(len(x_t), np.float32), dict[str, Float]()
+        terms: dict[str, Float] = {}
         if "behavior" in self.needed:
             assert self.behavior is not None
             reference = self.behavior(states, x_t, t)
             velocity = reference + velocity if settings.action_mode == "residual" else velocity
         if settings.reward == "divergence":
             divergence = DIVERGENCES[settings.divergence]
-            reward = divergence_reward(velocity, reference, divergence, settings.rho, flow_steps)
-            terms["reward_divergence"] = reward
+            terms["reward_divergence"] = divergence_reward(
+                velocity, reference, divergence, settings.rho, flow_steps
+            )
         elif settings.reward == "data":
-            reward = terms["reward_data"] = data_reward(velocity, x_t, x_data, t, flow_steps)
+            terms["reward_data"] = data_reward(velocity, x_t, x_data, t, flow_steps)
         if noise is None:
-            return flow_step(x_t, velocity, flow_steps), reward, terms
+            return flow_step(x_t, velocity, self._divisor), terms
         x_next = noisy_flow_step(x_t, velocity, flow_steps, settings.noise_std, noise)
         terms["log_density"] = step_log_density(
             x_next, x_t, velocity, flow_steps, settings.noise_std
         )
-        return x_next, reward, terms
+        return x_next, terms
 
     def value(self, states: Float, actions: Float) -> Float:
         """What executed actions are worth to the critic, shape (n,)."""
