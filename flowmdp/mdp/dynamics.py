@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -42,19 +42,27 @@ class Dynamics:
         self.critic, self.behavior = critic, behavior
         self._divisor = np.full(spec.action_dim, spec.flow_steps, np.float32)
         self.needed = settings.models
-        for name in self.needed:
-            if getattr(self, name) is None:
-                raise ConfigurationError(
-                    f"this reward or action mode needs a {name}: pass {name}=, or a checkpoint "
-                    "that holds one"
-                )
         n, d = spec.observation_dim, spec.action_dim
         s, x, t = (np.zeros((1, width), np.float32) for width in (n, d, 1))
-        sizes = f"observations of {n} and actions of {d} dimensions"
-        if critic is not None:
-            _ask("critic", lambda: critic(s, x), (1,), sizes)
-        if behavior is not None:
-            _ask("behavior", lambda: behavior(s, x, t), (1, d), sizes)
+        self._ask("critic", critic, (s, x), (1,))
+        self._ask("behavior", behavior, (s, x, t), (1, d))
+
+    def _ask(self, name: str, model: Any, zeros: tuple[Float, ...], shape: tuple[int, ...]) -> None:
+        if model is None and name in self.needed:
+            raise ConfigurationError(
+                f"this reward or action mode needs a {name}: pass {name}=, or a checkpoint that "
+                "holds one"
+            )
+        if model is None:
+            return
+        widths = [part.shape[1] for part in zeros]
+        sizes = f"observations of {widths[0]} and actions of {widths[1]} dimensions"
+        try:
+            answer = np.shape(model(*zeros))
+        except Exception as error:  # whatever a user's model raises on other dimensions
+            raise ConfigurationError(f"the {name} fails on {sizes}: {error}") from error
+        if answer != shape:
+            raise ConfigurationError(f"the {name} answers shape {answer}, not {shape}, for {sizes}")
 
     def step(
         self,
@@ -104,12 +112,3 @@ class Dynamics:
         """What executed actions are worth to the critic, shape (n,)."""
         assert self.critic is not None
         return self.critic(states, actions)
-
-
-def _ask(name: str, model: Callable[[], Float], shape: tuple[int, ...], sizes: str) -> None:
-    try:
-        answer = np.shape(model())
-    except Exception as error:  # whatever a user's model raises on other dimensions
-        raise ConfigurationError(f"the {name} fails on {sizes}: {error}") from error
-    if answer != shape:
-        raise ConfigurationError(f"the {name} answers shape {answer}, not {shape}, for {sizes}")
