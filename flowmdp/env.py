@@ -200,6 +200,7 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         """Replace x_0 of a chain that has not begun; shape (action_dim,).
 
         Raises:
+            ActionError: For noise of another shape or dtype, or with NaN or infinity.
             ResetNeededError: Inside a chain, or before a reset.
         """
         if not self._running:
