@@ -39,7 +39,7 @@ class Range:
     def check(self, name: str, value: Any) -> None:
         """Raise ConfigurationError unless the value is such a number."""
         low, high = (float(bound) for bound in self.interval[1:-1].split(","))
-        plain = value.item() if isinstance(value, np.generic) else value
+        plain = _plain(value)
         if not (
             isinstance(value, NUMBER)
             and not isinstance(value, bool)
@@ -97,9 +97,9 @@ def check_fields(instance: object) -> None:
     for name, declared in _declarations(cls).items():
         value = getattr(instance, name)
         _check(name, value, declared)
-        if isinstance(value, list | np.generic):
-            plain = tuple(value) if isinstance(value, list) else value.item()
-            object.__setattr__(instance, name, plain)
+        if isinstance(value, list | tuple):
+            value = tuple(_plain(entry) for entry in value)
+        object.__setattr__(instance, name, _plain(value))
 
 
 @cache
@@ -140,6 +140,10 @@ def _check_value(name: str, value: Any, declared: Any, rule: Range | AtLeast | N
         (rule or (AtLeast() if declared is int else Range("(-inf, inf)"))).check(name, value)
     else:
         raise TypeError(f"{name} is declared as {declared}, which check_fields does not know")
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _refuse(name: str, value: Any, cure: str) -> None:

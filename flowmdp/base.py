@@ -96,6 +96,8 @@ class FlowBase:
         self, options: dict[str, Any], *chains: int
     ) -> tuple[Float | None, Float | None]:
         """Noise and state of a reset's options; of several chains, one for all or one row each."""
+        if not options:
+            return None, None
         spec = self.flow_spec
         noise = take_option(options, "noise", spec.action_dim, *chains)
         if self.settings.states == "env":

@@ -166,8 +166,10 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         )
         self._steps, self._shape, self._point = spec.flow_steps, (action_dim,), spec.point
         self._scale = np.full(action_dim, spec.velocity_scale, np.float32)
+        self._noise_scale = np.float32(spec.noise_scale)
         self._divisor = np.full(action_dim, spec.flow_steps, np.float32)
         self._times = [flow_time(k, spec.flow_steps) for k in range(spec.flow_steps + 1)]
+        self._batch_times = np.array(self._times, np.float32).reshape(-1, 1, 1)
         self._sees_time = spec.include_time
         self._low, self._high = -np.ones(action_dim, np.float32), np.ones(action_dim, np.float32)
         self._x_t = self._x_data = np.zeros(action_dim, np.float32)
@@ -198,6 +200,7 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         """Replace x_0 of a chain that has not begun; shape (action_dim,).
 
         Raises:
+            ActionError: For noise of another shape or dtype, or with NaN or infinity.
             ResetNeededError: Inside a chain, or before a reset.
         """
         if not self._running:
@@ -277,7 +280,7 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     def _start_chain(self, noise: Float | None = None) -> None:
         if noise is None:
             noise = self.np_random.standard_normal(self._shape, np.float32)
-            noise *= np.float32(self.noise_scale)
+            noise *= self._noise_scale
         self._x_t = noise
         self._k = self._clipped = 0
 
@@ -313,16 +316,17 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         noise = None
         if self.settings.noise_std:
             noise = self.np_random.standard_normal(x_t.shape, np.float32)
-        x_next, reward, terms = self.dynamics.step(
+        x_next, terms = self.dynamics.step(
             self._frame[self.flow_spec.state][None],
             x_t,
             velocity[None],
-            np.full((1, 1), self._times[self._k], np.float32),
+            self._batch_times[self._k],
             self._x_data[None],
             noise,
         )
         self._x_t = x_next[0]
-        return float(reward[0]), {name: float(values[0]) for name, values in terms.items()}
+        info = {name: float(values[0]) for name, values in terms.items()}
+        return info.get(f"reward_{self.settings.reward}", 0.0), info
 
     def _end_chain(
         self, reward: float, info: dict[str, Any]

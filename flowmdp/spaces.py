@@ -96,9 +96,10 @@ def as_flow_action(action: Any, shape: tuple[int, ...]) -> Float:
         raise ActionError(f"the action has dtype {array.dtype}: it must be floating point")
     if array.shape != shape:
         raise ActionError(f"the action has shape {array.shape}: it must be {shape}")
+    array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise ActionError(f"the action is not finite: {action}")
-    return array.astype(np.float32)
+    return array
 
 
 def take_option(options: dict[str, Any], name: str, dim: int, *chains: int) -> Float | None:

@@ -100,6 +100,7 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.autoreset_mode = _autoreset(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
+        self._steps, self._scale = spec.flow_steps, np.float32(spec.velocity_scale)
         self._generators: list[np.random.Generator] = []
         self._frames = np.zeros((num_envs, spec.flow_observation_dim), np.float32)
         self._x_t = np.zeros((num_envs, action_dim), np.float32)
@@ -146,14 +147,14 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
             raise ResetNeededError("a chain has not started or has ended: call reset() first")
         # Everything below works on `rows`; a slice when all chains move, because slices are views.
         rows: Rows = np.flatnonzero(~resetting) if resetting.any() else slice(None)
-        velocity = self._bounded(actions, rows) * np.float32(self.velocity_scale)
+        velocity = self._bounded(actions, rows) * self._scale
         infos: dict[str, Any] = {}
         rewards = np.zeros(self.num_envs)
         if not resetting.all():
             rewards[rows] = self._move(velocity, rows, infos)
         if resetting.any():
             self._start(np.flatnonzero(resetting))
-        terminations = (self._k == self.flow_steps) & ~resetting
+        terminations = (self._k == self._steps) & ~resetting
         observations = self._observe()
         if terminations.any():
             rewards += self._end_chains(terminations, infos)
@@ -216,7 +217,7 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         observations = self._frames.copy()
         observations[:, self.flow_spec.point] = self._x_t
         if self.flow_spec.include_time:
-            observations[:, self.flow_spec.t.start] = self._k / self.flow_steps
+            observations[:, self.flow_spec.t.start] = self._k / self._steps
         return observations
 
     def _bounded(self, actions: Array, rows: Rows) -> Array:
@@ -236,10 +237,10 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         self._clipped[rows] += (np.abs(actions) >= 1).sum(1)
         return np.minimum(np.maximum(actions, np.float32(-1)), np.float32(1))
 
-    def _move(self, velocity: Array, rows: Rows, infos: dict[str, Any]) -> Array:
+    def _move(self, velocity: Array, rows: Rows, infos: dict[str, Any]) -> Array | float:
         """Move some chains by one step; returns what the step pays them."""
-        t = (self._k[rows] / self.flow_steps).astype(np.float32)[:, None]
-        self._x_t[rows], reward, terms = self.dynamics.step(
+        t = (self._k[rows] / self._steps).astype(np.float32)[:, None]
+        self._x_t[rows], terms = self.dynamics.step(
             self._frames[rows, self.flow_spec.state],
             self._x_t[rows],
             velocity,
@@ -250,7 +251,7 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         self._k[rows] += 1
         for name, values in terms.items():
             self._put(infos, name, rows, values)
-        return reward
+        return terms.get(f"reward_{self.settings.reward}", 0.0)
 
     def _end_chains(self, ended: NDArray[np.bool_], infos: dict[str, Any]) -> Array:
         """Mark chains as ended and describe them; returns the value of what they executed."""
@@ -262,7 +263,7 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
             value[rows] = self.dynamics.value(self._frames[rows, self.flow_spec.state], executed)
             self._put(infos, "reward_value", rows, value[rows])
         self._put(infos, "executed_action", rows, executed)
-        share = self._clipped[rows] / (self.flow_steps * executed.shape[1])
+        share = self._clipped[rows] / (self._steps * executed.shape[1])
         self._put(infos, "clipped_fraction", rows, share)
         return value
 

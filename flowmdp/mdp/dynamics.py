@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -40,20 +40,29 @@ class Dynamics:
     ) -> None:
         self.settings, self.flow_steps = settings, spec.flow_steps
         self.critic, self.behavior = critic, behavior
+        self._divisor = np.full(spec.action_dim, spec.flow_steps, np.float32)
         self.needed = settings.models
-        for name in self.needed:
-            if getattr(self, name) is None:
-                raise ConfigurationError(
-                    f"this reward or action mode needs a {name}: pass {name}=, or a checkpoint "
-                    "that holds one"
-                )
         n, d = spec.observation_dim, spec.action_dim
         s, x, t = (np.zeros((1, width), np.float32) for width in (n, d, 1))
-        sizes = f"observations of {n} and actions of {d} dimensions"
-        if critic is not None:
-            _ask("critic", lambda: critic(s, x), (1,), sizes)
-        if behavior is not None:
-            _ask("behavior", lambda: behavior(s, x, t), (1, d), sizes)
+        self._ask("critic", critic, (s, x), (1,))
+        self._ask("behavior", behavior, (s, x, t), (1, d))
+
+    def _ask(self, name: str, model: Any, zeros: tuple[Float, ...], shape: tuple[int, ...]) -> None:
+        if model is None and name in self.needed:
+            raise ConfigurationError(
+                f"this reward or action mode needs a {name}: pass {name}=, or a checkpoint that "
+                "holds one"
+            )
+        if model is None:
+            return
+        widths = [part.shape[1] for part in zeros]
+        sizes = f"observations of {widths[0]} and actions of {widths[1]} dimensions"
+        try:
+            answer = np.shape(model(*zeros))
+        except Exception as error:  # whatever a user's model raises on other dimensions
+            raise ConfigurationError(f"the {name} fails on {sizes}: {error}") from error
+        if answer != shape:
+            raise ConfigurationError(f"the {name} answers shape {answer}, not {shape}, for {sizes}")
 
     def step(
         self,
@@ -63,7 +72,7 @@ class Dynamics:
         t: Float,
         x_data: Float,
         noise: Float | None = None,
-    ) -> tuple[Float, Float, dict[str, Float]]:
+    ) -> tuple[Float, dict[str, Float]]:
         """Move chains by one flow step.
 
         Args:
@@ -75,38 +84,31 @@ class Dynamics:
             noise: N(0, I), shape (n, action_dim), where `noise_std` is positive.
 
         Returns:
-            The next points, the rewards (n,), and by name what `info` tells, each (n,).
+            The next points, and by name what `info` tells, each (n,): what the step is paid is
+            "reward_divergence" or "reward_data", where it is paid at all.
         """
         settings, flow_steps = self.settings, self.flow_steps
-        reward, terms = np.zeros(len(x_t), np.float32), dict[str, Float]()
+        terms: dict[str, Float] = {}
         if "behavior" in self.needed:
             assert self.behavior is not None
             reference = self.behavior(states, x_t, t)
             velocity = reference + velocity if settings.action_mode == "residual" else velocity
         if settings.reward == "divergence":
             divergence = DIVERGENCES[settings.divergence]
-            reward = divergence_reward(velocity, reference, divergence, settings.rho, flow_steps)
-            terms["reward_divergence"] = reward
+            terms["reward_divergence"] = divergence_reward(
+                velocity, reference, divergence, settings.rho, flow_steps
+            )
         elif settings.reward == "data":
-            reward = terms["reward_data"] = data_reward(velocity, x_t, x_data, t, flow_steps)
+            terms["reward_data"] = data_reward(velocity, x_t, x_data, t, flow_steps)
         if noise is None:
-            return flow_step(x_t, velocity, flow_steps), reward, terms
+            return flow_step(x_t, velocity, self._divisor), terms
         x_next = noisy_flow_step(x_t, velocity, flow_steps, settings.noise_std, noise)
         terms["log_density"] = step_log_density(
             x_next, x_t, velocity, flow_steps, settings.noise_std
         )
-        return x_next, reward, terms
+        return x_next, terms
 
     def value(self, states: Float, actions: Float) -> Float:
         """What executed actions are worth to the critic, shape (n,)."""
         assert self.critic is not None
         return self.critic(states, actions)
-
-
-def _ask(name: str, model: Callable[[], Float], shape: tuple[int, ...], sizes: str) -> None:
-    try:
-        answer = np.shape(model())
-    except Exception as error:  # whatever a user's model raises on other dimensions
-        raise ConfigurationError(f"the {name} fails on {sizes}: {error}") from error
-    if answer != shape:
-        raise ConfigurationError(f"the {name} answers shape {answer}, not {shape}, for {sizes}")

@@ -125,8 +125,10 @@ def test_a_list_becomes_a_tuple_and_configs_compare_equal() -> None:
 
 
 def test_numpy_scalars_become_numbers_that_json_knows() -> None:
-    config = Config(rho=np.float32(0.5), batch_size=np.int64(3), graphs=np.bool_(True))  # type: ignore[arg-type]
-    assert json.loads(json.dumps(asdict(config)))["batch_size"] == 3
+    scalars: Any = {"rho": np.float32(0.5), "batch_size": np.int64(3), "graphs": np.bool_(True)}
+    config = Config(**scalars, net_arch=(np.int64(8),))  # type: ignore[arg-type]
+    told = json.loads(json.dumps(asdict(config)))
+    assert told["batch_size"] == 3 and told["net_arch"] == [8]
     assert [type(x) for x in (config.rho, config.batch_size, config.graphs)] == [float, int, bool]
 
 

@@ -37,6 +37,13 @@ def test_bad_actions(action: Any, message: str) -> None:
     assert np.array_equal(before[:4], after[:4])  # the refused action moved nothing
 
 
+def test_noise_must_be_finite() -> None:
+    env = make_toy()
+    env.reset(seed=0)
+    with pytest.raises(ActionError, match="not finite"):
+        env.set_noise(np.array([np.nan, 0], np.float32))
+
+
 def test_lists_and_other_floats_are_actions() -> None:
     env = make_toy()
     env.reset(seed=0)

@@ -13,6 +13,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ActionError, ConfigurationError, ResetNeededError
+from flowmdp.mdp.spec import FlowSpec
 from flowmdp.vector import FlowMDPVectorEnv
 from tests.mdp.toys import behavior, critic, toy_dataset
 
@@ -112,6 +113,26 @@ def test_agrees_with_async_vectorisation() -> None:
     for _ in range(4):
         assert_same(ours.step(actions)[:4], theirs.step(actions)[:4])
     theirs.close()
+
+
+def test_both_environments_show_one_specification() -> None:
+    settings: dict[str, Any] = {"noise_scale": 0.4, "include_previous_action": True}
+    told = {"flow_steps": 7, "task": "toy", "source": "here", **settings}
+    alone = FlowMDPEnv(dataset=toy_dataset(), states="dataset", reward="data", **told)
+    together = FlowMDPVectorEnv(2, toy_dataset(), **told)
+    spec = FlowSpec(2, 2, velocity_scale=6.5, **told)
+    for env in (alone, together):
+        assert env.flow_spec == spec
+        assert all(getattr(env, name) == value for name, value in spec.settings.items())
+        with pytest.raises(AttributeError):
+            env.flow_steps = 3
+    parts = [spec.state, spec.point, spec.t, spec.previous_action]
+    indices = np.arange(spec.flow_observation_dim)
+    assert [list(indices[part]) for part in parts] == [[0, 1], [2, 3], [4], [5, 6]]
+    assert spec.context_dim == 5 and spec.space() == alone.observation_space
+    bare = FlowSpec(2, 2, 7, 6.5, include_time=False)
+    assert not indices[bare.t].size and not indices[bare.previous_action].size
+    assert bare.flow_observation_dim == 4
 
 
 def test_options_are_for_all_chains_or_one_row_each() -> None:
