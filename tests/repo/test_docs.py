@@ -52,7 +52,6 @@ def test_links_of_the_page_lead_somewhere(page: Path) -> None:
 
 def extension(name: str) -> ModuleType:
     """A module of docs/_ext, which is on Sphinx's path only."""
-    pytest.importorskip("sphinx")
     spec = importlib.util.spec_from_file_location(name, DOCS / f"_ext/{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
