@@ -344,24 +344,31 @@ def reference_pages(documented_elsewhere: set[str]) -> dict[str, str]:
     Args:
         documented_elsewhere: Modules that a page by hand or an algorithm's page documents.
     """
-    pages, index = {}, ["# API reference", "", "One page per module; private names are left out."]
+    pages: dict[str, str] = {}
     for package, title in PACKAGES.items():
-        modules = [package, *modules_of(package)]
-        names = []
-        for name in modules:
-            module = importlib.import_module(name)
-            if name in documented_elsewhere or not has_content(module):
-                continue
-            pages[f"{name}.md"] = module_page(name)
-            names.append(name)
-        if names:
-            toctree = "\n".join(names)
-            index += ["", f"## {title}", "", f"```{{toctree}}\n:maxdepth: 1\n\n{toctree}\n```"]
+        names = [
+            name
+            for name in modules_of(package)
+            if name not in documented_elsewhere and has_content(importlib.import_module(name))
+        ]
+        pages |= {f"{name}.md": module_page(name) for name in names}
+        short = [f"{name.rpartition('.')[2]} <{name}>" for name in names]
+        others = sorted(name for name in documented_elsewhere if name.rpartition(".")[0] == package)
+        links = ", ".join(f"[`{name}`](#{name})" for name in others)
+        parts = [f"# {title}", automodule(package), toctree(short)]
+        parts += [f"On pages of their own: {links}."] if others else []
+        pages[f"{package}.md"] = "\n\n".join(parts) + "\n"
     pages["examples.md"] = examples_page()
     pages["behaviors.md"] = "```{include} ../../envs/behaviors/README.md\n```\n"
-    index += ["", "## More", "", "```{toctree}\n:maxdepth: 1\n\nexamples\nbehaviors\n```"]
-    pages["index.md"] = "\n".join(index) + "\n"
+    index = toctree([*PACKAGES, "examples", "behaviors"])
+    pages["index.md"] = f"# API reference\n\nOne page per module.\n\n{index}\n"
     return pages
+
+
+def toctree(entries: list[str]) -> str:
+    """Links to pages, which also stand in the navigation."""
+    lines = "\n".join(entries)
+    return f"```{{toctree}}\n:maxdepth: 2\n\n{lines}\n```" if entries else ""
 
 
 def modules_of(package: str) -> list[str]:
@@ -377,11 +384,14 @@ def has_content(module: Any) -> bool:
 
 
 def module_page(name: str) -> str:
+    """The page of one module."""
+    return f"# {name}\n\n{automodule(name)}\n"
+
+
+def automodule(name: str) -> str:
     """Autodoc of one module."""
-    return (
-        f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n"
-        "   :show-inheritance:\n```\n"
-    )
+    lines = (f".. automodule:: {name}", "   :members:", "   :show-inheritance:")
+    return "\n".join(["```{eval-rst}", *lines, "```"])
 
 
 def examples_page() -> str:
