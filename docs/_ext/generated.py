@@ -48,9 +48,13 @@ PACKAGES = {
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table; line ends and bars inside cells are made safe."""
+    """A Markdown table, numbers to the right; line ends and bars inside cells are made safe."""
     cells = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in rows]
-    lines = [list(header), ["---"] * len(header), *cells]
+    numeric = [
+        all(re.fullmatch(r"[-–\d.]+", cell) for cell in column)
+        for column in zip(*cells, strict=True)
+    ]
+    lines = [list(header), ["---:" if right else "---" for right in numeric], *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -349,26 +353,38 @@ def reference_pages(documented_elsewhere: set[str]) -> dict[str, str]:
         names = [
             name
             for name in modules_of(package)
-            if name not in documented_elsewhere and has_content(importlib.import_module(name))
+            if name not in documented_elsewhere and has_content(name)
         ]
         pages |= {f"{name}.md": module_page(name) for name in names}
         short = [f"{name.rpartition('.')[2]} <{name}>" for name in names]
         others = sorted(name for name in documented_elsewhere if name.rpartition(".")[0] == package)
         links = ", ".join(f"[`{name}`](#{name})" for name in others)
-        parts = [f"# {title}", automodule(package), toctree(short)]
+        parts = [f"# {title}", automodule(package), exports(package), toctree(short)]
         parts += [f"On pages of their own: {links}."] if others else []
         pages[f"{package}.md"] = "\n\n".join(parts) + "\n"
     pages["examples.md"] = examples_page()
     pages["behaviors.md"] = "```{include} ../../envs/behaviors/README.md\n```\n"
-    index = toctree([*PACKAGES, "examples", "behaviors"])
+    index = toctree([*PACKAGES, "examples", "behaviors"], depth=2)
     pages["index.md"] = f"# API reference\n\nOne page per module.\n\n{index}\n"
     return pages
 
 
-def toctree(entries: list[str]) -> str:
+def exports(package: str) -> str:
+    """Links to what a package offers under its own name but defines in its modules."""
+    module = importlib.import_module(package)
+    names = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+    links = [
+        f"[`{name}`](#{value.__module__}.{name})"
+        for name, value in sorted(names.items())
+        if getattr(value, "__module__", package) != package
+    ]
+    return f"`from {package} import ...` offers {', '.join(links)}." if links else ""
+
+
+def toctree(entries: list[str], depth: int = 1) -> str:
     """Links to pages, which also stand in the navigation."""
     lines = "\n".join(entries)
-    return f"```{{toctree}}\n:maxdepth: 2\n\n{lines}\n```" if entries else ""
+    return f"```{{toctree}}\n:maxdepth: {depth}\n\n{lines}\n```" if entries else ""
 
 
 def modules_of(package: str) -> list[str]:
@@ -377,8 +393,9 @@ def modules_of(package: str) -> list[str]:
     return [f"{package}.{m.name}" for m in found if not m.ispkg and not m.name.startswith("_")]
 
 
-def has_content(module: Any) -> bool:
-    """Whether a module defines anything public, so that a page is worth it."""
+def has_content(name: str) -> bool:
+    """Whether a module defines anything public."""
+    module = importlib.import_module(name)
     own = (getattr(value, "__module__", "") for key, value in vars(module).items() if key[0] != "_")
     return module.__name__ in own
 
@@ -390,7 +407,8 @@ def module_page(name: str) -> str:
 
 def automodule(name: str) -> str:
     """Autodoc of one module."""
-    lines = (f".. automodule:: {name}", "   :members:", "   :show-inheritance:")
+    options = ("   :members:", "   :show-inheritance:")
+    lines = (f".. automodule:: {name}", *(options if has_content(name) else ()))
     return "\n".join(["```{eval-rst}", *lines, "```"])
 
 

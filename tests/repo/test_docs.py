@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
+
+import flowmdp
+from flowmdp.agents import ALGORITHMS, DFDir
+from flowmdp.arguments import AtLeast, Range
+from flowmdp.envs.tasks import TASKS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = [
@@ -126,9 +132,6 @@ Logged (train/):
 
 
 def test_every_task_and_command_is_on_the_site() -> None:
-    from flowmdp.agents import ALGORITHMS
-    from flowmdp.envs.tasks import TASKS
-
     generated = extension("generated")
     tasks = generated.task_table()
     assert all(f"`{task}`" in tasks for task in TASKS)
@@ -140,8 +143,6 @@ def test_every_task_and_command_is_on_the_site() -> None:
 
 
 def test_an_algorithm_without_a_page_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flowmdp.agents import DFDir
-
     generated = extension("generated")
     docstring = "Toy of a_n.\n\nLogged (train/):\n    loss, other: of\n        both."
     monkeypatch.setattr(sys.modules[DFDir.__module__], "__doc__", docstring)
@@ -152,3 +153,28 @@ def test_an_algorithm_without_a_page_gets_one(monkeypatch: pytest.MonkeyPatch) -
     assert ".. autoclass:: DFDir\n" in page
     written = generated.algorithm_page("toy", DFDir, "# Toy\n\nBy hand.\n")
     assert written.startswith("# Toy\n\nBy hand.\n\n## Command")
+
+
+def test_types_and_ranges_in_words() -> None:
+    type_text = extension("generated").type_text
+    assert type_text(Annotated[float, Range("[0, 1)")] | None) == "float in [0, 1) or None"
+    assert type_text(tuple[Annotated[int, AtLeast(1)], ...]) == "tuple of int ≥ 1"
+    assert type_text(Literal["a", "b"]) == "one of `a`, `b`"
+    assert type_text(bool) == "bool"
+
+
+def test_the_reference_holds_every_package_and_module() -> None:
+    generated = extension("generated")
+    found = list(pkgutil.walk_packages(flowmdp.__path__, "flowmdp."))
+    packages = {"flowmdp"} | {module.name for module in found if module.ispkg}
+    assert packages - set(generated.PACKAGES) == {"flowmdp.cli"}
+    pages = generated.reference_pages({"flowmdp.env"})
+    modules = {module.name for module in found if not module.ispkg}
+    listed = {name.removesuffix(".md") for name in pages}
+    algorithms = {cls.__module__ for cls in ALGORITHMS.values()}
+    assert algorithms <= listed and "flowmdp.mdp.solver" in listed
+    assert {name for name in modules - listed if not name.startswith("flowmdp.cli")} == {
+        "flowmdp.env"
+    }
+    assert "[`flowmdp.env`](#flowmdp.env)" in pages["flowmdp.md"]
+    assert "[`DFDir`](#flowmdp.agents.df_dir.DFDir)" in pages["flowmdp.agents.md"]
