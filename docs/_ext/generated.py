@@ -463,6 +463,18 @@ def _on_start(app: Sphinx) -> None:
     _write(DOCS / "reference", reference_pages(elsewhere))
 
 
+def _on_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """An algorithm's docstring without its list of hyper-parameters: the page has a table."""
+    from flowmdp.agents import ALGORITHMS
+
+    if obj in ALGORITHMS.values() and "Hyper-parameters:" in lines:
+        start = lines.index("Hyper-parameters:")
+        end = next((i for i in range(start + 1, len(lines)) if lines[i][:1].strip()), len(lines))
+        del lines[start:end]
+
+
 def _on_source(app: Sphinx, docname: str, source: list[str]) -> None:
     from flowmdp.agents import ALGORITHMS
 
@@ -480,4 +492,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.connect("builder-inited", _on_start)
     app.connect("source-read", _on_source)
+    app.connect("autodoc-process-docstring", _on_docstring, priority=50)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
