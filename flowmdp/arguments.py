@@ -86,8 +86,8 @@ def check_fields(instance: object) -> None:
     """Check every field of a dataclass against its declaration; call it in `__post_init__`.
 
     A field is a bool, a str, a Literal, an int or a float (where `Annotated` adds `AtLeast` or
-    `Range`), a `tuple[X, ...]` of these, or one of these and None. A list becomes a tuple, because
-    JSON knows no tuples.
+    `Range`), a `tuple[X, ...]` of these, or one of these and None. What a caller or JSON had to
+    write otherwise becomes what was meant: a list a tuple, a NumPy scalar Python's.
 
     Raises:
         ConfigurationError: For a value of another type or out of range.
@@ -97,8 +97,9 @@ def check_fields(instance: object) -> None:
     for name, declared in _declarations(cls).items():
         value = getattr(instance, name)
         _check(name, value, declared)
-        if isinstance(value, list):
-            object.__setattr__(instance, name, tuple(value))
+        if isinstance(value, list | np.generic):
+            plain = tuple(value) if isinstance(value, list) else value.item()
+            object.__setattr__(instance, name, plain)
 
 
 @cache

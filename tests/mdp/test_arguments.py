@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -121,6 +122,12 @@ def test_a_list_becomes_a_tuple_and_configs_compare_equal() -> None:
     listed: Any = [8, 8]
     assert Config(net_arch=listed) == Config(net_arch=(8, 8))
     assert hash(Config(net_arch=listed)) == hash(Config(net_arch=(8, 8)))
+
+
+def test_numpy_scalars_become_numbers_that_json_knows() -> None:
+    config = Config(rho=np.float32(0.5), batch_size=np.int64(3), graphs=np.bool_(True))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(asdict(config)))["batch_size"] == 3
+    assert [type(x) for x in (config.rho, config.batch_size, config.graphs)] == [float, int, bool]
 
 
 def test_a_subclass_may_narrow_a_range_and_its_base_keeps_its_own() -> None:
