@@ -97,11 +97,9 @@ def algorithm_page(name: str, cls: type, written: str | None = None) -> str:
 
 def hyperparameter_table(cls: Any) -> str:
     """Name, type and range, default and meaning of every field of the algorithm's config."""
-    config = getattr(cls, "config_class", None)  # TODO main
-    if config is None:
-        return ""
     from flowmdp.agents.core.config import documented
 
+    config = cls.config_class
     hints, meanings = get_type_hints(config, include_extras=True), documented(config)
     rows = [
         (
@@ -219,12 +217,11 @@ def reference(module: Any, cls: Any) -> str:
         if getattr(value, "__module__", None) == module.__name__ and not key.startswith("_")
     ]
     functions = [value for value in public if inspect.isfunction(value)]
-    config = getattr(cls, "config_class", None)
+    config = cls.config_class
     classes = [value for value in public if inspect.isclass(value) and value not in (cls, config)]
     lines = [f".. py:module:: {module.__name__}", "", f".. autoclass:: {cls.__name__}"]
     lines += ["   :members:", "   :show-inheritance:", ""]
-    if config is not None:
-        lines += [f".. autoclass:: {config.__module__}.{config.__name__}", ""]
+    lines += [f".. autoclass:: {config.__name__}", ""]
     for value in functions:
         lines += [f".. autofunction:: {value.__name__}", ""]
     for value in classes:
@@ -263,14 +260,30 @@ def number(value: float | None) -> str:
 
 def command_reference() -> str:
     """Every subcommand's help, and that of `train` for every algorithm."""
-    from flowmdp.agents import ALGORITHMS
-
     parts = []
     for words in subcommands(()):
-        parts.append(help_section(words))
-        if words == ("train",):
-            parts += [help_section((*words, name)) for name in ALGORITHMS]
+        parts += train_sections() if words == ("train",) else [help_section(words)]
     return "\n\n".join(parts)
+
+
+def train_sections() -> list[str]:
+    """The help of `train`: what all algorithms share, then what each adds."""
+    from flowmdp.agents import ALGORITHMS
+
+    helps = {name: Help.of(help_text(("train", name))) for name in ALGORITHMS}
+    first = next(iter(helps.values()))
+    shared = {
+        title: options
+        for title, options in first.options.items()
+        if all(found.options.get(title) == options for found in helps.values())
+    }
+    text = Help.of(help_text(("train",))).text
+    parts = ["## flowmdp train", "```text\nflowmdp train ALGORITHM TASK [OPTIONS]\n```"]
+    parts += [help_prose(text), help_options(shared)]
+    for name, found in helps.items():
+        own = {title: options for title, options in found.options.items() if title not in shared}
+        parts += [f"### flowmdp train {name}", help_options(own)]
+    return parts
 
 
 def help_text(words: tuple[str, ...]) -> str:
@@ -296,14 +309,49 @@ def subcommands(words: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 def help_section(words: tuple[str, ...]) -> str:
     """The help of one subcommand as Markdown."""
-    usage, _, rest = help_text(words).partition("\n")
-    text, _, boxes = rest.partition("╭")
-    lines = [
-        f"{'###' if len(words) > 1 and words[0] == 'train' else '##'} flowmdp {' '.join(words)}"
-    ]
-    lines += [f"```text\n{usage.removeprefix('usage: ')}\n```", help_prose(text.strip())]
-    lines.append(help_options(boxes))
-    return "\n\n".join(part for part in lines if part)
+    found = Help.of(help_text(words))
+    usage = f"```text\n{found.usage}\n```"
+    parts = [f"## flowmdp {' '.join(words)}", usage, help_prose(found.text)]
+    return "\n\n".join([*parts, help_options(found.options)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Help:
+    """A printed help text, taken apart.
+
+    Attributes:
+        usage: Its first line.
+        text: The description.
+        options: Title of a box -> option -> meaning; without `--help` and subcommands.
+    """
+
+    usage: str
+    text: str
+    options: dict[str, dict[str, str]]
+
+    @classmethod
+    def of(cls, printed: str) -> Help:
+        """Take a text apart that tyro printed in one line per paragraph."""
+        usage, _, rest = printed.removeprefix("usage: ").partition("\n")
+        text, *boxes = rest.split("╭─ ")
+        options: dict[str, dict[str, str]] = {}
+        for box in boxes:
+            title, *lines = box.splitlines()
+            rows = [line.strip("│").removeprefix(" ").rstrip() for line in lines if line[0] == "│"]
+            if rule := [i for i, row in enumerate(rows) if row.startswith("──")]:
+                rows = rows[rule[0] + 1 :]  # before it stands what the box is about
+            if title.startswith("subcommands"):
+                continue
+            options[title.rstrip("─╮ ")] = found = dict[str, str]()
+            for row in filter(None, rows):
+                if row.startswith(" "):
+                    last = next(reversed(found))
+                    found[last] = f"{found[last]} {row.strip()}".strip()
+                else:
+                    option, _, meaning = row.partition("  ")
+                    found[option] = meaning.strip()
+            found.pop("-h, --help", None)
+        return cls(usage, text.strip(), {key: box for key, box in options.items() if box})
 
 
 def help_prose(text: str) -> str:
@@ -320,23 +368,14 @@ def help_prose(text: str) -> str:
     return "\n\n".join(parts)
 
 
-def help_options(boxes: str) -> str:
-    """The boxes of options as definition lists; `--help` itself and subcommands are left out."""
-    entries: list[list[str]] = []
-    title = ""
-    for line in boxes.splitlines():
-        if "─" in line:
-            title = line.strip("╭╮╰╯─ ") or title
-        if not line.startswith("│") or title == "subcommands":
-            continue
-        content = line.strip("│").removeprefix(" ").rstrip()
-        if content.startswith(" "):
-            entries[-1][1] += " " + content.strip()
-        elif content:
-            invocation, _, meaning = content.partition("  ")
-            entries.append([invocation, meaning.strip()])
-    shown = [entry for entry in entries if not entry[0].startswith("-h,")]
-    return "\n\n".join(f"`{invocation}`\n: {plain(meaning)}" for invocation, meaning in shown)
+def help_options(options: dict[str, dict[str, str]]) -> str:
+    """Boxes of options as definition lists, under their titles where there are several."""
+    parts = []
+    for title, box in options.items():
+        if len(options) > 1:
+            parts.append(f"**{title.capitalize()}**")
+        parts += [f"`{option}`\n: {plain(meaning) or '–'}" for option, meaning in box.items()]
+    return "\n\n".join(parts)
 
 
 # -- API reference -------------------------------------------------------------------------------
@@ -371,12 +410,15 @@ def reference_pages(documented_elsewhere: set[str]) -> dict[str, str]:
 
 def exports(package: str) -> str:
     """Links to what a package offers under its own name but defines in its modules."""
-    module = importlib.import_module(package)
-    names = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+    homes = {
+        name: getattr(value, "__module__", "")
+        for name, value in vars(importlib.import_module(package)).items()
+        if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
+    }
     links = [
-        f"[`{name}`](#{value.__module__}.{name})"
-        for name, value in sorted(names.items())
-        if getattr(value, "__module__", package) != package
+        f"[`{name}`](#{home}.{name})"
+        for name, home in sorted(homes.items())
+        if home.startswith(f"{package}.")
     ]
     return f"`from {package} import ...` offers {', '.join(links)}." if links else ""
 

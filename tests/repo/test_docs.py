@@ -58,9 +58,10 @@ def test_links_of_the_page_lead_somewhere(page: Path) -> None:
 
 def extension(name: str) -> ModuleType:
     """A module of docs/_ext, which is on Sphinx's path only."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"_ext/{name}.py")
+    spec = importlib.util.spec_from_file_location(f"docs_ext_{name}", DOCS / f"_ext/{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # where dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -139,7 +140,13 @@ def test_every_task_and_command_is_on_the_site() -> None:
     for words in ("tasks", "data build", "train", "eval", "record", "plot", "bench", "report"):
         assert f"## flowmdp {words}\n" in command
     assert all(f"### flowmdp train {name}\n" in command for name in ALGORITHMS)
-    assert "`--resume DIR`\n: Run folder" in command and "╭" not in command
+    assert "`--episodes INT`\n: Episodes of each" in command and "╭" not in command
+    df_dir, iql = (
+        re.findall(rf"### flowmdp train {name}\n(.*?)\n#", command, re.DOTALL)[0]
+        for name in ("df-dir", "iql")
+    )
+    assert "`--objective {" in df_dir and "`--objective {" not in iql and "`--beta " in iql
+    assert command.count("`--episodes INT`\n: Episodes of each") == 1  # shared options stand once
 
 
 def test_an_algorithm_without_a_page_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +157,8 @@ def test_an_algorithm_without_a_page_gets_one(monkeypatch: pytest.MonkeyPatch) -
     assert page.startswith("# DFDir\n\nToy of a\\_n.\n\n## Command")
     assert "flowmdp train toy hopper-medium" in page
     assert "| `loss`, `other` | of both. |" in page
+    assert "| `gamma` | float in [0, 1) | `0.99` | " in page
+    assert "| `objective` | one of `endpoint`, `advantage`, `direction` | `'endpoint'` | " in page
     assert ".. autoclass:: DFDir\n" in page
     written = generated.algorithm_page("toy", DFDir, "# Toy\n\nBy hand.\n")
     assert written.startswith("# Toy\n\nBy hand.\n\n## Command")
