@@ -85,7 +85,7 @@ def difference(scores: Scores, against: Scores, seed: int = 0) -> Estimate:
     places = rng.integers(len(pairs), size=(DRAWS, len(pairs)))
     drawn = np.empty(places.shape)
     for place in range(len(pairs)):
-        options = np.stack([_draw(a, rng).mean(-1) - _draw(b, rng).mean(-1) for a, b in pairs])
+        options = np.stack([_means(a, rng) - _means(b, rng) for a, b in pairs])
         drawn[:, place] = options[places[:, place], np.arange(DRAWS)]
     return _estimate(mean(scores) - mean(against), drawn.mean(-1))
 
@@ -96,16 +96,18 @@ def difference_over_seeds(scores: Scores, against: Scores, seed: int = 0) -> Est
     Resampled: each label's seeds alone, within each dataset as in `over_seeds`.
     """
     rng = np.random.default_rng(seed)
-    drawn = [
-        _draw(a, rng).mean(-1) - _draw(b, rng).mean(-1)
-        for a, b in zip(scores, against, strict=True)
-    ]
+    drawn = [_means(a, rng) - _means(b, rng) for a, b in zip(scores, against, strict=True)]
     return _estimate(mean(scores) - mean(against), np.mean(drawn, axis=0))
 
 
 def _draw(values: Array, rng: np.random.Generator) -> Array:
     """Bootstrap samples of the seeds of one dataset, shape (DRAWS, seeds)."""
     return rng.choice(values, (DRAWS, len(values)))
+
+
+def _means(values: Array, rng: np.random.Generator) -> Array:
+    """Their means, shape (DRAWS,); column by column, which is faster than along so short an axis."""
+    return np.asarray(sum(_draw(values, rng).T) / len(values))
 
 
 def _estimate(value: Array, draws: Array) -> Estimate:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flowmdp.cli.options import flat
-from flowmdp.cli.options_many import Report
 from flowmdp.compare.bootstrap import (
     Array,
     Estimate,
@@ -37,10 +36,6 @@ FEW = 3
 """Fewer seeds than this get a mark."""
 MARK = " †"
 FEW_NOTE = f"†: fewer than {FEW} seeds; spread and interval say little."
-DATASET_COLUMNS = (
-    *("task", "source", "dataset", "label", "seeds"),
-    *("data", "behaviour flow", "return", "score", "best, after the fact"),
-)
 
 
 @dataclass
@@ -85,61 +80,76 @@ class Comparison:
         return dict(sorted(found.items(), key=lambda item: -item[1].value))
 
 
-def run_report(options: Report) -> None:
+def run_report(
+    results: Sequence[Path],
+    *,
+    against: str | None = None,
+    only: Sequence[str] = (),
+    reference: Sequence[str] = (),
+    acting: str = "published",
+    csv: Path | None = None,
+    figures: Path | None = None,
+    commands: bool = False,
+) -> None:
     """Print the tables, and write what else was asked for.
+
+    Args:
+        results: Files and folders, see `load_results`.
+        against: Label that the others are compared with; the best if not given.
+        only: Labels to read, with wildcards; none for all.
+        reference: Labels that are shown per dataset and stay out of the comparison.
+        acting: "published", "sampled", "noiseless" or "both".
+        csv: File to write, one row per run.
+        figures: Folder to draw the pictures into.
+        commands: Print every run's command too.
 
     Raises:
         ConfigurationError: For a folder without results, or a label that does not occur.
+        CheckpointError: When a file is damaged.
     """
-    results = _results(options)
-    grouped = group(results)
-    labels = sorted({result["label"] for result in results})
-    reference = flat(options.reference)
-    for label in (*reference, *([options.against] if options.against else [])):
+    runs = chosen_results(results, only, acting)
+    grouped = group(runs)
+    labels = sorted({run["label"] for run in runs})
+    for label in (*reference, *([against] if against else [])):
         if label not in labels:
             raise ConfigurationError(f"no label {label!r}: there are {', '.join(labels)}")
     compared = [label for label in labels if label not in reference]
-    if options.against in reference or not compared:
+    if against in reference or not compared:
         raise ConfigurationError("--reference leaves nothing to compare: name fewer labels there")
-    comparison = Comparison.of(grouped, compared, share=0 if options.only else 0.5)
-    if options.against in comparison.rare:
+    comparison = Comparison.of(grouped, compared, share=0 if only else 0.5)
+    if against in comparison.rare:
         raise ConfigurationError(
-            f"{options.against} is on too few datasets to be compared with all others: name some "
-            "with --only"
+            f"{against} is on too few datasets to be compared with all others: name some with "
+            "--only"
         )
     parts = [return_table(grouped, labels), dataset_table(grouped), aggregate_table(comparison)]
     if len(comparison.scores) > 1 and comparison.datasets:
-        parts.append(difference_table(comparison, options.against))
-    if options.commands:
+        parts.append(difference_table(comparison, against))
+    if commands:
         parts.append(command_list(grouped))
     print("\n\n".join(parts))
-    if options.csv is not None:
-        write_csv(results, options.csv)
-        print(f"\n{len(results)} rows in {options.csv}")
-    if options.figures is not None:
+    if csv is not None:
+        write_csv(runs, csv)
+        print(f"\n{len(runs)} rows in {csv}")
+    if figures is not None:
         from flowmdp.compare.figures import draw_figures
 
-        drawn = draw_figures(grouped, comparison, options.figures)
+        drawn = draw_figures(grouped, comparison, figures)
         print(f"\ndrawn into {', '.join(str(path) for path in drawn)}")
 
 
-def _results(options: Report) -> list[Result]:
-    """Those that were asked for, played as was asked for."""
-    if not options.results:
+def chosen_results(paths: Sequence[Path], only: Sequence[str], acting: str) -> list[Result]:
+    """The results whose label is one of `only`, wildcards included, as played that way."""
+    if not paths:
         raise ConfigurationError("name a folder of results, for instance `flowmdp report results`")
-    results = load_results(*options.results)
-    if only := flat(options.only):
-        results = [run for run in results if _named(run["label"], only)]
-    if not results:
+    runs = load_results(*paths)
+    if only:
+        runs = [run for run in runs if any(fnmatchcase(run["label"], label) for label in only)]
+    if not runs:
         raise ConfigurationError(f"--only leaves nothing: no label is {' or '.join(only)}")
-    if options.acting == "both":
-        return [way for result in results for way in both_ways(result)]
-    return [as_acting(result, options.acting) for result in results]
-
-
-def _named(label: str, patterns: Iterable[str]) -> bool:
-    """Whether a label is one of these, wildcards included."""
-    return any(fnmatchcase(label, pattern) for pattern in patterns)
+    if acting == "both":
+        return [way for run in runs for way in both_ways(run)]
+    return [as_acting(run, acting) for run in runs]
 
 
 def scores_of(runs: list[Result]) -> list[float] | None:
@@ -150,70 +160,60 @@ def scores_of(runs: list[Result]) -> list[float] | None:
 
 def return_table(grouped: Grouped, labels: list[str]) -> str:
     """The short one: a row per dataset, a column per label, returns over seeds in the cells."""
+
+    def cell(runs: list[Result] | None) -> str:
+        return _returns(runs) + _mark(len(runs)) if runs else "-"
+
     rows = [
-        (dataset.dataset_id, f"{data_return(runs):.0f}", *(_cell(runs.get(one)) for one in labels))
+        (dataset.dataset_id, data_return(runs), *(cell(runs.get(label)) for label in labels))
         for dataset, runs in grouped.items()
     ]
     notes = ["Mean return over seeds ± standard deviation over seeds."]
-    if any(MARK in cell for row in rows for cell in row):
-        notes.append(FEW_NOTE)
     return markdown(("dataset", "data", *labels), rows, text=1, notes=notes)
-
-
-def data_return(runs: dict[str, list[Result]]) -> float:
-    """Mean return of the data's own episodes, the same in every run on a dataset."""
-    return float(next(iter(runs.values()))[0]["data"]["mean_return"])
-
-
-def _cell(runs: list[Result] | None) -> str:
-    if not runs:
-        return "-"
-    return spread([run["mean_return"] for run in runs]) + (MARK if len(runs) < FEW else "")
 
 
 def dataset_table(grouped: Grouped) -> str:
     """One row per dataset and label: means over seeds ± their standard deviation."""
-    rows, notes, few = [], [], False
-    for dataset, labels in grouped.items():
-        for label, runs in labels.items():
-            few |= len(runs) < FEW
-            rows.append((*dataset, label, _count(runs), *_outcome(runs)))
-            mixed = mixed_settings(runs)
-            if mixed:
-                notes.append(f"{label} on {dataset.dataset_id} mixes {', '.join(mixed)}.")
-    notes.insert(
-        0,
+    notes = [
         "Mean over seeds ± standard deviation over seeds, of each run's mean return at the last "
         "checkpoint; score: normalised. The best evaluation during training is chosen after the "
-        "fact: optimistic, not the result.",
-    )
-    return markdown(DATASET_COLUMNS, rows, text=4, notes=[*notes, *([FEW_NOTE] if few else [])])
+        "fact: optimistic, not the result."
+    ]
+    rows = []
+    for dataset, labels in grouped.items():
+        for label, runs in labels.items():
+            behavior = [run["behavior"] if _improves(run) else None for run in runs]
+            best = [run.get("best_evaluation") for run in runs]
+            scores = scores_of(runs)
+            count = f"{len(runs)}{_mark(len(runs))}"
+            outcome = _returns(behavior), _returns(runs), scores and spread(scores, digits=1) or "-"
+            rows.append((*dataset, label, count, data_return(labels), *outcome, _returns(best)))
+            if mixed := mixed_settings(runs):
+                notes.append(f"{label} on {dataset.dataset_id} mixes {', '.join(mixed)}.")
+    columns = "task", "source", "dataset", "label", "seeds", "data", "behaviour flow", "return"
+    return markdown((*columns, "score", "best, after the fact"), rows, text=4, notes=notes)
 
 
-def _outcome(runs: list[Result]) -> tuple[str, ...]:
-    """Data, behaviour flow, agent, score and best evaluation of one label on one dataset."""
-    behavior = [run["behavior"] for run in runs if _improves(run)]
-    best = [run.get("best_evaluation") for run in runs]
-    scores = scores_of(runs)
-    return (
-        f"{runs[0]['data']['mean_return']:.0f}",
-        spread([one["mean_return"] for one in behavior]) if len(behavior) == len(runs) else "-",
-        spread([run["mean_return"] for run in runs]),
-        "-" if scores is None else spread(scores, digits=1),
-        "-" if None in best else spread([one["mean_return"] for one in best if one]),
-    )
+def data_return(runs: dict[str, list[Result]]) -> str:
+    """Mean return of the data's own episodes, the same in every run on a dataset."""
+    return f"{next(iter(runs.values()))[0]['data']['mean_return']:.0f}"
+
+
+def _returns(outcomes: Sequence[Result | None]) -> str:
+    """Mean return over seeds; "-" where one seed has no such outcome."""
+    returns = [one["mean_return"] for one in outcomes if one]
+    return spread(returns) if len(returns) == len(outcomes) else "-"
 
 
 def _improves(run: Result) -> bool:
     """Whether the run has a behaviour flow beside its policy; a clone, say, is the flow itself."""
-    behavior = run.get("behavior") or {}
-    own = {name: run.get(name) for name in ("mean_return", "returns")}
-    return bool(behavior) and {name: behavior.get(name) for name in own} != own
+    behavior = run.get("behavior")
+    names = "mean_return", "returns"
+    return bool(behavior) and any(behavior.get(name) != run.get(name) for name in names)
 
 
-def _count(runs: Sequence[Any]) -> str:
-    """The number of seeds, marked when it is small."""
-    return f"{len(runs)}{MARK if len(runs) < FEW else ''}"
+def _mark(seeds: int) -> str:
+    return MARK if seeds < FEW else ""
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
@@ -236,43 +236,31 @@ def aggregate_table(comparison: Comparison) -> str:
     if not count:
         nothing = "No dataset has a normalised score of every label: nothing to compare."
         return "\n".join([nothing, *left_out, *rare])
-    means, middles = (comparison.estimates(one) for one in (mean, interquartile_mean))
-    rows = [
-        (
-            label,
-            _seeds(comparison.scores[label]),
-            *interval(means[label]),
-            *interval(middles[label]),
-        )
-        for label in means
-    ]
-    if left_out:
-        left_out.append("--reference keeps a label out of the comparison.")
+    middles = comparison.estimates(interquartile_mean)
+    rows = []
+    for label, estimate in comparison.estimates(mean).items():
+        seeds = sorted({len(values) for values in comparison.scores[label]})
+        number = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
+        cells = *interval(estimate), *interval(middles[label])
+        rows.append((label, number + _mark(seeds[0]), *cells))
     notes = [
         f"Normalised score over {count} dataset{'s' * (count > 1)}: mean over datasets of the mean "
         "over seeds; IQM: mean of the middle half of all runs. 95 %: bootstrap that resamples the "
         "seeds within each dataset.",
         *left_out,
+        *(["--reference keeps a label out of the comparison."] if left_out else []),
         *rare,
-        *([FEW_NOTE] if any(MARK in row[1] for row in rows) else []),
     ]
     return markdown(("label", "seeds", "mean", "95 %", "IQM", "95 %"), rows, text=1, notes=notes)
 
 
-def _seeds(scores: list[Array]) -> str:
-    """How many seeds a label has per dataset, `3` or `2 to 3`, marked when there are few."""
-    counts = sorted({len(values) for values in scores})
-    text = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return text + (MARK if counts[0] < FEW else "")
-
-
 def difference_table(comparison: Comparison, against: str | None) -> str:
     """One row per other label: its mean minus that of `against`, the best label for None."""
-    best = against is None
-    against = against or next(iter(comparison.estimates(mean)))
+    ordered = list(comparison.estimates(mean))
+    best, against = against is None, against or ordered[0]
     other = comparison.scores[against]
     rows = []
-    for label in comparison.estimates(mean):
+    for label in ordered:
         if label != against:
             scores = comparison.scores[label]
             ahead = sum(a.mean() > b.mean() for a, b in zip(scores, other, strict=True))
@@ -300,20 +288,19 @@ def interval(estimate: Estimate, sign: str = "") -> tuple[str, str]:
 def command_list(grouped: Grouped) -> str:
     """Every run's command under a comment that says which it is, as a block for a shell."""
     lines = ["```sh"]
-    for dataset, labels in grouped.items():
-        for label, runs in labels.items():
-            for run in runs:
-                lines.append(f"# {dataset.dataset_id}, {label}, seed {run['seed']}")
-                lines.append(run.get("command", "# not recorded"))
+    for run in (run for labels in grouped.values() for runs in labels.values() for run in runs):
+        lines.append(f"# {run['dataset_id']}, {run['label']}, seed {run['seed']}")
+        lines.append(run.get("command", "# not recorded"))
     return "\n".join([*lines, "```"])
 
 
 def markdown(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], text: int, notes: Iterable[str]
+    columns: Sequence[str], rows: Iterable[Sequence[str]], text: int, notes: Iterable[str] = ()
 ) -> str:
     """A Markdown table whose first `text` columns are text, and a paragraph of notes under it."""
     aligned = [*["---"] * text, *["---:"] * (len(columns) - text)]
     cells = [columns, *rows]
     lines = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in cells]
     lines.insert(1, f"|{'|'.join(aligned)}|")
-    return "\n".join([*lines, "", *notes])
+    marked = any(MARK in cell for row in cells for cell in row)
+    return "\n".join([*lines, "", *notes, *([FEW_NOTE] if marked else [])])

@@ -1,22 +1,23 @@
-"""The outcomes of many runs: read from files, ordered by dataset and label, written as CSV."""
+"""The outcomes of many runs: one line of JSON each, one file per table; and as CSV."""
 
 from __future__ import annotations
 
 import csv
+import fcntl
+import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowmdp.errors import ConfigurationError
+from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.files import read_json, replace_file
 
 Result = dict[str, Any]
 
 NEEDED = ("task", "source", "dataset_id", "algorithm", "seed", "mean_return", "data")
-OF_A_RUN = ("config.json", "history.json")
-"""What else `flowmdp train` leaves beside result.json."""
-SETTINGS = ("algorithm", "steps", "flow_steps", "episodes", "quick", "arguments")
-"""Fields that runs of one label on one dataset ought to agree on."""
-OF_A_SEED_OR_MACHINE = ("seed", "precision", "compile", "cuda_graphs")
+SETTINGS = ("algorithm", "steps", "episodes", "quick")
+"""Fields that runs of one label on one dataset ought to agree on, beside `flow` and `config`."""
+OF_A_MACHINE = ("precision", "cuda_graphs")
 """Hyper-parameters that they need not agree on."""
 
 
@@ -28,55 +29,111 @@ class Dataset(NamedTuple):
     dataset_id: str
 
 
+Key = tuple[Dataset, str, int]
+"""Dataset, label and seed: what a table has once."""
 Grouped = dict[Dataset, dict[str, list[Result]]]
 """Dataset -> label -> results in the order of their seeds."""
 
 
+def dataset_of(result: Result) -> Dataset:
+    """The dataset a run belongs to."""
+    return Dataset(result["task"], result["source"], result["dataset_id"])
+
+
+def key_of(result: Result) -> Key:
+    """What a table has once; rows are in its order."""
+    return dataset_of(result), result["label"], result["seed"]
+
+
+def read_rows(path: Path) -> list[Result]:
+    """The rows of a table's results; none where there is no such file.
+
+    Raises:
+        CheckpointError: When a line is damaged, or no result.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return [_row(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def _row(line: bytes, where: str) -> Result:
+    cure = "remove the line and let `flowmdp bench` run that job again, or restore the file"
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise CheckpointError(f"{where} is damaged ({error}): {cure}") from error
+    missing = [name for name in (*NEEDED, "label") if not isinstance(row, dict) or name not in row]
+    if missing:
+        raise CheckpointError(f"{where} is no result of a run (it lacks {missing[0]}): {cure}")
+    return dict(row)
+
+
+def put_row(path: Path, row: Result) -> None:
+    """Add a row to a table's results, or replace the row of the same dataset, label and seed.
+
+    The file is whole at any time, and several processes may do this at once: the folder is locked.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        rows = {**{key_of(one): one for one in read_rows(path)}, key_of(row): row}
+        compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+        text = "".join(f"{compact.encode(rows[key])}\n" for key in sorted(rows))
+        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    finally:
+        os.close(folder)
+
+
 def load_results(*paths: Path) -> list[Result]:
-    """Every result below some folders, with its `label` and the `file` it came from.
+    """Every result of some tables and runs, with its `label` and the `file` it came from.
 
     Args:
-        *paths: Folders, or files.
+        *paths: A table's results; a run's result.json; or folders: of tables (*.jsonl directly in
+            them), and of runs at any depth.
 
     Raises:
         ConfigurationError: When there is none, one is no result, or two are of the same run.
         CheckpointError: When a file is damaged.
     """
     files = {file.resolve(): file for path in paths for file in _files(path)}
-    results = [_load(file) for file in files.values()]
-    seen: dict[Any, str] = {}
-    for result in results:
-        key = (dataset_of(result), result["label"], result["seed"])
-        if key in seen:
+    found: dict[Key, Result] = {}
+    for result in (result for file in files.values() for result in _load(file)):
+        other = found.setdefault(key_of(result), result)
+        if other is not result:
             raise ConfigurationError(
-                f"{seen[key]} and {result['file']} are both {result['label']} with seed "
+                f"{other['file']} and {result['file']} are both {result['label']} with seed "
                 f"{result['seed']} on {result['dataset_id']}: keep one of them"
             )
-        seen[key] = result["file"]
-    return results
+    return list(found.values())
 
 
 def _files(path: Path) -> list[Path]:
-    """The results at or below a path."""
+    """The files with results at or below a path."""
     if not path.exists():
-        raise ConfigurationError(f"{path} does not exist: name a folder of results")
-    files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
-    files = [file for file in files if file.name not in OF_A_RUN]
+        raise ConfigurationError(f"{path} does not exist: name a file or a folder of results")
+    if not path.is_dir():
+        return [path]
+    files = [*sorted(path.glob("*.jsonl")), *sorted(path.rglob("result.json"))]
     if not files:
         raise ConfigurationError(
-            f"{path} holds no results: name a folder of `flowmdp train` or `flowmdp bench`"
+            f"{path} holds no results: name a run's folder, or the file or folder that `flowmdp "
+            "bench` writes"
         )
     return files
 
 
-def _load(file: Path) -> Result:
-    result = read_json(file)
-    missing = [name for name in NEEDED if name not in result]
-    if missing:
-        raise ConfigurationError(
-            f"{file} is no result of `flowmdp train` (it lacks {missing[0]}): move it elsewhere"
-        )
-    return {"label": result["algorithm"], **result, "file": str(file)}
+def _load(file: Path) -> list[Result]:
+    if file.suffix == ".jsonl":
+        rows = read_rows(file)
+    else:
+        result = read_json(file)
+        missing = [name for name in NEEDED if name not in result]
+        if missing:
+            raise ConfigurationError(
+                f"{file} is no result of `flowmdp train` (it lacks {missing[0]}): move it elsewhere"
+            )
+        rows = [{"label": result["algorithm"], **result}]
+    return [{**row, "file": str(file)} for row in rows]
 
 
 def as_acting(result: Result, way: str) -> Result:
@@ -114,27 +171,27 @@ def both_ways(result: Result) -> list[Result]:
     return [result, {**noiseless, "label": f"{result['label']} noiseless"}]
 
 
-def dataset_of(result: Result) -> Dataset:
-    """The dataset a run belongs to."""
-    return Dataset(result["task"], result["source"], result["dataset_id"])
-
-
 def group(results: list[Result]) -> Grouped:
     """The results by dataset and label, both in alphabetical order."""
     grouped: Grouped = {}
-    for result in sorted(results, key=lambda one: (dataset_of(one), one["label"], one["seed"])):
+    for result in sorted(results, key=key_of):
         grouped.setdefault(dataset_of(result), {}).setdefault(result["label"], []).append(result)
     return grouped
 
 
 def mixed_settings(runs: list[Result]) -> list[str]:
-    """Names of the settings and hyper-parameters on which runs of one label disagree."""
+    """Names of the settings and hyper-parameters on which runs of one label disagree.
+
+    Results of older versions record only the hyper-parameters that their command named: what one
+    of two runs does not record is no disagreement.
+    """
     mixed = [name for name in SETTINGS if any(run.get(name) != runs[0].get(name) for run in runs)]
-    recorded = [run["hyperparameters"] for run in runs if "hyperparameters" in run]
-    for name in recorded[0] if recorded else ():
-        differ = any(one.get(name) != recorded[0][name] for one in recorded)
-        if differ and name not in OF_A_SEED_OR_MACHINE:
-            mixed.append(name)
+    for part in ("flow", "config"):
+        recorded = [run.get(part, {}) for run in runs]
+        for name in dict.fromkeys(name for one in recorded for name in one):
+            values = [one[name] for one in recorded if name in one]
+            if name not in OF_A_MACHINE and any(value != values[0] for value in values):
+                mixed.append(name)
     return mixed
 
 

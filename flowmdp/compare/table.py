@@ -8,22 +8,31 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from flowmdp.cli.options import Device, Train, flat
+from flowmdp.compare.results import OF_A_MACHINE, Key, Result, key_of
 from flowmdp.envs.data.store import dataset_folder
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import ConfigurationError, FlowMDPError
-from flowmdp.runs.config import default_arguments, get_algorithm, make_config
+from flowmdp.runs.config import get_algorithm, make_config
 
 NUMBERS = ("steps", "flow_steps", "episodes", "eval_every", "eval_episodes", "save_every")
-OPTIONS = (*NUMBERS, "device")
-"""Options of `flowmdp train` that a table may name, for all jobs or for one algorithm."""
-RECORDED = ("task", "source", "dataset_id", "algorithm", "seed", "arguments", "steps", "flow_steps")
-"""Fields of config.json and result.json by which a run is recognised as a job's."""
+FLAGS = ("include_time", "include_previous_action", "quick", "paper")
+DATA = ("task", "dataset", "source")
+OPTIONS = (*NUMBERS, *FLAGS, "noise_scale", "velocity_scale", "device")
+"""Options of `flowmdp train` beside the hyper-parameters that a table may name."""
+KINDS: dict[str, tuple[type, str]] = {
+    **dict.fromkeys(NUMBERS, (int, "a whole number")),
+    **dict.fromkeys(FLAGS, (bool, "true or false")),
+    **dict.fromkeys((*DATA, "algorithm", "device"), (str, "a word in quotes")),
+}
+"""The type of an option and how to say it; those of other options are checked by `make_config`."""
+RECORDED = ("algorithm", "task", "source", "dataset_id", "seed", "steps")
+"""Fields of a run's config and result by which it is recognised, beside `flow` and `config`."""
 
 
 @dataclass(frozen=True)
@@ -32,39 +41,61 @@ class Job:
 
     Attributes:
         label: The algorithm's name in the table and in the report.
-        seed: The run's seed.
-        dataset_id: Minari id of the data.
-        options: What the table says about the run; arguments of `Train`.
-        expected: What config.json and result.json of this job say: field -> value.
-        defaults: Hyper-parameters that the table does not name, as result.json records them.
+        options: What the table says about the run: options of `flowmdp train` by name.
+        config: What its config.json will hold.
     """
 
     label: str
-    seed: int
-    dataset_id: str
     options: dict[str, Any]
-    expected: dict[str, Any]
-    defaults: dict[str, Any]
+    config: dict[str, Any]
 
     @property
     def name(self) -> str:
         """Dataset, label and seed in one word that can name a file."""
-        words = (self.dataset_id, self.label, f"seed{self.seed}")
+        words = (self.config["dataset_id"], self.label, f"seed{self.config['seed']}")
         return "_".join(re.sub(r"[^\w.+=-]+", "-", word) for word in words)
+
+    @property
+    def key(self) -> Key:
+        """Dataset, label and seed, by which its row is found."""
+        return key_of({**self.config, "label": self.label})
 
     @property
     def command(self) -> list[str]:
         """The words of `flowmdp train ...` that begin this run, without its --out."""
-        options = {name: value for name, value in self.options.items() if name not in SPECIAL}
-        words = ["flowmdp", "train", self.options["algorithm"], self.options["task"]]
+        options = dict(self.options)
+        words = ["flowmdp", "train", options.pop("algorithm"), options.pop("task")]
         for name, value in options.items():
-            words += [f"--{name.replace('_', '-')}", str(value)]
-        pairs = flat(self.options["set"])
-        return [*words, "--set", *pairs] if pairs else words
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                values = value if isinstance(value, list) else [value]
+                words += [f"--{option}", *map(str, values)]
+        return words
 
+    def check(self, found: Result, where: str) -> None:
+        """Refuse a run or a result that other settings made, under this job's name.
 
-SPECIAL = ("algorithm", "task", "set")
-"""Arguments of `Train` that are not written as --name value."""
+        Older results record only the hyper-parameters that their command named; of those that
+        neither they nor the table name nothing is known.
+
+        Raises:
+            ConfigurationError: Naming the first field that differs.
+        """
+        named = ("episodes",) if "episodes" in self.options else ()
+        pairs = [(name, found.get(name), self.config[name]) for name in (*RECORDED, *named)]
+        for part in ("flow", "config"):
+            there, here = found.get(part, {}), self.config[part]
+            for name in {**there, **{name: 0 for name in here if name in self.options}}:
+                if name in self.options or name not in OF_A_MACHINE:
+                    pairs.append((name, there.get(name), here.get(name)))
+        for name, value, wanted in pairs:
+            if value != (list(wanted) if isinstance(wanted, tuple) else wanted):
+                raise ConfigurationError(
+                    f"{where} has {name} {value!r}, the table {wanted!r}: give the algorithm "
+                    "another name in the table, or remove what is there"
+                )
 
 
 def read_table(path: Path) -> list[Job]:
@@ -90,39 +121,44 @@ def read_table(path: Path) -> list[Job]:
 def _jobs(table: dict[str, Any]) -> list[Job]:
     _check_names("the table", table, ("run", "tasks", "algorithms"))
     run = _section(table, "run", dict)
-    seeds = _seeds(run.pop("seeds", [0]))
-    shared = _options("[run]", run, (*OPTIONS, "set"))
-    arguments = _arguments("[run]", shared.pop("set", {}))
+    seeds = run.pop("seeds", [0])
+    if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
+        raise ConfigurationError(f"[run] seeds is {seeds!r}: write numbers, as in seeds = [1, 2]")
     tasks = [_task(entry) for entry in _section(table, "tasks", list)]
-    algorithms = {
-        label: _algorithm(label, entry, arguments)
-        for label, entry in _section(table, "algorithms", dict).items()
-    }
+    sections = _section(table, "algorithms", dict)
+    algorithms = {label: _algorithm(label, entry) for label, entry in sections.items()}
     for section, entries in (("[[tasks]]", tasks), ("[algorithms.NAME]", algorithms)):
         if not entries:
             raise ConfigurationError(f"there is no {section}: add at least one")
-    _check_distinct("dataset", [dataset_id for dataset_id, _ in tasks])
-    jobs = [
-        _job(label, seed, dataset_id, {**task, "seed": seed, **shared, **algorithm})
-        for seed in seeds
-        for label, algorithm in algorithms.items()
-        for dataset_id, task in tasks
-    ]
-    _check_distinct("file name", [job.name for job in jobs])
-    return jobs
+    known = {label: _known(options["algorithm"]) for label, options in algorithms.items()}
+    run = _options("[run]", run, [name for names in known.values() for name in names])
+    jobs = {}
+    for seed in seeds:
+        for label, options in algorithms.items():
+            shared = {name: value for name, value in run.items() if name in known[label]}
+            for task in tasks:
+                start = {"algorithm": options["algorithm"], **task, "seed": seed}
+                job = _job(label, start | shared | options)
+                if job.name in jobs:
+                    raise ConfigurationError(
+                        f"two jobs are called {job.name}: name each seed, dataset and algorithm "
+                        "once, and labels so that they differ in their letters"
+                    )
+                jobs[job.name] = job
+    return list(jobs.values())
 
 
-def _job(label: str, seed: int, dataset_id: str, options: dict[str, Any]) -> Job:
+def _job(label: str, options: dict[str, Any]) -> Job:
     """A job whose options `flowmdp train` accepts, as far as that shows without the data."""
     try:
-        config = make_config(Train(**options))
+        return Job(label, options, make_config(**options))
     except FlowMDPError as error:
         raise ConfigurationError(f"[algorithms.{label}] on {options['task']}: {error}") from error
-    named = ("episodes",) if "episodes" in options else ()
-    expected = {name: config[name] for name in (*RECORDED, *named)}
-    defaults = default_arguments(get_algorithm(config["algorithm"]))
-    unnamed = {name: value for name, value in defaults.items() if name not in config["arguments"]}
-    return Job(label, seed, dataset_id, options, expected, unnamed)
+
+
+def _known(algorithm: str) -> tuple[str, ...]:
+    """The options that a table may give an algorithm."""
+    return *OPTIONS, *(field.name for field in fields(get_algorithm(algorithm).config_class))
 
 
 def _section(table: dict[str, Any], name: str, kind: type) -> Any:
@@ -137,79 +173,36 @@ def _section(table: dict[str, Any], name: str, kind: type) -> Any:
 def _check_names(where: str, section: Any, known: Collection[str]) -> None:
     if not isinstance(section, dict):
         raise ConfigurationError(f"{where} is {section!r}: write a table of names and values")
-    unknown = [name for name in section if name not in known]
-    if unknown:
-        raise ConfigurationError(
-            f"{where} has the unknown key {unknown[0]!r}: it takes {', '.join(known)}"
-        )
-
-
-def _check_distinct(what: str, values: Iterable[Any]) -> None:
-    seen: set[Any] = set()
-    for value in values:
-        if value in seen:
-            raise ConfigurationError(f"the {what} {value} occurs twice: each may stand once")
-        seen.add(value)
-
-
-def _seeds(seeds: Any) -> list[int]:
-    """Distinct numbers of at least 0."""
-    if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
-        raise ConfigurationError(f"[run] seeds is {seeds!r}: write numbers, as in seeds = [1, 2]")
-    _check_distinct("seed", seeds)
-    return seeds
+    for name in section:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
+            raise ConfigurationError(f"{where} has the unknown key {name!r}: {hint}")
 
 
 def _options(where: str, section: Any, known: Collection[str]) -> dict[str, Any]:
-    """Options of `flowmdp train` with their types checked; ranges are for `make_config`."""
+    """Checked options of `flowmdp train`. TOML has no null: "None" is None, as when typed."""
     _check_names(where, section, known)
     for name, value in section.items():
-        if name in NUMBERS and type(value) is not int:
-            raise ConfigurationError(f"{where} {name} is {value!r}: write a whole number")
-        if name not in NUMBERS and name != "set" and not isinstance(value, str):
-            raise ConfigurationError(f"{where} {name} is {value!r}: write a word in quotes")
-    if section.get("device", "auto") not in get_args(Device):
-        raise ConfigurationError(
-            f"{where} device is {section['device']!r}: choose one of {', '.join(get_args(Device))}"
-        )
-    return dict(section)
+        kind, said = KINDS.get(name, (object, ""))
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ConfigurationError(f"{where} {name} is {value!r}: write {said}")
+    return {name: None if value == "None" else value for name, value in section.items()}
 
 
-def _task(entry: Any) -> tuple[str, dict[str, Any]]:
-    """Dataset id, and the options that name the data."""
-    options = _options("[[tasks]]", entry, ("task", "dataset", "source"))
+def _task(entry: Any) -> dict[str, Any]:
+    """The options that name the data."""
+    options = _options("[[tasks]]", entry, DATA)
     if "task" not in options:
         raise ConfigurationError('[[tasks]] names no task: write task = "hopper-medium"')
-    task, source = get_task(options["task"]), options.get("source")
-    source = task.source(source)
-    dataset_id = options.get("dataset") or task.dataset(source)
-    dataset_folder(dataset_id)  # refuses a malformed id
-    return dataset_id, options
+    task = get_task(options["task"])
+    source = task.source(options.get("source"))
+    dataset_folder(options.get("dataset") or task.dataset(source))  # refuses a malformed id
+    return options
 
 
-def _algorithm(label: str, entry: Any, shared: dict[str, Any]) -> dict[str, Any]:
-    """Options of one algorithm; `set` as the command takes it, with what all algorithms share."""
-    where = f"[algorithms.{label}]"
-    options = _options(where, entry, ("algorithm", *OPTIONS, "set"))
-    arguments = shared | _arguments(where, options.get("set", {}))
-    pairs = tuple(f"{name}={_literal(value)}" for name, value in arguments.items())
-    return {"algorithm": label, **options, "set": (pairs,)}
-
-
-def _arguments(where: str, arguments: Any) -> dict[str, Any]:
-    """The arguments that a `set` names, their types checked."""
-    if not isinstance(arguments, dict):
-        raise ConfigurationError(
-            f"{where} set is {arguments!r}: write a table, as in set = {{ rho = 0.3 }}"
-        )
-    for name, value in arguments.items():
-        if not isinstance(value, bool | int | float | str | list):
-            raise ConfigurationError(f"{where} set: {name} cannot be a {type(value).__name__}")
-    return dict(arguments)
-
-
-def _literal(value: Any) -> str:
-    """A value of the table as --set reads it; a string as it stands, so that "None" is None."""
-    if isinstance(value, list):
-        return f"[{','.join(repr(entry) for entry in value)}]"  # no spaces to quote in a shell
-    return value if isinstance(value, str) else repr(value)
+def _algorithm(label: str, entry: Any) -> dict[str, Any]:
+    """Options of one algorithm, which is the label's if the table does not say."""
+    algorithm = _options(f"[algorithms.{label}]", entry, entry).get("algorithm", label)
+    known = ("algorithm", *_known(algorithm))
+    return {"algorithm": algorithm, **_options(f"[algorithms.{label}]", entry, known)}
