@@ -106,7 +106,7 @@ def _draw(values: Array, rng: np.random.Generator) -> Array:
 
 
 def _means(values: Array, rng: np.random.Generator) -> Array:
-    """Their means, shape (DRAWS,); column by column, which is faster than along so short an axis."""
+    """Mean of every bootstrap sample, shape (DRAWS,): by columns, faster than along short rows."""
     return np.asarray(sum(_draw(values, rng).T) / len(values))
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import csv
-import fcntl
-import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowmdp.errors import CheckpointError, ConfigurationError
-from flowmdp.files import read_json, replace_file
+from flowmdp.errors import ConfigurationError
+from flowmdp.files import read_json, read_lines, replace_file
 
 Result = dict[str, Any]
 
@@ -45,43 +42,33 @@ def key_of(result: Result) -> Key:
     return dataset_of(result), result["label"], result["seed"]
 
 
-def read_rows(path: Path) -> list[Result]:
-    """The rows of a table's results; none where there is no such file.
+def read_results(path: Path) -> dict[Key, Result]:
+    """The rows of a table's results, by what there is once; none where there is no such file.
 
     Raises:
-        CheckpointError: When a line is damaged, or no result.
+        CheckpointError: When a line is damaged.
+        ConfigurationError: When one is no result, or two are of the same run.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    return [_row(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    found: dict[Key, Result] = {}
+    for number, row in enumerate(read_lines(path), 1):
+        where = f"{path}, line {number}"
+        check_result(row, where, "label", *NEEDED)
+        if key_of(row) in found:
+            raise ConfigurationError(
+                f"{where} repeats {row['label']} with seed {row['seed']} on {row['dataset_id']}: "
+                "remove one of the lines"
+            )
+        found[key_of(row)] = row
+    return found
 
 
-def _row(line: bytes, where: str) -> Result:
-    cure = "remove the line and let `flowmdp bench` run that job again, or restore the file"
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise CheckpointError(f"{where} is damaged ({error}): {cure}") from error
-    missing = [name for name in (*NEEDED, "label") if not isinstance(row, dict) or name not in row]
+def check_result(result: Result, where: str, *names: str) -> None:
+    """Refuse what lacks one of the names, as no result of a run."""
+    missing = [name for name in names if name not in result]
     if missing:
-        raise CheckpointError(f"{where} is no result of a run (it lacks {missing[0]}): {cure}")
-    return dict(row)
-
-
-def put_row(path: Path, row: Result) -> None:
-    """Add a row to a table's results, or replace the row of the same dataset, label and seed.
-
-    The file is whole at any time, and several processes may do this at once: the folder is locked.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        rows = {**{key_of(one): one for one in read_rows(path)}, key_of(row): row}
-        compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-        text = "".join(f"{compact.encode(rows[key])}\n" for key in sorted(rows))
-        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    finally:
-        os.close(folder)
+        raise ConfigurationError(
+            f"{where} is no result of `flowmdp train` (it lacks {missing[0]}): take it out"
+        )
 
 
 def load_results(*paths: Path) -> list[Result]:
@@ -124,14 +111,10 @@ def _files(path: Path) -> list[Path]:
 
 def _load(file: Path) -> list[Result]:
     if file.suffix == ".jsonl":
-        rows = read_rows(file)
+        rows = list(read_results(file).values())
     else:
         result = read_json(file)
-        missing = [name for name in NEEDED if name not in result]
-        if missing:
-            raise ConfigurationError(
-                f"{file} is no result of `flowmdp train` (it lacks {missing[0]}): move it elsewhere"
-            )
+        check_result(result, str(file), *NEEDED)
         rows = [{"label": result["algorithm"], **result}]
     return [{**row, "file": str(file)} for row in rows]
 
