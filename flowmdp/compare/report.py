@@ -10,21 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from flowmdp.compare.bootstrap import (
-    Array,
-    Estimate,
-    difference,
-    difference_over_seeds,
-    interquartile_mean,
-    mean,
-    over_seeds,
-)
+from flowmdp.compare import bootstrap
+from flowmdp.compare.bootstrap import Array, Estimate, interquartile_mean, mean
 from flowmdp.compare.results import (
     Dataset,
     Grouped,
     Result,
     as_acting,
-    both_ways,
     group,
     load_results,
     mixed_settings,
@@ -76,7 +68,9 @@ class Comparison:
 
     def estimates(self, statistic: Any) -> dict[str, Estimate]:
         """Label -> the statistic over datasets, the best first."""
-        found = {label: over_seeds(scores, statistic) for label, scores in self.scores.items()}
+        found = {
+            label: bootstrap.over_seeds(scores, statistic) for label, scores in self.scores.items()
+        }
         return dict(sorted(found.items(), key=lambda item: -item[1].value))
 
 
@@ -107,9 +101,9 @@ def run_report(
         ConfigurationError: For a folder without results, or a label that does not occur.
         CheckpointError: When a file is damaged.
     """
-    runs = chosen_results(results, only, acting)
-    grouped = group(runs)
-    labels = sorted({run["label"] for run in runs})
+    found = [way for run in _named(results, only) for way in as_acting(run, acting)]
+    grouped = group(found)
+    labels = sorted({run["label"] for run in found})
     for label in (*reference, *([against] if against else [])):
         if label not in labels:
             raise ConfigurationError(f"no label {label!r}: there are {', '.join(labels)}")
@@ -129,8 +123,8 @@ def run_report(
         parts.append(command_list(grouped))
     print("\n\n".join(parts))
     if csv is not None:
-        write_csv(runs, csv)
-        print(f"\n{len(runs)} rows in {csv}")
+        write_csv(found, csv)
+        print(f"\n{len(found)} rows in {csv}")
     if figures is not None:
         from flowmdp.compare.figures import draw_figures
 
@@ -138,18 +132,16 @@ def run_report(
         print(f"\ndrawn into {', '.join(str(path) for path in drawn)}")
 
 
-def chosen_results(paths: Sequence[Path], only: Sequence[str], acting: str) -> list[Result]:
-    """The results whose label is one of `only`, wildcards included, as played that way."""
+def _named(paths: Sequence[Path], only: Sequence[str]) -> list[Result]:
+    """The results whose label is one of `only`, wildcards included."""
     if not paths:
         raise ConfigurationError("name a folder of results, for instance `flowmdp report results`")
-    runs = load_results(*paths)
+    found = load_results(*paths)
     if only:
-        runs = [run for run in runs if any(fnmatchcase(run["label"], label) for label in only)]
-    if not runs:
+        found = [run for run in found if any(fnmatchcase(run["label"], label) for label in only)]
+    if not found:
         raise ConfigurationError(f"--only leaves nothing: no label is {' or '.join(only)}")
-    if acting == "both":
-        return [way for run in runs for way in both_ways(run)]
-    return [as_acting(run, acting) for run in runs]
+    return found
 
 
 def scores_of(runs: list[Result]) -> list[float] | None:
@@ -186,7 +178,7 @@ def dataset_table(grouped: Grouped) -> str:
             best = [run.get("best_evaluation") for run in runs]
             scores = scores_of(runs)
             count = f"{len(runs)}{_mark(len(runs))}"
-            outcome = _returns(behavior), _returns(runs), scores and spread(scores, digits=1) or "-"
+            outcome = _returns(behavior), _returns(runs), spread(scores, 1) if scores else "-"
             rows.append((*dataset, label, count, data_return(labels), *outcome, _returns(best)))
             if mixed := mixed_settings(runs):
                 notes.append(f"{label} on {dataset.dataset_id} mixes {', '.join(mixed)}.")
@@ -207,8 +199,7 @@ def _returns(outcomes: Sequence[Result | None]) -> str:
 
 def _improves(run: Result) -> bool:
     """Whether the run has a behaviour flow beside its policy; a clone, say, is the flow itself."""
-    behavior = run.get("behavior")
-    names = "mean_return", "returns"
+    behavior, names = run.get("behavior") or {}, ("mean_return", "returns")
     return bool(behavior) and any(behavior.get(name) != run.get(name) for name in names)
 
 
@@ -264,8 +255,8 @@ def difference_table(comparison: Comparison, against: str | None) -> str:
         if label != against:
             scores = comparison.scores[label]
             ahead = sum(a.mean() > b.mean() for a, b in zip(scores, other, strict=True))
-            value, here = interval(difference_over_seeds(scores, other), sign="+")
-            _, elsewhere = interval(difference(scores, other), sign="+")
+            value, here = interval(bootstrap.difference_over_seeds(scores, other), sign="+")
+            _, elsewhere = interval(bootstrap.difference(scores, other), sign="+")
             rows.append((label, value, here, elsewhere, f"{ahead} of {len(other)}"))
     notes = [
         "Difference of the means above, paired by dataset. Other seeds: bootstrap that resamples "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ def read_results(path: Path) -> dict[Key, Result]:
     found: dict[Key, Result] = {}
     for number, row in enumerate(read_lines(path), 1):
         where = f"{path}, line {number}"
-        check_result(row, where, "label", *NEEDED)
+        _check(row, where, (*NEEDED, "label"))
         if key_of(row) in found:
             raise ConfigurationError(
                 f"{where} repeats {row['label']} with seed {row['seed']} on {row['dataset_id']}: "
@@ -60,15 +61,6 @@ def read_results(path: Path) -> dict[Key, Result]:
             )
         found[key_of(row)] = row
     return found
-
-
-def check_result(result: Result, where: str, *names: str) -> None:
-    """Refuse what lacks one of the names, as no result of a run."""
-    missing = [name for name in names if name not in result]
-    if missing:
-        raise ConfigurationError(
-            f"{where} is no result of `flowmdp train` (it lacks {missing[0]}): take it out"
-        )
 
 
 def load_results(*paths: Path) -> list[Result]:
@@ -103,8 +95,7 @@ def _files(path: Path) -> list[Path]:
     files = [*sorted(path.glob("*.jsonl")), *sorted(path.rglob("result.json"))]
     if not files:
         raise ConfigurationError(
-            f"{path} holds no results: name a run's folder, or the file or folder that `flowmdp "
-            "bench` writes"
+            f"{path} holds no results: name what `flowmdp train` or `flowmdp bench` wrote"
         )
     return files
 
@@ -114,44 +105,45 @@ def _load(file: Path) -> list[Result]:
         rows = list(read_results(file).values())
     else:
         result = read_json(file)
-        check_result(result, str(file), *NEEDED)
+        _check(result, str(file), NEEDED)
         rows = [{"label": result["algorithm"], **result}]
     return [{**row, "file": str(file)} for row in rows]
 
 
-def as_acting(result: Result, way: str) -> Result:
-    """The result with the returns, the behaviour's too, of another way of acting.
+def _check(result: Result, where: str, names: tuple[str, ...]) -> None:
+    missing = [name for name in names if name not in result]
+    if missing:
+        raise ConfigurationError(
+            f"{where} is no result of `flowmdp train` (it lacks {missing[0]}): take it out"
+        )
+
+
+def as_acting(result: Result, way: str) -> list[Result]:
+    """The result as its policy plays another way, the behaviour too.
 
     Evaluations during training were played in the published way only, and are left out.
 
     Args:
         result: Of `flowmdp train`.
-        way: "sampled" or "noiseless"; "published" leaves the result as it is.
+        way: "sampled" or "noiseless"; "published" leaves the result as it is; "both" has, where
+            that is from noise, `<label> noiseless` beside it.
 
     Raises:
         ConfigurationError: When the run was not evaluated that way.
     """
     if way == "published":
-        return result
+        return [result]
+    if way == "both":
+        (still,) = as_acting(result, "noiseless")
+        other = [{**still, "label": f"{result['label']} noiseless"}]
+        return [result, *(other if still["returns"] != result["returns"] else [])]
     if way not in result:
         raise ConfigurationError(f"{result['file']} was not evaluated {way}: leave --acting out")
     behavior = result.get("behavior")
     if behavior:
         behavior = {**behavior, **behavior[way]} if way in behavior else None
     during = dict.fromkeys(("best_evaluation", "last_evaluations"))
-    return {**result, **result[way], **during, "behavior": behavior}
-
-
-def both_ways(result: Result) -> list[Result]:
-    """The result as published and, where that is from noise, `<label> noiseless` beside it.
-
-    Raises:
-        ConfigurationError: When the run was not evaluated without noise.
-    """
-    noiseless = as_acting(result, "noiseless")
-    if noiseless["returns"] == result["returns"]:
-        return [result]
-    return [result, {**noiseless, "label": f"{result['label']} noiseless"}]
+    return [{**result, **result[way], **during, "behavior": behavior}]
 
 
 def group(results: list[Result]) -> Grouped:
@@ -180,7 +172,7 @@ def mixed_settings(runs: list[Result]) -> list[str]:
 
 def write_csv(results: list[Result], path: Path) -> None:
     """One row per run with all scalar fields; nested ones as `behavior.mean_return`."""
-    rows = [_scalars(result) for result in results]
+    rows = [dict(_scalars(result)) for result in results]
     columns = list(dict.fromkeys(name for row in rows for name in row))
 
     def write(temporary: Path) -> None:
@@ -192,12 +184,10 @@ def write_csv(results: list[Result], path: Path) -> None:
     replace_file(path, write)
 
 
-def _scalars(fields: Result, prefix: str = "") -> dict[str, Any]:
+def _scalars(fields: Result, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All fields that are not lists, those of nested objects after a dot."""
-    row: dict[str, Any] = {}
     for name, value in fields.items():
         if isinstance(value, dict):
-            row |= _scalars(value, f"{prefix}{name}.")
+            yield from _scalars(value, f"{prefix}{name}.")
         elif not isinstance(value, list):
-            row[prefix + name] = value
-    return row
+            yield prefix + name, value
