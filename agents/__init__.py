@@ -1,39 +1,25 @@
-"""Agents that learn offline in the flow MDP, behind Stable-Baselines3's interface."""
+"""Agents that learn offline in the flow MDP, behind Stable-Baselines3's interface.
 
-from flowmdp.agents.core.models import load_models, models_of, pretrained_path
-from flowmdp.agents.core.saving import load_agent
-from flowmdp.agents.df_dir import DFDir
-from flowmdp.agents.df_div import DFDiv
-from flowmdp.agents.flow_bc import FlowBC
-from flowmdp.agents.fql import FQL
-from flowmdp.agents.ifql import IFQL
-from flowmdp.agents.iql import IQL
-from flowmdp.agents.rebrac import ReBRAC
-from flowmdp.agents.rql import RQL
+An algorithm is one file here and one line below, which enters it in `ALGORITHMS`.
+"""
 
-ALGORITHMS = {
-    "flow-bc": FlowBC,
-    "df-dir": DFDir,
-    "df-div": DFDiv,
-    "iql": IQL,
-    "rebrac": ReBRAC,
-    "fql": FQL,
-    "ifql": IFQL,
-    "rql": RQL,
-}
+from flowmdp.agents.core.algorithm import ALGORITHMS as ALGORITHMS
+from flowmdp.agents.core.algorithm import load_agent as load_agent
+from flowmdp.agents.core.models import load_models as load_models
+from flowmdp.agents.core.models import models_of as models_of
+from flowmdp.agents.core.models import pretrained_path as pretrained_path
+from flowmdp.agents.flow_bc import FlowBC as FlowBC  # isort: split
 
-__all__ = [
-    "ALGORITHMS",
-    "FQL",
-    "IFQL",
-    "IQL",
-    "RQL",
-    "DFDir",
-    "DFDiv",
-    "FlowBC",
-    "ReBRAC",
-    "load_agent",
-    "load_models",
-    "models_of",
-    "pretrained_path",
-]
+from flowmdp.agents.df_dir import DFDir as DFDir  # isort: split
+
+from flowmdp.agents.df_div import DFDiv as DFDiv  # isort: split
+
+from flowmdp.agents.iql import IQL as IQL  # isort: split
+
+from flowmdp.agents.rebrac import ReBRAC as ReBRAC  # isort: split
+
+from flowmdp.agents.fql import FQL as FQL  # isort: split
+
+from flowmdp.agents.ifql import IFQL as IFQL  # isort: split
+
+from flowmdp.agents.rql import RQL as RQL  # isort: split

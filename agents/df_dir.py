@@ -27,21 +27,29 @@ Logged (train/):
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.critics import Critic, Info
-from flowmdp.agents.core.decision_flow import DecisionFlow, Rollout
+from flowmdp.agents.core.critics import Critic
+from flowmdp.agents.core.decision_flow import DecisionFlow, DecisionFlowConfig, Rollout
 from flowmdp.agents.core.divergences import direction, squared
-from flowmdp.agents.core.networks import Descent, FlowCritic
-from flowmdp.errors import ConfigurationError
-from flowmdp.mdp.path import PATHS, Path, get_path
+from flowmdp.agents.core.networks import FlowCritic, Info
+from flowmdp.mdp.path import PATHS, Path
 
-OBJECTIVES = ("advantage", "direction", "endpoint")
 DIRECTION_EPS = 1e-2  # softens u / |u|, whose gradient grows as 1 / |u|
+
+
+@dataclass(frozen=True, kw_only=True)
+class DFDirConfig(DecisionFlowConfig):
+    """Hyper-parameters of DF-dir."""
+
+    objective: Literal["endpoint", "advantage", "direction"] = "endpoint"
+    """What the policy climbs: see the module's text. The paper's is advantage; endpoint is ours and
+    trains no flow critics."""
 
 
 class FlowPairs(NamedTuple):
@@ -55,99 +63,125 @@ class FlowPairs(NamedTuple):
     values: Tensor | None  # (batch,), where flow critics learn them
 
 
-def flow_critic_loss(flow_q: nn.Module, flow_v: nn.Module, pairs: FlowPairs) -> tuple[Tensor, Info]:
+class Networks(NamedTuple):
+    """What the losses read."""
+
+    policy: nn.Module  # u_theta
+    behavior: nn.Module  # u_v
+    critic: Critic
+    flow_q: nn.Module | None = None  # Q^f(s, x_t, u, t)
+    flow_v: nn.Module | None = None  # V^f(s, x_t, u / |u|, t)
+
+
+def flow_critic_loss(
+    networks: Networks, pairs: FlowPairs, noise: None = None
+) -> tuple[Tensor, Info]:
     """(Q^f(s, x_t, u, t) - A)^2 + (V^f(s, x_t, u / |u|, t) - A)^2, the mean over pairs."""
-    assert pairs.values is not None
+    assert networks.flow_q and networks.flow_v and pairs.values is not None
+    flow_state = pairs.contexts, pairs.points, pairs.t
     unit = direction(pairs.velocities, DIRECTION_EPS)
-    q = flow_q(pairs.contexts, pairs.points, pairs.t, pairs.velocities)
-    v = flow_v(pairs.contexts, pairs.points, pairs.t, unit)
-    q_loss = (q - pairs.values).square().mean()
-    v_loss = (v - pairs.values).square().mean()
+    q_loss = (networks.flow_q(*flow_state, pairs.velocities) - pairs.values).square().mean()
+    v_loss = (networks.flow_v(*flow_state, unit) - pairs.values).square().mean()
     return q_loss + v_loss, {"flow_q_loss": q_loss.detach(), "flow_v_loss": v_loss.detach()}
 
 
+def policy_loss(
+    networks: Networks,
+    pairs: FlowPairs,
+    noise: None = None,
+    *,
+    rho: Tensor | float,
+    objective: str = "endpoint",
+    path: Path = PATHS["linear"],
+) -> tuple[Tensor, Info]:
+    """Rho ||u_theta - u_v||^2 - objective, the mean over pairs."""
+    flow_state = pairs.contexts, pairs.points, pairs.t
+    velocity = networks.policy(*flow_state)
+    with torch.no_grad():
+        reference = networks.behavior(*flow_state)
+    if objective == "endpoint":
+        gain = endpoint_objective(networks, pairs, velocity, path)
+    else:
+        gain = critic_objective(networks, pairs, velocity, objective)
+    anchor, climbed = squared(velocity, reference).mean(), gain.mean()
+    loss = rho * anchor - climbed
+    info = {"policy_loss": loss, "objective": climbed, "anchor": anchor}
+    return loss, {key: value.detach() for key, value in info.items()}
+
+
 def endpoint_objective(
-    critic: Critic, pairs: FlowPairs, velocity: Tensor, path: Path = PATHS["linear"]
+    networks: Networks, pairs: FlowPairs, velocity: Tensor, path: Path = PATHS["linear"]
 ) -> Tensor:
     """A(s, clip(x_t + (1 - t) u)) on the straight path, shape (batch,) [ours]."""
     actions = path.endpoint(pairs.points, velocity, pairs.t)
-    return critic.advantages(pairs.observations, actions.clamp(-1, 1))
+    return networks.critic.advantages(pairs.observations, actions.clamp(-1, 1))
 
 
 def critic_objective(
-    flow_q: nn.Module, flow_v: nn.Module, pairs: FlowPairs, velocity: Tensor, objective: str
+    networks: Networks, pairs: FlowPairs, velocity: Tensor, objective: str
 ) -> Tensor:
     """The objective "advantage" or "direction", shape (batch,)."""
+    assert networks.flow_q and networks.flow_v
+    flow_state = pairs.contexts, pairs.points, pairs.t
     unit = direction(velocity, DIRECTION_EPS)
     if objective == "direction":
-        v: Tensor = flow_v(pairs.contexts, pairs.points, pairs.t, unit)
+        v: Tensor = networks.flow_v(*flow_state, unit)
         return v
     with torch.no_grad():
-        baseline = flow_v(pairs.contexts, pairs.points, pairs.t, unit)
-    q: Tensor = flow_q(pairs.contexts, pairs.points, pairs.t, velocity)
-    gain: Tensor = q - baseline
+        baseline = networks.flow_v(*flow_state, unit)
+    gain: Tensor = networks.flow_q(*flow_state, velocity) - baseline
     return gain
 
 
-class DFDir(DecisionFlow):
-    """Direction-oriented Decision Flow.
+class DFDir(DecisionFlow, name="df-dir"):
+    """Direction-oriented Decision Flow (Hu et al. 2025, arXiv:2505.20350, section 4.2)."""
 
-    Args:
-        policy: "MlpPolicy".
-        env: A flow environment or its id.
-        objective: "advantage", "direction" or "endpoint".
-        **kwargs: Of `DecisionFlow`.
-    """
-
+    config_class = DFDirConfig
     paper: ClassVar[dict[str, Any]] = {**DecisionFlow.paper, "objective": "advantage"}
     default_weight = 0.025  # DF-div keeps the same distance with a rho some 1.7 times smaller
 
-    def __init__(
-        self,
-        policy: Any,
-        env: Any,
-        learning_rate: float = 3e-4,
-        *,
-        objective: str = "endpoint",
-        _init_setup_model: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        if objective not in OBJECTIVES:
-            names = ", ".join(OBJECTIVES)
-            raise ConfigurationError(f"objective is {objective!r}: choose one of {names}")
-        super().__init__(policy, env, learning_rate, _init_setup_model=False, **kwargs)
-        self.objective = objective
-        if _init_setup_model:
-            self._setup_model()
+    def build(self) -> None:
+        """Add the flow critics, if the objective asks them."""
+        super().build()
+        self.path = PATHS[self.config.path]
+        self.flow_critics: nn.ModuleDict | None = None
+        if self.config.objective != "endpoint":
+            spec, net_arch = self.spec, self.config.net_arch
+            self.flow_critics = nn.ModuleDict(
+                {
+                    name: FlowCritic(spec.context_dim, spec.action_dim, net_arch, True)
+                    for name in ("flow_q", "flow_v")
+                }
+            ).to(self.device)
+            self.saved.modules["flow_critics"] = self.flow_critics
+            self.flow_critic_optimizer = self.descent(
+                "flow_critics", self.flow_critics, self.config.critic_learning_rate
+            )
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        widths = (self.spec.context_dim, self.spec.action_dim)
-        self.flow_critics = nn.ModuleDict(
-            {name: FlowCritic(*widths, self.net_arch, sees_velocity=True) for name in ("q", "v")}
-        ).to(self.device)
-        self.flow_critic_descent = Descent(self.flow_critics, self.critic_learning_rate, 10.0)
-        self.optimizers["flow_critics"] = self.flow_critic_descent.adam
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return super().hyperparameters() | {"objective": self.objective}
-
-    def _modules(self) -> dict[str, nn.Module]:
-        return super()._modules() | {"flow_critics": self.flow_critics}
-
-    def _update_policy(self, batch: Batch, rollout: Rollout) -> Info:
+    def update(self) -> Info:
+        """Roll out, evaluate (critic, flow critics), improve (policy)."""
+        batch = self.sample()
+        rollout, info = self.play(batch, chains=(len(batch.actions) + 1) // 2)
         pairs = self.pairs(batch, rollout)
-        info: Info = {}
-        if self.objective != "endpoint":
-            info = self._evaluate(pairs)
-        return info | self._improve(pairs)
+        networks = Networks(
+            self.policy.field, self.behavior, self.critic, **dict(self.flow_critics or {})
+        )
+        if self.flow_critics:
+            info |= self.minimize(self.flow_critic_optimizer, flow_critic_loss, networks, pairs)
+        return info | self.minimize(
+            self.policy_optimizer,
+            policy_loss,
+            networks,
+            pairs,
+            rho=self.anchor.rho,
+            objective=self.config.objective,
+            path=self.path,
+        )
 
     @torch.no_grad()
     def pairs(self, batch: Batch, rollout: Rollout) -> FlowPairs:
         """A data pair for each transition of the batch's second half, a policy pair per chain."""
         flow_steps, chains = self.spec.flow_steps, len(rollout.actions)
-        path = get_path(self.path)
         rows = torch.arange(len(batch.actions), device=self.device)
         steps = rows % flow_steps
         t = (steps / flow_steps)[:, None]
@@ -158,44 +192,13 @@ class DFDir(DecisionFlow):
             for policy, data in (
                 (rollout.observations, batch.observations[chains:]),
                 (rollout.contexts, batch.contexts[chains:]),
-                (rollout.points[on_policy], path.point(x_0, x_1, t[chains:])),
-                (rollout.velocities[on_policy], path.velocity(x_0, x_1, t[chains:])),
-                (rollout.actions, batch.actions[chains:]),
+                (rollout.points[on_policy], self.path.point(x_0, x_1, t[chains:])),
+                (rollout.velocities[on_policy], self.path.velocity(x_0, x_1, t[chains:])),
+                (rollout.actions, x_1),
             )
         )
         values = None
-        if self.objective != "endpoint":
+        if self.flow_critics:
             with self.autocast():
                 values = self.critic.advantages(observations, actions)
         return FlowPairs(observations, contexts, points, t, velocities, values)
-
-    def _evaluate(self, pairs: FlowPairs) -> Info:
-        """Both flow critics regress to the value at the chain's end."""
-        with self.autocast():
-            loss, info = self.compiled(flow_critic_loss)(
-                self.flow_critics["q"], self.flow_critics["v"], pairs
-            )
-        self.flow_critic_descent.step(loss)
-        return info  # type: ignore[no-any-return]
-
-    def _improve(self, pairs: FlowPairs) -> Info:
-        """One step of the policy down rho * anchor - objective."""
-        with self.autocast():
-            loss, info = self.compiled(self.policy_loss)(pairs)
-        return info | {"grad_norm": self.descent.step(loss)}  # type: ignore[no-any-return]
-
-    def policy_loss(self, pairs: FlowPairs) -> tuple[Tensor, Info]:
-        """Rho ||u_theta - u_v||^2 - objective, the mean over pairs, and what to log."""
-        velocity = self.policy.field(pairs.contexts, pairs.points, pairs.t)
-        with torch.no_grad():
-            reference = self.behavior(pairs.contexts, pairs.points, pairs.t)
-        if self.objective == "endpoint":
-            gain = endpoint_objective(self.critic, pairs, velocity, get_path(self.path))
-        else:
-            q, v = self.flow_critics["q"], self.flow_critics["v"]
-            gain = critic_objective(q, v, pairs, velocity, self.objective)
-        anchor = squared(velocity, reference).mean()
-        objective = gain.mean()
-        loss = self.anchor.rho * anchor - objective
-        info = {"policy_loss": loss, "objective": objective, "anchor": anchor}
-        return loss, {key: value.detach() for key, value in info.items()}

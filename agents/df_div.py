@@ -13,8 +13,8 @@ The transition is known, so Q^f needs no network, and the gradient reaches u thr
 input alone.
 
 Ours: advantage units; every chain is learned from at four of its steps, evenly apart, so that a
-batch covers all steps alike; TD(lambda) with a default of lambda = 1; the improvement's
-loss is multiplied by flow_steps so that the clipped gradient norm does not depend on them.
+batch covers all steps alike; the improvement's loss is multiplied by flow_steps so that the clipped
+gradient norm does not depend on them.
 
 Logged (train/):
     policy_loss, grad_norm: of the improvement.
@@ -30,21 +30,27 @@ Logged (train/):
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.critics import Critic, Info
-from flowmdp.agents.core.decision_flow import DecisionFlow, Rollout
-from flowmdp.agents.core.divergences import DIVERGENCES, Divergence
-from flowmdp.agents.core.networks import Descent, FlowCritic
-from flowmdp.arguments import check_numbers
-from flowmdp.errors import ConfigurationError
+from flowmdp.agents.core.critics import Critic
+from flowmdp.agents.core.decision_flow import DecisionFlow, DecisionFlowConfig, Rollout
+from flowmdp.agents.core.divergences import DIVERGENCES
+from flowmdp.agents.core.networks import FlowCritic, Info
 from flowmdp.mdp.transition import flow_step
 
 ROWS_PER_CHAIN = 4  # more rows per chain are cheaper; fewer are less alike
+
+
+@dataclass(frozen=True, kw_only=True)
+class DFDivConfig(DecisionFlowConfig):
+    """Hyper-parameters of DF-div."""
+
+    divergence: Literal["squared", "smooth_norm", "cosine", "gaussian_kl"] = "squared"
+    """D, how far a velocity is from the behaviour's; the paper lists several."""
 
 
 class FlowRows(NamedTuple):
@@ -57,140 +63,120 @@ class FlowRows(NamedTuple):
     t: Tensor  # t_k, (rows, 1)
     reference: Tensor  # u_v(x_k), (rows, action_dim)
     last: Tensor  # which rows stand at a chain's last step, int64
+    returns: Tensor  # G_k, (rows,)
 
 
-def flow_returns(
-    divergences: Tensor,
-    terminal: Tensor,
-    rho: Tensor | float,
-    values: Tensor | None = None,
-    lam: float = 1.0,
-) -> Tensor:
-    """Lambda-returns of the flow MDP at its flow_steps steps; flow_gamma is 1.
+class Networks(NamedTuple):
+    """What the losses read."""
+
+    policy: nn.Module  # u_theta
+    value: nn.Module  # V(s, x_t, t)
+    critic: Critic  # gives V at t = 1
+
+
+def flow_returns(divergences: Tensor, terminal: Tensor, rho: Tensor | float) -> Tensor:
+    """Monte-Carlo returns G_k of the flow MDP at its flow_steps steps; flow_gamma is 1.
 
     Args:
         divergences: D_k, shape (flow_steps, batch).
         terminal: Value of the executed action, shape (batch,).
         rho: Weight of the divergence.
-        values: V(x_{k+1}, t_{k+1}) for k = 0..flow_steps-2, shape (flow_steps - 1, batch); needed
-            when lam < 1.
-        lam: 1 is the Monte-Carlo return G_k, 0 the one-step target.
 
     Returns:
         Shape (flow_steps, batch).
     """
-    flow_steps = len(divergences)
-    rewards = -rho / flow_steps * divergences
-    result = rewards[-1] + terminal
-    results = [result]
-    for k in range(flow_steps - 2, -1, -1):
-        following = result if values is None else lam * result + (1 - lam) * values[k]
-        result = rewards[k] + following
-        results.append(result)
-    return torch.stack(results[::-1])
+    results = [terminal]
+    for reward in reversed(-rho / len(divergences) * divergences):
+        results.append(reward + results[-1])
+    return torch.stack(results[:0:-1])
 
 
-def improvement_loss(
-    field: nn.Module,
-    value: nn.Module,
-    critic: Critic,
-    divergence: Divergence,
-    rho: Tensor,
+def value_loss(networks: Networks, rows: FlowRows, noise: None = None) -> tuple[Tensor, Info]:
+    """Policy evaluation: the mean of (V(s, x_k, t_k) - G_k)^2."""
+    residual: Tensor = networks.value(rows.contexts, rows.points, rows.t) - rows.returns
+    loss = residual.square().mean()
+    return loss, {"value_loss": loss.detach()}
+
+
+def policy_loss(
+    networks: Networks,
     rows: FlowRows,
-) -> Tensor:
-    """-flow_steps * Q^f(x_k, u_theta), the mean over `rows`.
-
-    Args:
-        field: u_theta.
-        value: V(s, x_t, t).
-        critic: Gives V at t = 1.
-        divergence: D.
-        rho: Its weight.
-        rows: Where on their chains the rows stand.
-    """
-    flow_steps, t = rows.flow_steps, rows.t
-    velocity = field(rows.contexts, rows.points, t)
+    noise: None = None,
+    *,
+    rho: Tensor | float,
+    divergence: str = "squared",
+) -> tuple[Tensor, Info]:
+    """Policy improvement: the mean of -flow_steps Q^f(x_k, u_theta)."""
+    flow_steps = rows.flow_steps
+    velocity = networks.policy(rows.contexts, rows.points, rows.t)
     following = flow_step(rows.points, velocity, flow_steps)
-    values = value(rows.contexts, following, t + 1 / flow_steps).clone()
+    values = networks.value(rows.contexts, following, rows.t + 1 / flow_steps).clone()
     executed = following[rows.last].clamp(-1, 1)
-    values[rows.last] = critic.advantages(rows.observations[rows.last], executed)
-    loss: Tensor = rho * divergence(velocity, rows.reference) - flow_steps * values
-    return loss.mean()
+    values[rows.last] = networks.critic.advantages(rows.observations[rows.last], executed)
+    distance = DIVERGENCES[divergence](velocity, rows.reference)
+    loss = (rho * distance - flow_steps * values).mean()
+    return loss, {"policy_loss": loss.detach()}
 
 
-class DFDiv(DecisionFlow):
-    """Divergence-oriented Decision Flow.
+class DFDiv(DecisionFlow, name="df-div"):
+    """Divergence-oriented Decision Flow (Hu et al. 2025, arXiv:2505.20350, section 4.3).
 
-    Args:
-        policy: "MlpPolicy".
-        env: A flow environment or its id; with `include_previous_action`, policy and value see
-            a_{n-1} (the paper's ablation).
-        divergence: "squared", "smooth_norm", "cosine" or "gaussian_kl".
-        lam: Lambda of the flow value's TD(lambda) target, in [0, 1].
-        **kwargs: Of `DecisionFlow`.
+    With an environment that has `include_previous_action`, policy and value see a_{n-1}, the
+    paper's ablation.
     """
 
-    def __init__(
-        self,
-        policy: Any,
-        env: Any,
-        learning_rate: float = 3e-4,
-        *,
-        divergence: str = "squared",
-        lam: float = 1.0,
-        _init_setup_model: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        if divergence not in DIVERGENCES:
-            names = ", ".join(DIVERGENCES)
-            raise ConfigurationError(f"divergence is {divergence!r}: choose one of {names}")
-        check_numbers("[0, 1]", lam=lam)
-        super().__init__(policy, env, learning_rate, _init_setup_model=False, **kwargs)
-        self.divergence, self.lam = divergence, lam
-        if _init_setup_model:
-            self._setup_model()
+    config_class = DFDivConfig
+    default_weight = 0.01
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self.value = FlowCritic(
-            self.spec.context_dim, self.spec.action_dim, self.net_arch, sees_velocity=False
-        ).to(self.device)
-        self.value_descent = Descent(self.value, self.critic_learning_rate, 10.0)
-        self.optimizers["value"] = self.value_descent.adam
+    def build(self) -> None:
+        """Add the flow value."""
+        super().build()
+        spec, config = self.spec, self.config
+        self.value = FlowCritic(spec.context_dim, spec.action_dim, config.net_arch, False)
+        self.saved.modules["value"] = self.value.to(self.device)
+        self.value_optimizer = self.descent("value", self.value, config.critic_learning_rate)
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return super().hyperparameters() | {"divergence": self.divergence, "lam": self.lam}
+    def update(self) -> Info:
+        """Roll out, evaluate (critic, flow value), improve (policy)."""
+        batch = self.sample()
+        # as many chains as give one row of learning for each transition
+        chains = -(-len(batch.actions) // rows_per_chain(self.spec.flow_steps))
+        rollout, info = self.play(batch, chains)
+        rows, scores = self.score(rollout)
+        return info | scores | self.evaluate(rows) | self.improve(rows)
 
-    def _modules(self) -> dict[str, nn.Module]:
-        return super()._modules() | {"value": self.value}
+    def evaluate(self, rows: FlowRows) -> Info:
+        """One step of policy evaluation."""
+        return self.minimize(self.value_optimizer, value_loss, self.networks(), rows)
 
-    def policy_chains(self, transitions: int) -> int:
-        """As many as give one row of learning for each transition."""
-        return -(-transitions // rows_per_chain(self.spec.flow_steps))
+    def improve(self, rows: FlowRows) -> Info:
+        """One step of policy improvement."""
+        return self.minimize(
+            self.policy_optimizer,
+            policy_loss,
+            self.networks(),
+            rows,
+            rho=self.anchor.rho,
+            divergence=self.config.divergence,
+        )
 
-    def _update_policy(self, batch: Batch, rollout: Rollout) -> Info:
-        rows, returns, evaluation = self.score(rollout)
-        return evaluation | self._evaluate(rows, returns) | self._improve(rows)
+    def networks(self) -> Networks:
+        """What the losses read."""
+        return Networks(self.policy.field, self.value, self.critic)
 
     @torch.no_grad()
-    def score(self, rollout: Rollout) -> tuple[FlowRows, Tensor, Info]:
-        """The rows to learn from, their returns G_k (rows,), and what to log of the chains."""
+    def score(self, rollout: Rollout) -> tuple[FlowRows, Info]:
+        """The rows to learn from with their returns, and what to log of the chains."""
         flow_steps, (size, _) = self.spec.flow_steps, rollout.actions.shape
         times = torch.arange(flow_steps, device=self.device) / flow_steps
         t = times.repeat_interleave(size)[:, None]
-        contexts = rollout.contexts.repeat(flow_steps, 1)
         with self.autocast():
-            reference = self.compiled(evaluate_field)(
-                self.behavior, contexts, rollout.points[:-1].flatten(0, 1), t
+            reference = self.behavior(
+                rollout.contexts.repeat(flow_steps, 1), rollout.points[:-1].flatten(0, 1), t
             ).unflatten(0, (flow_steps, size))
             terminal = self.critic.advantages(rollout.observations, rollout.actions)
-            values = None
-            if self.lam < 1 and flow_steps > 1:
-                inner = rollout.points[1:-1].flatten(0, 1)
-                values = self.value(contexts[size:], inner, t[size:]).unflatten(0, (-1, size))
-        divergences = DIVERGENCES[self.divergence](rollout.velocities, reference)
-        returns = flow_returns(divergences, terminal, self.anchor.rho, values, self.lam)
+        divergences = DIVERGENCES[self.config.divergence](rollout.velocities, reference)
+        returns = flow_returns(divergences, terminal, self.anchor.rho)
         steps, chains, last = learned_steps(size, flow_steps, self.device)
         rows = FlowRows(
             flow_steps,
@@ -200,29 +186,9 @@ class DFDiv(DecisionFlow):
             times[steps][:, None],
             reference[steps, chains],
             last,
+            returns[steps, chains],
         )
-        info = {"divergence": divergences.mean(), "g_0": returns[0].mean()}
-        return rows, returns[steps, chains], info
-
-    def _evaluate(self, rows: FlowRows, returns: Tensor) -> Info:
-        """Policy evaluation: V regresses to the returns."""
-        with self.autocast():
-            loss = self.compiled(value_loss)(self.value, rows, returns)
-        self.value_descent.step(loss)
-        return {"value_loss": loss.detach()}
-
-    def _improve(self, rows: FlowRows) -> Info:
-        """Policy improvement: one step up Q^f."""
-        with self.autocast():
-            loss = self.compiled(improvement_loss)(
-                self.policy.field,
-                self.value,
-                self.critic,
-                DIVERGENCES[self.divergence],
-                self.anchor.rho,
-                rows,
-            )
-        return {"policy_loss": loss.detach(), "grad_norm": self.descent.step(loss)}
+        return rows, {"divergence": divergences.mean(), "g_0": returns[0].mean()}
 
 
 def rows_per_chain(flow_steps: int) -> int:
@@ -239,15 +205,3 @@ def learned_steps(
     chain = torch.arange(chains, device=device)
     steps = torch.cat([chain + row * flow_steps // rows for row in range(rows)]) % flow_steps
     return steps, chain.repeat(rows), torch.nonzero(steps == flow_steps - 1)[:, 0]
-
-
-def value_loss(value: nn.Module, rows: FlowRows, returns: Tensor) -> Tensor:
-    """Mean of (V(s, x_k, t_k) - G_k)^2."""
-    residual: Tensor = value(rows.contexts, rows.points, rows.t) - returns
-    return residual.square().mean()
-
-
-def evaluate_field(field: nn.Module, contexts: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """field(contexts, x_t, t); named so that it can be compiled."""
-    velocity: Tensor = field(contexts, x_t, t)
-    return velocity

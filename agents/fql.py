@@ -20,110 +20,86 @@ Logged (train/):
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from flowmdp.agents.core.acting import OuterPolicy
+from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.critics import Critic, Info
-from flowmdp.agents.core.one_step import DistilledField, DistilledPolicy, OneStepAgent, SampledField
-from flowmdp.arguments import check_integers, check_numbers
+from flowmdp.agents.core.config import CloneConfig, CriticConfig, PolicyConfig
+from flowmdp.agents.core.critics import Critic, td_loss
+from flowmdp.agents.core.networks import Info
+from flowmdp.agents.core.one_step import DistilledField, DistilledPolicy, SampledField
+from flowmdp.agents.core.parts import Clone, ReturnCritic
+from flowmdp.arguments import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class FQLConfig(PolicyConfig, CloneConfig, CriticConfig):
+    """Hyper-parameters of FQL."""
+
+    pessimism: Annotated[float, Range("(-inf, inf)")] | None = 0.0
+    """Q = mean - pessimism * std of the members; 0 is the mean (paper)."""
+    alpha: Annotated[float, Range("[0, inf)")] = 1.0
+    """Weight of the distillation (paper: searched for every dataset)."""
+
+
+class Networks(NamedTuple):
+    """What the loss reads."""
+
+    policy: DistilledField
+    teacher: SampledField
+    critic: Critic
 
 
 def policy_loss(
-    field: DistilledField, critic: Critic, batch: Batch, x_0: Tensor, teacher: Tensor, alpha: float
+    networks: Networks, batch: Batch, x_0: Tensor, *, alpha: float
 ) -> tuple[Tensor, Info]:
-    """The mean of alpha ||a - teacher||^2 / action_dim - Q(s, clip(a)) / mean |Q|, and its parts.
+    """The mean of alpha ||a - teacher||^2 / action_dim - Q(s, clip(a)) / mean |Q|.
 
-    Args:
-        field: The one-step policy.
-        critic: Q.
-        batch: Gives the states.
-        x_0: Noise, shape (batch, action_dim).
-        teacher: The behaviour flow's actions from x_0, shape (batch, action_dim).
-        alpha: Weight of the distillation.
+    Both start from x_0, shape (batch, action_dim).
     """
-    actions = field.actions(batch.contexts, x_0)
+    with torch.no_grad():
+        teacher = networks.teacher.actions(batch.contexts, x_0)
+    actions = networks.policy.actions(batch.contexts, x_0)
     distance = (actions - teacher).square().mean()
-    q = critic.values(batch.observations, actions.clamp(-1, 1))
+    q = networks.critic.values(batch.observations, actions.clamp(-1, 1))
     loss = alpha * distance - q.mean() / q.detach().abs().mean().clamp_min(1e-8)
     return loss, {"policy_loss": loss.detach(), "distill_loss": distance.detach()}
 
 
-class FQL(OneStepAgent):
-    """Flow Q-learning.
+class FQL(FlowAlgorithm, name="fql"):
+    """Flow Q-learning (Park et al. 2025, arXiv:2502.02538)."""
 
-    Args:
-        policy: "MlpPolicy".
-        env: A flow environment with `flow_steps=1`, or its id.
-        learning_rate: Adam's, of the policy (paper: 3e-4).
-        alpha: Weight of the distillation (paper: searched for every dataset).
-        sampling_steps: Euler steps of the behaviour flow (paper: 10).
-        pessimism: 0, the mean of the Q networks (paper).
-        **kwargs: Of `ActorCritic`.
-
-    Raises:
-        ConfigurationError: If an argument is out of its range.
-    """
-
+    config_class = FQLConfig
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": DistilledPolicy}
     default_steps = 15_000
-    reads_value = False
+    only_flow_steps = 1
     environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
 
-    def __init__(
-        self,
-        policy: Any,
-        env: Any,
-        learning_rate: float = 3e-4,
-        *,
-        alpha: float = 1.0,
-        sampling_steps: int = 10,
-        pessimism: float | None = 0.0,
-        _init_setup_model: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        check_numbers("[0, inf)", alpha=alpha)
-        check_integers(1, sampling_steps=sampling_steps)
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            pessimism=pessimism,
-            _init_setup_model=False,
-            **kwargs,
-        )
-        self.alpha, self.sampling_steps = alpha, sampling_steps
-        if _init_setup_model:
-            self._setup_model()
+    def build(self) -> None:
+        """The teacher, the critic, and the policy's optimiser."""
+        clone, self.critic_part = Clone(self), ReturnCritic(self)
+        self.parts, self.critic = (clone, self.critic_part), self.critic_part.critic
+        self.teacher = SampledField(clone.average)
+        self.policy_optimizer = self.policy_descent()
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        own = {"alpha": self.alpha, "sampling_steps": self.sampling_steps}
-        return super().hyperparameters() | own
+    def behavior_field(self) -> nn.Module:
+        """The behaviour flow's whole chain as one step."""
+        return self.teacher
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self.teacher = SampledField(self.behavior, self.sampling_steps)
-
-    def behavior_policy(self, **options: Any) -> OuterPolicy:
-        """The behaviour flow as a policy for the bare outer environment."""
-        return OuterPolicy(self, self.teacher, **options)
-
-    def _update(self) -> Info:
+    def update(self) -> Info:
+        """One step of the critic, one of the policy."""
         batch, field = self.sample(), self.policy.field
         assert isinstance(field, DistilledField)
         with torch.no_grad(), self.autocast():
             x_0 = self.starts_like(batch.actions)
             next_actions = field.actions(batch.next_contexts, x_0).clamp(-1, 1)
-        info = self.critic_step(batch, next_actions)
+        info = self.critic_part.learn(td_loss, batch, next_actions)
+        networks = Networks(field, self.teacher, self.critic)
         x_0 = self.starts_like(batch.actions)
-        with torch.no_grad(), self.autocast():
-            teacher = self.teacher.actions(batch.contexts, x_0)
-        with self.autocast():
-            loss, losses = self.compiled(policy_loss)(
-                field, self.critic, batch, x_0, teacher, self.alpha
-            )
-        return {**info, **losses, "grad_norm": self.descent.step(loss)}
+        return info | self.minimize(
+            self.policy_optimizer, policy_loss, networks, batch, x_0, alpha=self.config.alpha
+        )

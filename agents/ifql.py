@@ -18,23 +18,40 @@ Logged (train/):
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from flowmdp.agents.core.acting import OuterPolicy
-from flowmdp.agents.core.critics import Critic, Info
-from flowmdp.agents.core.one_step import OneStepAgent, SampledField
-from flowmdp.arguments import check_integers
+from flowmdp.agents.core.algorithm import FlowAlgorithm
+from flowmdp.agents.core.config import CloneConfig, ExpectileConfig
+from flowmdp.agents.core.critics import Critic, expectile_loss
+from flowmdp.agents.core.networks import Info
+from flowmdp.agents.core.one_step import SampledField
+from flowmdp.agents.core.parts import Clone, ReturnCritic
+from flowmdp.agents.core.policy import FlowPolicy
+from flowmdp.arguments import AtLeast, Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class IFQLConfig(CloneConfig, ExpectileConfig):
+    """Hyper-parameters of IFQL."""
+
+    expectile: Annotated[float, Range("[0.5, 1)")] = 0.7
+    """Of V's regression to Q (paper: 0.9) [ours: 0.7]."""
+    samples: Annotated[int, AtLeast(1)] = 32
+    """Actions to choose from (paper: 32)."""
+    critic_steps: Annotated[int, AtLeast(0)] = 10_000
+    """Gradient steps of the critic before `learn`, half on returns, half by expectiles [ours]."""
 
 
 class BestOfField(SampledField):
-    """The best of several samples of a flow, by a critic.
+    """The best of several samples of a flow, by a critic; both belong to others.
 
     Args:
         flow: The velocity field that is sampled.
-        flow_steps: Euler steps of its chains.
         critic: Its `values` choose.
         observation_dim: Width of the observation with which a context begins.
         shifts: Of the noises, shape (samples, action_dim); see `shifted_noises`.
@@ -46,15 +63,14 @@ class BestOfField(SampledField):
     def __init__(
         self,
         flow: nn.Module,
-        flow_steps: int,
         critic: Critic,
         observation_dim: int,
         shifts: Tensor,
         noise_scale: float,
     ) -> None:
-        super().__init__(flow, flow_steps)
-        self.critic, self.observation_dim = critic, observation_dim
-        self.noise_scale = noise_scale
+        super().__init__(flow)
+        self._critic = (critic,)  # in a tuple, so that it is not stored twice
+        self.observation_dim, self.noise_scale = observation_dim, noise_scale
         self.register_buffer("shifts", shifts)
 
     def actions(self, context: Tensor, x_0: Tensor) -> Tensor:
@@ -63,7 +79,7 @@ class BestOfField(SampledField):
         noises = shifted_noises(x_0, self.shifts, self.noise_scale).flatten(0, 1)
         contexts = context.repeat_interleave(samples, 0)
         candidates = super().actions(contexts, noises)
-        values = self.critic.values(contexts[:, : self.observation_dim], candidates)
+        values = self._critic[0].values(contexts[:, : self.observation_dim], candidates)
         best = values.unflatten(0, (-1, samples)).argmax(1)
         chosen: Tensor = candidates.unflatten(0, (-1, samples))[torch.arange(len(x_0)), best]
         return chosen
@@ -85,70 +101,37 @@ def shifted_noises(x_0: Tensor, shifts: Tensor, noise_scale: float) -> Tensor:
     return torch.where(shifts == 0, x_0[:, None], wrapped)
 
 
-class IFQL(OneStepAgent):
-    """Best of N from a behaviour flow by IQL's critic.
+class ChoosingPolicy(FlowPolicy):
+    """Has no network of its own; the algorithm sets `ema` to a `BestOfField`."""
 
-    Args:
-        policy: "MlpPolicy".
-        env: A flow environment with `flow_steps=1`, or its id.
-        learning_rate: Unused: only flow and critic learn, at their own rates.
-        expectile: Of V's regression, in [0.5, 1) (paper: 0.9) [ours: 0.7].
-        samples: Actions to choose from (paper: 32).
-        sampling_steps: Euler steps of the behaviour flow (paper: 10).
-        critic_steps: Of the critic before `learn`, half on returns, half by expectiles [ours].
-        **kwargs: Of `ActorCritic`.
+    def make_field(self, net_arch: Sequence[int]) -> nn.Module:
+        """None."""
+        return nn.Identity()
 
-    Raises:
-        ConfigurationError: If an argument is out of its range.
-    """
 
+class IFQL(FlowAlgorithm, name="ifql"):
+    """Best of N from a behaviour flow by IQL's critic (Park et al. 2025, arXiv:2502.02538)."""
+
+    config_class = IFQLConfig
+    policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": ChoosingPolicy}
     default_steps = 2_000
+    only_flow_steps = 1
     environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
 
-    def __init__(
-        self,
-        policy: Any,
-        env: Any,
-        learning_rate: float = 3e-4,
-        *,
-        expectile: float = 0.7,
-        samples: int = 32,
-        sampling_steps: int = 10,
-        critic: str = "iql",
-        critic_steps: int = 10_000,
-        _init_setup_model: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        check_integers(1, samples=samples, sampling_steps=sampling_steps)
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            critic=critic,
-            expectile=expectile,
-            critic_steps=critic_steps,
-            _init_setup_model=False,
-            **kwargs,
-        )
-        self.samples, self.sampling_steps = samples, sampling_steps
-        if _init_setup_model:
-            self._setup_model()
-
-    def _setup_model(self) -> None:
-        super()._setup_model()
+    def build(self) -> None:
+        """The flow, the critic, and the choice."""
+        clone, self.critic_part = Clone(self), ReturnCritic(self, expectiles=True)
+        self.parts, self.critic = (clone, self.critic_part), self.critic_part.critic
+        self.flow = clone.average
+        spec, shifts = self.spec, self.shifts()
         self.policy.ema = BestOfField(
-            self.behavior,
-            self.sampling_steps,
-            self.critic,
-            self.spec.observation_dim,
-            self.shifts(),
-            self.spec.noise_scale,
+            self.flow, self.critic, spec.observation_dim, shifts, spec.noise_scale
         ).to(self.device)
 
     def shifts(self) -> Tensor:
         """Fixed shifts of the noises, shape (samples, action_dim); the first is 0."""
         generator = torch.Generator().manual_seed(0)
-        shifts = torch.rand(self.samples, self.spec.action_dim, generator=generator)
+        shifts = torch.rand(self.config.samples, self.spec.action_dim, generator=generator)
         shifts[0] = 0
         return shifts
 
@@ -159,18 +142,10 @@ class IFQL(OneStepAgent):
         assert isinstance(field, BestOfField)
         field.noise_scale = noise_scale
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        own = {"samples": self.samples, "sampling_steps": self.sampling_steps}
-        return super().hyperparameters() | own
-
-    def _modules(self) -> dict[str, nn.Module]:
-        own = super()._modules()
-        return {name: own[name] for name in ("policy", "flow")}  # the policy holds the others
-
-    def behavior_policy(self, **options: Any) -> OuterPolicy:
+    def behavior_field(self) -> nn.Module:
         """The flow that is sampled, one sample per state."""
-        return OuterPolicy(self, SampledField(self.behavior, self.sampling_steps), **options)
+        return SampledField(self.flow)
 
-    def _update(self) -> Info:
-        return self.critic_step(self.sample())
+    def update(self) -> Info:
+        """One step of the critic."""
+        return self.critic_part.learn(expectile_loss, self.sample())

@@ -18,18 +18,54 @@ Logged (train/):
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.critics import Info
-from flowmdp.agents.core.one_step import GaussianField, GaussianPolicy, OneStepAgent
-from flowmdp.arguments import check_numbers
+from flowmdp.agents.core.config import ExpectileConfig, PolicyConfig
+from flowmdp.agents.core.critics import Critic, expectile_loss
+from flowmdp.agents.core.networks import Info
+from flowmdp.agents.core.one_step import GaussianField, GaussianPolicy
+from flowmdp.agents.core.parts import ReturnCritic
+from flowmdp.arguments import AtLeast, Range
 
 MAX_WEIGHT = 100.0
 """Weights are clipped here, as in the paper's code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IQLConfig(PolicyConfig, ExpectileConfig):
+    """Hyper-parameters of IQL."""
+
+    expectile: Annotated[float, Range("[0.5, 1)")] = 0.7
+    """Of V's regression to Q (paper: 0.7 on Gym-MuJoCo, 0.9 on AntMaze)."""
+    beta: Annotated[float, Range("[0, inf)")] = 1.0
+    """Inverse temperature, in units of the mean absolute advantage [ours] (paper: 3, in the
+    reward's)."""
+    critic_steps: Annotated[int, AtLeast(0)] = 10_000
+    """Gradient steps of the critic alone, half on returns and half by expectiles [ours]."""
+
+
+class Networks(NamedTuple):
+    """What the loss reads."""
+
+    policy: GaussianField
+    critic: Critic
+
+
+def policy_loss(
+    networks: Networks, batch: Batch, noise: None = None, *, beta: float
+) -> tuple[Tensor, Info]:
+    """Mean of -w log pi(a | s) with w = min(exp(beta A / mean |A|), MAX_WEIGHT)."""
+    with torch.no_grad():
+        advantages = networks.critic.advantages(batch.observations, batch.actions)
+        weights = advantage_weights(advantages, beta)
+    loss = -(weights * networks.policy.log_prob(batch.contexts, batch.actions)).mean()
+    return loss, {"policy_loss": loss.detach(), "weight_max": weights.max()}
 
 
 def advantage_weights(advantages: Tensor, beta: float) -> Tensor:
@@ -38,78 +74,27 @@ def advantage_weights(advantages: Tensor, beta: float) -> Tensor:
     return (beta * advantages / unit).exp().clamp(max=MAX_WEIGHT)
 
 
-def policy_loss(field: GaussianField, batch: Batch, weights: Tensor) -> Tensor:
-    """Mean of -weight log pi(a | s) over the batch; weights (batch,)."""
-    return -(weights * field.log_prob(batch.contexts, batch.actions)).mean()
+class IQL(FlowAlgorithm, name="iql"):
+    """Implicit Q-learning (Kostrikov et al. 2022, arXiv:2110.06169)."""
 
-
-class IQL(OneStepAgent):
-    """Implicit Q-learning.
-
-    Args:
-        policy: "MlpPolicy".
-        env: A flow environment with `flow_steps=1`, or its id.
-        learning_rate: Adam's, of the policy (paper: 3e-4, for a million steps).
-        expectile: Of V's regression, in [0.5, 1) (paper: 0.7 on Gym-MuJoCo, 0.9 on AntMaze).
-        beta: Inverse temperature, in units of the mean absolute advantage [ours] (paper: 3, in
-            the reward's).
-        critic_steps: Of the critic alone, half on returns and half by expectiles [ours].
-        **kwargs: Of `ActorCritic`.
-
-    Raises:
-        ConfigurationError: If an argument is out of its range.
-    """
-
+    config_class = IQLConfig
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": GaussianPolicy}
     default_steps = 30_000
-    clones = False
+    only_flow_steps = 1
     acts_at_mean = True
 
-    def __init__(
-        self,
-        policy: Any,
-        env: Any,
-        learning_rate: float = 3e-4,
-        *,
-        expectile: float = 0.7,
-        beta: float = 1.0,
-        critic: str = "iql",
-        critic_steps: int = 10_000,
-        _init_setup_model: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        check_numbers("[0, inf)", beta=beta)
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            critic=critic,
-            expectile=expectile,
-            critic_steps=critic_steps,
-            _init_setup_model=False,
-            **kwargs,
-        )
-        self.beta = beta
-        if _init_setup_model:
-            self._setup_model()
+    def build(self) -> None:
+        """The critic, and the policy's optimiser."""
+        self.critic_part = ReturnCritic(self, expectiles=True)
+        self.parts, self.critic = (self.critic_part,), self.critic_part.critic
+        self.policy_optimizer = self.policy_descent()
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return super().hyperparameters() | {"beta": self.beta}
-
-    def _update(self) -> Info:
+    def update(self) -> Info:
+        """One step of the critic, one of the policy."""
         batch = self.sample()
-        info = self.critic_step(batch)
-        with torch.no_grad(), self.autocast():
-            advantages = self.critic.advantages(batch.observations, batch.actions)
-        weights = advantage_weights(advantages, self.beta)
-        with self.autocast():
-            loss = self.compiled(policy_loss)(self.policy.field, batch, weights)
+        info = self.critic_part.learn(expectile_loss, batch)
         field = self.policy.field
         assert isinstance(field, GaussianField)
-        return info | {
-            "policy_loss": loss.detach(),
-            "grad_norm": self.descent.step(loss),
-            "weight_max": weights.max(),
-            "std": field.std.detach().mean(),
-        }
+        networks, beta = Networks(field, self.critic), self.config.beta
+        info |= self.minimize(self.policy_optimizer, policy_loss, networks, batch, beta=beta)
+        return info | {"std": field.std.detach().mean()}

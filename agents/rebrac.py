@@ -6,110 +6,101 @@ deterministic.
 
     critic   Q(s, a) regresses to r + gamma mask (min Q'(s', a') - critic_bc ||a' - a'_data||^2)
              with a' = clip(a_target(s') + clipped noise) and a'_data the data's next action
-    actor    every second step, down actor_bc ||a(s) - a_data||^2 - Q(s, a(s)) / mean |Q|
+    policy   every second step, down actor_bc ||a(s) - a_data||^2 - Q(s, a(s)) / mean |Q|
 
 Differences [ours]: the critic starts from the data's returns, and learns returns scaled to order
 one, in which `critic_bc` still counts unscaled reward, as in the paper; at an episode's last step
 no next action is recorded and the penalty is left out; batch size, learning rate and widths are
-those of the other agents here (paper: 1024, 1e-3, 256x3); the moving average of the actor's
+those of the other agents here (paper: 1024, 1e-3, 256x3); the moving average of the policy's
 weights, the paper's target actor, is what acts.
 
 Logged (train/):
-    policy_loss, bc_loss, grad_norm: of the actor.
+    policy_loss, bc_loss, grad_norm: of the policy.
     critic_q_loss, critic_q_data, critic_grad_norm: of the critic.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.critics import Critic, Info, smoothed
-from flowmdp.agents.core.one_step import DeterministicField, DeterministicPolicy, OneStepAgent
-from flowmdp.arguments import check_numbers
+from flowmdp.agents.core.config import CriticConfig, PolicyConfig
+from flowmdp.agents.core.critics import Critic, smoothed, td_loss
+from flowmdp.agents.core.networks import Info
+from flowmdp.agents.core.one_step import DeterministicField, DeterministicPolicy
+from flowmdp.agents.core.parts import ReturnCritic
+from flowmdp.arguments import Range
 
 POLICY_DELAY = 2
 SMOOTHING = 0.2
 """Noise of the target policy; this and the delay as in TD3 and in the paper."""
 
 
-def actor_loss(
-    field: DeterministicField, critic: Critic, batch: Batch, actor_bc: float
+@dataclass(frozen=True, kw_only=True)
+class ReBRACConfig(PolicyConfig, CriticConfig):
+    """Hyper-parameters of ReBRAC."""
+
+    actor_bc: Annotated[float, Range("[0, inf)")] = 0.1
+    """Weight of behaviour cloning in the policy (paper: 0.001 to 0.1 by dataset)."""
+    critic_bc: Annotated[float, Range("[0, inf)")] = 0.1
+    """Weight of behaviour cloning in the critic, in units of the unscaled reward (paper: 0 to 0.5
+    by dataset)."""
+
+
+class Networks(NamedTuple):
+    """What the loss reads."""
+
+    policy: DeterministicField
+    critic: Critic
+
+
+def policy_loss(
+    networks: Networks, batch: Batch, noise: None = None, *, actor_bc: float
 ) -> tuple[Tensor, Info]:
-    """The mean of actor_bc ||a(s) - a_data||^2 - Q(s, a(s)) / mean |Q|, and what to log."""
-    actions = field.mean(batch.contexts)
-    q = critic.values(batch.observations, actions)
+    """The mean of actor_bc ||a(s) - a_data||^2 - Q(s, a(s)) / mean |Q|."""
+    actions = networks.policy.mean(batch.contexts)
+    q = networks.critic.values(batch.observations, actions)
     bc = (actions - batch.actions).square().sum(-1).mean()
     loss = actor_bc * bc - q.mean() / q.detach().abs().mean().clamp_min(1e-8)
     return loss, {"policy_loss": loss.detach(), "bc_loss": bc.detach()}
 
 
-class ReBRAC(OneStepAgent):
-    """Behaviour-regularised actor-critic, revisited.
+class ReBRAC(FlowAlgorithm, name="rebrac"):
+    """Behaviour-regularised actor-critic, revisited (Tarasov et al. 2023, arXiv:2305.09836)."""
 
-    Args:
-        policy: "MlpPolicy".
-        env: A flow environment with `flow_steps=1`, or its id.
-        learning_rate: Adam's, of the actor.
-        actor_bc: Weight of behaviour cloning in the actor (paper: 0.001 to 0.1 by dataset).
-        critic_bc: Weight of behaviour cloning in the critic, in units of the unscaled reward
-            (paper: 0 to 0.5 by dataset).
-        **kwargs: Of `ActorCritic`.
-
-    Raises:
-        ConfigurationError: If an argument is out of its range.
-    """
-
+    config_class = ReBRACConfig
     policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": DeterministicPolicy}
     default_steps = 30_000
-    clones = False
-    reads_value = False
+    only_flow_steps = 1
     acts_at_mean = True
 
-    def __init__(
-        self,
-        policy: Any,
-        env: Any,
-        learning_rate: float = 3e-4,
-        *,
-        actor_bc: float = 0.1,
-        critic_bc: float = 0.1,
-        _init_setup_model: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        check_numbers("[0, inf)", actor_bc=actor_bc, critic_bc=critic_bc)
-        super().__init__(policy, env, learning_rate, _init_setup_model=False, **kwargs)
-        self.actor_bc, self.critic_bc = actor_bc, critic_bc
-        if _init_setup_model:
-            self._setup_model()
+    def build(self) -> None:
+        """The critic, and the policy's optimiser."""
+        self.critic_part = ReturnCritic(self)
+        self.parts, self.critic = (self.critic_part,), self.critic_part.critic
+        self.policy_optimizer = self.policy_descent()
+        self._policy_info: Info = {}  # of the policy's last step
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        self._actor_info: Info = {}  # of the actor's last step
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        own = {"actor_bc": self.actor_bc, "critic_bc": self.critic_bc}
-        return super().hyperparameters() | own
-
-    def _update(self) -> Info:
-        batch = self.sample()
+    def update(self) -> Info:
+        """One step of the critic; every second time one of the policy."""
+        batch, config = self.sample(), self.config
         next_actions, penalty = self.next_actions(batch)
-        rewards = batch.rewards - self.gamma * batch.masks * self.critic_bc * penalty
-        info = self.critic_step(batch._replace(rewards=rewards), next_actions)
-        if self._phase():
-            with self.autocast():
-                loss, self._actor_info = self.compiled(actor_loss)(
-                    self.policy.field, self.critic, batch, self.actor_bc
-                )
-            self._actor_info["grad_norm"] = self.descent.step(loss)
-        return {**info, **self._actor_info}
+        rewards = batch.rewards - config.gamma * batch.masks * config.critic_bc * penalty
+        info = self.critic_part.learn(td_loss, batch._replace(rewards=rewards), next_actions)
+        if self.phase():
+            networks = Networks(self.policy.field, self.critic)  # type: ignore[arg-type]
+            self._policy_info = self.minimize(
+                self.policy_optimizer, policy_loss, networks, batch, actor_bc=config.actor_bc
+            )
+        return info | self._policy_info
 
-    def _phase(self) -> bool:
-        """Whether the actor's turn has come."""
+    def phase(self) -> bool:
+        """Whether the policy's turn has come."""
         return self._n_updates % POLICY_DELAY == 0
 
     @torch.no_grad()
@@ -118,8 +109,7 @@ class ReBRAC(OneStepAgent):
 
         The penalty is ||a' - a'_data||^2 in scaled rewards, 0 where no next action was recorded.
         """
-        field = self.policy.ema
-        assert isinstance(field, DeterministicField)
+        field: Any = self.policy.ema
         noise = self.noise_like(batch.actions)
         with self.autocast():
             actions = smoothed(field.mean(batch.next_contexts), noise, SMOOTHING)

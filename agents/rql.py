@@ -24,21 +24,54 @@ Logged (train/):
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from flowmdp.agents.core.actor_critic import ActorCritic
+from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.critics import Info
-from flowmdp.agents.core.networks import Descent, EnsembleMlp, frozen_copy, polyak
-from flowmdp.agents.flow_bc import flow_matching_loss
-from flowmdp.arguments import check_integers, check_numbers
-from flowmdp.mdp.path import get_path
+from flowmdp.agents.core.config import CloneConfig, CriticConfig, PolicyConfig
+from flowmdp.agents.core.critics import Critic
+from flowmdp.agents.core.flow_matching import FlowNoise, flow_matching_loss
+from flowmdp.agents.core.networks import EnsembleMlp, Info, frozen_copy, polyak
+from flowmdp.agents.core.parts import Clone, ReturnCritic
+from flowmdp.arguments import AtLeast, Range
+from flowmdp.mdp.path import PATHS, Path
 from flowmdp.mdp.transition import flow_step, flow_time
 
 TAU = 0.005  # Polyak rate of V'
+
+
+@dataclass(frozen=True, kw_only=True)
+class RQLConfig(PolicyConfig, CloneConfig, CriticConfig):
+    """Hyper-parameters of RQL."""
+
+    pessimism: Annotated[float, Range("(-inf, inf)")] | None = 0.0
+    """V = mean - pessimism * std of the members; 0 is the mean, as in FQL."""
+    alpha: Annotated[float, Range("[0, inf)")] = 0.03
+    """Weight of flow matching."""
+    value_steps: Annotated[int, AtLeast(0)] = 3_000
+    """Gradient steps at the start of `learn` in which only V learns [ours]."""
+
+
+class ReversedRows(NamedTuple):
+    """Points of reversed chains, one per transition."""
+
+    batch: Batch
+    points: Tensor  # x_k, (batch, action_dim)
+    t: Tensor  # t_k, (batch, 1)
+    t_next: Tensor  # t_{k+1}, (batch, 1)
+    targets: Tensor | None = None  # of V, (batch,)
+
+
+class Networks(NamedTuple):
+    """What the losses read."""
+
+    policy: nn.Module  # u_theta
+    value: nn.Module  # the members of V(s, x_t, t)
+    critic: Critic  # its rule aggregates them
 
 
 @torch.no_grad()
@@ -58,152 +91,115 @@ def reverse(field: nn.Module, contexts: Tensor, x_1: Tensor, flow_steps: int) ->
     return torch.stack(points[::-1])
 
 
-def value_loss(value: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Squared error of every member of V, summed over members.
-
-    Args:
-        value: V of [context, x_t, t].
-        inputs: Shape (batch, context_dim + action_dim + 1).
-        targets: Shape (batch,).
-    """
-    loss: Tensor = (value(inputs).squeeze(-1) - targets).square().mean(-1).sum()
-    return loss
+def members(value: nn.Module, contexts: Tensor, points: Tensor, t: Tensor) -> Tensor:
+    """V(s, x_t, t) of every member, shape (members, batch)."""
+    values: Tensor = value(torch.cat([contexts, points, t], 1)).squeeze(-1)
+    return values
 
 
-class RQL(ActorCritic):
-    """Reversal Q-learning.
+def value_loss(networks: Networks, rows: ReversedRows, noise: None = None) -> tuple[Tensor, Info]:
+    """Squared error of every member of V against the rows' targets, summed over members."""
+    assert rows.targets is not None
+    values = members(networks.value, rows.batch.contexts, rows.points, rows.t)
+    loss = (values - rows.targets).square().mean(-1).sum()
+    return loss, {"value_loss": loss.detach(), "value_mean": rows.targets.mean()}
 
-    Args:
-        policy: "MlpPolicy".
-        env: A flow environment or its id.
-        learning_rate: Adam's, of the policy.
-        alpha: Weight of flow matching.
-        value_steps: Gradient steps at the start of `learn` in which only V learns [ours].
-        pessimism: 0, the mean of the value networks, as in FQL.
-        **kwargs: Of `ActorCritic`.
 
-    Raises:
-        ConfigurationError: If an argument is out of its range.
-    """
+def policy_loss(
+    networks: Networks,
+    rows: ReversedRows,
+    noise: FlowNoise,
+    *,
+    alpha: float,
+    flow_steps: int,
+    path: Path = PATHS["linear"],
+) -> tuple[Tensor, Info]:
+    """Alpha times flow matching, minus V after the step from x_k."""
+    contexts = rows.batch.contexts
+    velocity = networks.policy(contexts, rows.points, rows.t)
+    following = flow_step(rows.points, velocity, flow_steps)
+    following = torch.where(rows.t_next == 1, following.clamp(-1, 1), following)
+    gain = networks.critic.aggregate(members(networks.value, contexts, following, rows.t_next))
+    bc, _ = flow_matching_loss(networks.policy, rows.batch, noise, path=path)
+    unit = gain.detach().abs().mean().clamp_min(1e-8)
+    loss = alpha * bc - flow_steps * gain.mean() / unit
+    return loss, {"policy_loss": loss.detach(), "bc_loss": bc.detach()}
 
+
+class RQL(FlowAlgorithm, name="rql"):
+    """Reversal Q-learning (Oberai, Park and Levine 2026, arXiv:2606.17551)."""
+
+    config_class = RQLConfig
     default_steps = 6_000
     environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
 
-    def __init__(
-        self,
-        policy: Any,
-        env: Any,
-        learning_rate: float = 3e-4,
-        *,
-        alpha: float = 0.03,
-        value_steps: int = 3_000,
-        pessimism: float | None = 0.0,
-        _init_setup_model: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        check_numbers("[0, inf)", alpha=alpha)
-        check_integers(0, value_steps=value_steps)
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            pessimism=pessimism,
-            _init_setup_model=False,
-            **kwargs,
-        )
-        self.alpha, self.value_steps = alpha, value_steps
-        if _init_setup_model:
-            self._setup_model()
-
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        spec, policy = self.spec, self.policy
-        self.descent = Descent(policy.field, self.learning_rate, 1.0, policy.ema, self.ema_rate)
+    def build(self) -> None:
+        """The clone, the data's critic, V and its target, and the policy's optimiser."""
+        spec, config = self.spec, self.config
+        clone, critic = Clone(self), ReturnCritic(self)
+        self.parts, self.behavior, self.critic = (clone, critic), clone.average, critic.critic
+        self.policy_optimizer = self.policy_descent()
         width = spec.context_dim + spec.action_dim + 1
-        self.value = EnsembleMlp(width, 1, self.net_arch, self.critic_members, layer_norm=True).to(
-            self.device
-        )
+        self.value = EnsembleMlp(
+            width, 1, config.net_arch, config.critic_members, layer_norm=True
+        ).to(self.device)
         self.target_value = frozen_copy(self.value)
-        self.value_descent = Descent(self.value, self.critic_learning_rate, 10.0)
-        self.optimizers |= {"field": self.descent.adam, "value": self.value_descent.adam}
+        self.saved.modules |= {"value": self.value, "target_value": self.target_value}
+        self.value_optimizer = self.descent("value", self.value, config.critic_learning_rate)
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        own = {"alpha": self.alpha, "value_steps": self.value_steps}
-        return super().hyperparameters() | own
-
-    def _modules(self) -> dict[str, nn.Module]:
-        own = {"value": self.value, "target_value": self.target_value}
-        return super()._modules() | own
-
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Start the policy as a copy of the behaviour flow."""
         for module in (self.policy.field, self.policy.ema):
             module.load_state_dict(self.behavior.state_dict())
 
-    def _update(self) -> Info:
+    def behavior_field(self) -> nn.Module:
+        """The behaviour flow u_v."""
+        return self.behavior
+
+    def phase(self) -> bool:
+        """Whether V still learns alone."""
+        return bool(self._n_updates < self.config.value_steps)
+
+    def update(self) -> Info:
         """One step of V on reversed chains, then one of the policy, at another step of each."""
-        batch, flow_steps = self.sample(), self.spec.flow_steps
+        batch, flow_steps, config = self.sample(), self.spec.flow_steps, self.config
         with self.autocast():
-            points = self.compiled(reverse)(
-                self.policy.ema, batch.contexts, batch.actions, flow_steps
-            )
-        rows = torch.arange(len(batch.actions), device=self.device)
-        info = self._evaluate(batch, points, rows % (flow_steps + 1), rows)
-        if self._phase():
+            points = reverse(self.policy.ema, batch.contexts, batch.actions, flow_steps)
+        networks = Networks(self.policy.field, self.value, self.critic)
+        chain = torch.arange(len(batch.actions), device=self.device)
+
+        def at(steps: Tensor, targets: Tensor | None = None) -> ReversedRows:
+            t, t_next = ((k / flow_steps)[:, None] for k in (steps, steps + 1))
+            return ReversedRows(batch, points[steps, chain], t, t_next, targets)
+
+        rows = at(chain % (flow_steps + 1), self.targets(batch))
+        info = self.minimize(self.value_optimizer, value_loss, networks, rows)
+        polyak(self.value.parameters(), self.target_value.parameters(), TAU)
+        if self.phase():
             waiting = torch.zeros((), device=self.device)
             return info | dict.fromkeys(("policy_loss", "bc_loss", "grad_norm"), waiting)
-        return info | self._improve(batch, points, rows % flow_steps, rows)
+        return info | self.minimize(
+            self.policy_optimizer,
+            policy_loss,
+            networks,
+            at(chain % flow_steps),
+            FlowNoise.draw(batch.actions, self.generator),
+            alpha=config.alpha,
+            flow_steps=flow_steps,
+            path=PATHS[config.path],
+        )
 
-    def _phase(self) -> bool:
-        """Whether V still learns alone."""
-        return self._n_updates < self.value_steps
-
-    def _evaluate(self, batch: Batch, points: Tensor, steps: Tensor, rows: Tensor) -> Info:
-        """V at the chains' points `steps`, (batch,)."""
-        with torch.no_grad(), self.autocast():
-            if self._phase():
-                following = self.critic.v(batch.next_observations)[0, :, 0]
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> Tensor:
+        """What V regresses to, shape (batch,)."""
+        with self.autocast():
+            if self.phase():
+                following = self.critic.state_values(batch.next_observations)
             else:
                 z = self.starts_like(batch.actions)
-                start = torch.cat([batch.next_contexts, z, torch.zeros_like(z[:, :1])], 1)
-                following = self.critic.aggregate(self.target_value(start).squeeze(-1))
-            targets = batch.rewards + self.gamma * batch.masks * following
-        t = (steps / self.spec.flow_steps)[:, None]
-        inputs = torch.cat([batch.contexts, points[steps, rows], t], 1)
-        with self.autocast():
-            loss = self.compiled(value_loss)(self.value, inputs, targets)
-        self.value_descent.step(loss)
-        polyak(self.value.parameters(), self.target_value.parameters(), TAU)
-        return {"value_loss": loss.detach(), "value_mean": targets.mean()}
-
-    def _improve(self, batch: Batch, points: Tensor, steps: Tensor, rows: Tensor) -> Info:
-        """The policy at the chains' points `steps`, (batch,)."""
-        x_0 = self.noise_like(batch.actions)
-        t = torch.rand((len(x_0), 1), generator=self.generator, device=self.device)
-        with self.autocast():
-            loss, info = self.compiled(self.policy_loss)(batch, points[steps, rows], steps, x_0, t)
-        return info | {"grad_norm": self.descent.step(loss)}  # type: ignore[no-any-return]
-
-    def policy_loss(
-        self, batch: Batch, x_k: Tensor, steps: Tensor, x_0: Tensor, t: Tensor
-    ) -> tuple[Tensor, Info]:
-        """Alpha times flow matching, minus V after the step from x_k; and what to log.
-
-        Args:
-            batch: Gives contexts and the actions that are cloned.
-            x_k: Points on reversed chains, shape (batch, action_dim).
-            steps: Their k, shape (batch,).
-            x_0: Noise for flow matching, shape (batch, action_dim).
-            t: Flow times for flow matching, shape (batch, 1).
-        """
-        field, flow_steps = self.policy.field, self.spec.flow_steps
-        velocity = field(batch.contexts, x_k, (steps / flow_steps)[:, None])
-        following = flow_step(x_k, velocity, flow_steps)
-        t_next = ((steps + 1) / flow_steps)[:, None]
-        following = torch.where(t_next == 1, following.clamp(-1, 1), following)
-        values = self.value(torch.cat([batch.contexts, following, t_next], 1)).squeeze(-1)
-        gain = self.critic.aggregate(values)
-        bc = flow_matching_loss(field, batch.contexts, batch.actions, x_0, t, get_path(self.path))
-        unit = gain.detach().abs().mean().clamp_min(1e-8)
-        loss = self.alpha * bc - flow_steps * gain.mean() / unit
-        return loss, {"policy_loss": loss.detach(), "bc_loss": bc.detach()}
+                zero = torch.zeros_like(z[:, :1])
+                following = self.critic.aggregate(
+                    members(self.target_value, batch.next_contexts, z, zero)
+                )
+            targets: Tensor = batch.rewards + self.config.gamma * batch.masks * following
+            return targets

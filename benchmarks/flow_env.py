@@ -56,7 +56,7 @@ def flow_actions(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
 def vector_rate(env: FlowMDPVectorEnv) -> float:
     """Flow steps per second, resets included; the best window, for machines with other work."""
     env.reset(seed=0)
-    actions = flow_actions(np.random.default_rng(0), (env.num_envs, env.layout.action_dim))
+    actions = flow_actions(np.random.default_rng(0), (env.num_envs, env.flow_spec.action_dim))
     for _ in range(2 * env.flow_steps):
         env.step(actions)
     best = 0.0

@@ -21,22 +21,11 @@ from gymnasium.utils.env_checker import check_env as check_gymnasium_env
 from numpy.typing import NDArray
 
 from flowmdp.errors import FlowMDPError
-from flowmdp.mdp.spec import Layout
+from flowmdp.mdp.spec import FlowSpec
 from flowmdp.mdp.transition import flow_step, flow_time
 
 Float = NDArray[np.float32]
 FlowEnv = gym.Env[Float, Float]
-
-ATTRIBUTES = (
-    "flow_steps",
-    "velocity_scale",
-    "noise_scale",
-    "include_time",
-    "include_previous_action",
-    "outer_observation_space",
-    "outer_action_space",
-)
-"""What an agent reads from a flow environment."""
 
 
 def check_flow_env(env: FlowEnv, chains: int = 3, seed: int = 0) -> None:
@@ -55,14 +44,14 @@ def check_flow_env(env: FlowEnv, chains: int = 3, seed: int = 0) -> None:
     """
     from stable_baselines3.common.env_checker import check_env as check_sb3_env
 
-    for name in ATTRIBUTES:
-        assert env.has_wrapper_attr(name), f"the environment has no attribute {name}"
-    layout = layout_of(env)
-    assert env.observation_space == layout.space(), (
-        f"observation_space is {env.observation_space}, not [s, x_t, ...] as {layout} has it"
+    assert env.has_wrapper_attr("flow_spec"), "the environment has no attribute flow_spec"
+    spec: FlowSpec = env.get_wrapper_attr("flow_spec")
+    assert isinstance(spec, FlowSpec), f"flow_spec is {spec!r}, no FlowSpec"
+    assert env.observation_space == spec.space(), (
+        f"observation_space is {env.observation_space}, not [s, x_t, ...] as {spec} has it"
     )
-    assert env.action_space == Box(-1.0, 1.0, (layout.action_dim,), np.float32), (
-        f"action_space is {env.action_space}, not Box(-1, 1, ({layout.action_dim},), float32)"
+    assert env.action_space == Box(-1.0, 1.0, (spec.action_dim,), np.float32), (
+        f"action_space is {env.action_space}, not Box(-1, 1, ({spec.action_dim},), float32)"
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*infinity. This is probably too")
@@ -70,26 +59,16 @@ def check_flow_env(env: FlowEnv, chains: int = 3, seed: int = 0) -> None:
         warnings.filterwarnings("ignore", message=".*Not able to test alternative render modes")
         check_gymnasium_env(env.unwrapped, skip_render_check=True, skip_close_check=True)
         check_sb3_env(env, warn=True, skip_render_check=True)
-    _check_refusals(env.unwrapped, layout)
-    first = _play(env, layout, chains, seed)
-    second = _play(env, layout, chains, seed)
+    _check_refusals(env.unwrapped, spec)
+    first = _play(env, spec, chains, seed)
+    second = _play(env, spec, chains, seed)
     assert np.array_equal(first, second), "the same seed and actions gave other observations"
 
 
-def layout_of(env: FlowEnv) -> Layout:
-    """Where the parts of the environment's observations lie."""
-    return Layout(
-        env.get_wrapper_attr("outer_observation_space").shape[0],
-        env.get_wrapper_attr("outer_action_space").shape[0],
-        env.get_wrapper_attr("include_time"),
-        env.get_wrapper_attr("include_previous_action"),
-    )
-
-
-def _check_refusals(env: FlowEnv, layout: Layout) -> None:
+def _check_refusals(env: FlowEnv, spec: FlowSpec) -> None:
     """Actions of another length or with NaN get a FlowMDPError."""
     env.reset(seed=0)
-    size = layout.action_dim
+    size = spec.action_dim
     for action in (np.zeros(size + 1, np.float32), np.full(size, np.nan, np.float32)):
         try:
             env.step(action)
@@ -98,15 +77,15 @@ def _check_refusals(env: FlowEnv, layout: Layout) -> None:
         raise AssertionError(f"step accepted the action {action}")
 
 
-def _play(env: FlowEnv, layout: Layout, chains: int, seed: int) -> Float:
+def _play(env: FlowEnv, spec: FlowSpec, chains: int, seed: int) -> Float:
     """Play whole chains, check every step against the transition, return the observations."""
     rng = np.random.default_rng(seed)
-    noise = rng.standard_normal(layout.action_dim, np.float32)
+    noise = rng.standard_normal(spec.action_dim, np.float32)
     observation, _ = env.reset(seed=seed, options={"noise": noise})
-    assert np.array_equal(observation[layout.point], noise), "options['noise'] is not x_0"
+    assert np.array_equal(observation[spec.point], noise), "options['noise'] is not x_0"
     observations = [observation]
     for _ in range(chains):
-        observation, over = _play_chain(env, layout, rng, observation)
+        observation, over = _play_chain(env, spec, rng, observation)
         observations.append(observation)
         if over:
             observation, _ = env.reset()
@@ -115,20 +94,19 @@ def _play(env: FlowEnv, layout: Layout, chains: int, seed: int) -> Float:
 
 
 def _play_chain(
-    env: FlowEnv, layout: Layout, rng: np.random.Generator, observation: Float
+    env: FlowEnv, spec: FlowSpec, rng: np.random.Generator, observation: Float
 ) -> tuple[Float, bool]:
     """One chain from its first observation; returns the last observation, and whether it ended."""
-    flow_steps = env.get_wrapper_attr("flow_steps")
-    scale = np.float32(env.get_wrapper_attr("velocity_scale"))
+    flow_steps, scale = spec.flow_steps, np.float32(spec.velocity_scale)
     plain = _moves_by_its_action_alone(env)
-    x_t, state = observation[layout.point], observation[layout.state]
+    x_t, state = observation[spec.point], observation[spec.state]
     for k in range(flow_steps):
-        if layout.time:
-            assert observation[layout.t] == np.float32(flow_time(k, flow_steps)), "t is not k / T"
-        assert np.array_equal(observation[layout.state], state), "s changed inside a chain"
-        moved = np.array_equal(observation[layout.point], x_t)
+        time = np.float32(flow_time(k, flow_steps))
+        assert (observation[spec.t] == time).all(), "t is not k / T"
+        assert np.array_equal(observation[spec.state], state), "s changed inside a chain"
+        moved = np.array_equal(observation[spec.point], x_t)
         assert moved or not plain, "x_t did not move by velocity / T"
-        action = rng.uniform(-0.3, 0.3, layout.action_dim).astype(np.float32)
+        action = rng.uniform(-0.3, 0.3, spec.action_dim).astype(np.float32)
         x_t = flow_step(x_t, action * scale, flow_steps)
         before = observation.copy()
         after, reward, terminated, truncated, info = env.step(action)
@@ -179,18 +157,20 @@ def check_agent(agent: Any, env: FlowEnv, seed: int = 0, tolerance: float = 1e-4
 
     is_algorithm = isinstance(agent, BaseAlgorithm)
     assert is_algorithm, "the agent is no stable_baselines3 BaseAlgorithm"
-    layout = layout_of(env)
+    spec: FlowSpec = env.get_wrapper_attr("flow_spec")
     rng = np.random.default_rng(seed)
-    noise = rng.standard_normal((3, layout.action_dim), np.float32)
+    noise = rng.standard_normal((3, spec.action_dim), np.float32)
     start, _ = env.reset(seed=seed, options={"noise": noise[0]})
-    states = np.tile(start[layout.state], (3, 1))
+    states = np.tile(start[spec.state], (3, 1))
     _check_predict(agent, env, start)
-    previous = np.zeros((3, layout.action_dim + 1), np.float32) if layout.previous else None
+    previous = (
+        np.zeros((3, spec.action_dim + 1), np.float32) if spec.include_previous_action else None
+    )
     actions = agent.act(states, noise=noise, previous=previous)
-    assert actions.shape == (3, layout.action_dim), f"act answers shape {actions.shape}"
+    assert actions.shape == (3, spec.action_dim), f"act answers shape {actions.shape}"
     assert actions.dtype == np.float32 and np.abs(actions).max() <= 1, "act leaves [-1, 1]"
     chain = agent.chain(states, noise=noise, previous=previous)
-    expected = (env.get_wrapper_attr("flow_steps") + 1, *noise.shape)
+    expected = (spec.flow_steps + 1, *noise.shape)
     assert chain.shape == expected, f"chain answers shape {chain.shape}, not {expected}"
     assert np.allclose(chain[0], noise), "chain does not start at the noise"
     assert np.allclose(np.clip(chain[-1], -1, 1), actions, atol=tolerance), "chain is not act"
@@ -199,7 +179,7 @@ def check_agent(agent: Any, env: FlowEnv, seed: int = 0, tolerance: float = 1e-4
         f"predict on the flow environment executes {played}, act says {actions[0]}"
     )
     outer, _ = agent.outer_policy().predict(states[0], deterministic=True)
-    assert outer.shape == (layout.action_dim,), f"outer_policy answers shape {outer.shape}"
+    assert outer.shape == (spec.action_dim,), f"outer_policy answers shape {outer.shape}"
     with TemporaryDirectory() as folder:
         path = Path(folder) / "agent.zip"
         agent.save(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -11,28 +10,18 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from flowmdp.errors import ActionError, ConfigurationError, ResetNeededError
-from flowmdp.mdp.rewards import (
-    DIVERGENCES,
-    REWARDS,
-    Behavior,
-    Critic,
-    Models,
-    data_reward,
-    divergence_reward,
-)
-from flowmdp.mdp.spec import FlowSettings, Layout
-from flowmdp.mdp.transition import flow_step, flow_time, noisy_flow_step, step_log_density
-from flowmdp.spaces import as_flow_action, check_dataset, flat_outer, outer_spaces, take_option
-from flowmdp.transitions import TransitionDataset
-
-Float = NDArray[np.float32]
+from flowmdp.base import FlowBase, Recording
+from flowmdp.errors import ResetNeededError
+from flowmdp.mdp.rewards import Behavior, Critic, Float
+from flowmdp.mdp.spec import FlowSettings
+from flowmdp.mdp.transition import flow_step, flow_time
+from flowmdp.spaces import as_flow_action
 
 FLOAT32 = np.dtype(np.float32)
 NOT_RUNNING = "the episode has not started or has ended: call reset() first"
 
 
-class FlowMDPEnv(gym.Env[Float, Float]):
+class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     r"""The generation of a robot's actions by a flow policy, one flow step per environment step.
 
     ## Description
@@ -151,35 +140,17 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         self,
         outer: gym.Env[Any, Any] | None = None,
         *,
-        dataset: TransitionDataset | Callable[[], TransitionDataset] | None = None,
+        dataset: Recording = None,
         critic: Critic | None = None,
         behavior: Behavior | None = None,
         task: str | None = None,
         source: str | None = None,
         **settings: Any,
     ) -> None:
-        self.settings = FlowSettings.of(settings)
-        self.flow_steps = int(self.settings.flow_steps)
-        self.velocity_scale = self.settings.scale
-        self.noise_scale = float(self.settings.noise_scale)
-        self.include_time = self.settings.include_time
-        self.include_previous_action = self.settings.include_previous_action
-        self.task, self.source = task, source
-        self.outer = outer = flat_outer(outer) if outer is not None else None
-        self._dataset = dataset
-        if outer is None and self.settings.states == "env":
-            raise ConfigurationError(
-                "states='env' needs an outer environment: pass one, or states='dataset'"
-            )
-        data = self._load() if outer is None else None
-        self.outer_observation_space, self.outer_action_space = outer_spaces(outer, data)
-        obs_dim, action_dim = (
-            self.outer_observation_space.shape[0],
-            self.outer_action_space.shape[0],
-        )
-        self.models = Models(critic, behavior, obs_dim, action_dim, self.settings.models)
-        self.layout = Layout(obs_dim, action_dim, self.include_time, self.include_previous_action)
-        self.observation_space = self.layout.space()
+        arguments = FlowSettings.of(settings)
+        super().__init__(arguments, outer, dataset, critic, behavior, task, source)
+        spec, action_dim = self.flow_spec, self.flow_spec.action_dim
+        self.observation_space = spec.space()
         self.action_space = Box(-1.0, 1.0, (action_dim,), np.float32)
         self.render_mode = outer.render_mode if outer is not None else None
         if outer is not None:
@@ -187,38 +158,23 @@ class FlowMDPEnv(gym.Env[Float, Float]):
                 "render_modes": list(outer.metadata.get("render_modes", [])),
                 "render_fps": outer.metadata.get("render_fps", 30),
             }
-        self._costly = self.settings.reward in ("divergence", "data")
-        self._residual = self.settings.action_mode == "residual"
-        self._plain = not (self._costly or self._residual or self.settings.noise_std)
         # Everything a plain flow step needs, made once: half of its time was spent on making these.
-        self._shape, self._point = (action_dim,), self.layout.point
-        self._scale = np.full(action_dim, self.velocity_scale, np.float32)
-        self._divisor = np.full(action_dim, self.flow_steps, np.float32)
-        self._times = [flow_time(k, self.flow_steps) for k in range(self.flow_steps + 1)]
+        self._plain = (
+            arguments.reward not in ("divergence", "data")
+            and arguments.action_mode == "velocity"
+            and not arguments.noise_std
+        )
+        self._steps, self._shape, self._point = spec.flow_steps, (action_dim,), spec.point
+        self._scale = np.full(action_dim, spec.velocity_scale, np.float32)
+        self._divisor = np.full(action_dim, spec.flow_steps, np.float32)
+        self._times = [flow_time(k, spec.flow_steps) for k in range(spec.flow_steps + 1)]
+        self._sees_time = spec.include_time
         self._low, self._high = -np.ones(action_dim, np.float32), np.ones(action_dim, np.float32)
         self._x_t = self._x_data = np.zeros(action_dim, np.float32)
-        self._frame = np.zeros(self.layout.size, np.float32)
+        self._frame = np.zeros(spec.flow_observation_dim, np.float32)
         self._k = self._clipped = 0
         self._running = self._outer_seeded = False
         self._picture: NDArray[np.uint8] | None = None
-
-    @property
-    def dataset(self) -> TransitionDataset:
-        """The recorded behaviour; loaded when it is first asked for.
-
-        Raises:
-            ConfigurationError: When there is none, or its dimensions are not the outer ones.
-        """
-        return check_dataset(self._load(), self.layout.obs_dim, self.layout.action_dim)
-
-    def _load(self) -> TransitionDataset:
-        if self._dataset is None:
-            raise ConfigurationError(
-                "this environment has no dataset: pass dataset=, or make it by a task's id"
-            )
-        if not isinstance(self._dataset, TransitionDataset):
-            self._dataset = self._dataset()
-        return self._dataset
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -226,12 +182,14 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         """Start an episode; see the class docstring for `options`."""
         super().reset(seed=seed)
         options = dict(options or {})
-        noise = take_option(options, "noise", (self.layout.action_dim,))
-        if self.settings.states == "dataset":
-            info: dict[str, Any] = {}
-            self._reset_to_dataset(options)
+        noise, state = self._take_options(options)
+        info: dict[str, Any] = {}
+        if self.settings.states == "env":
+            info["outer_info"] = self._reset_outer(seed, options)
+        elif state is not None:
+            self._set_state(state, None)
         else:
-            info = {"outer_info": self._reset_outer(seed, options)}
+            self._reset_to_dataset()
         self._start_chain(noise)
         self._running = True
         return self._observe(0), info
@@ -271,7 +229,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         else:
             reward, info = self._step_with_models(velocity)
         self._k += 1
-        if self._k < self.flow_steps:
+        if self._k < self._steps:
             return self._observe(self._k), reward, False, False, info
         return self._end_chain(reward, info)
 
@@ -289,17 +247,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         if self.outer is not None:
             self.outer.close()
 
-    def _reset_to_dataset(self, options: dict[str, Any]) -> None:
-        state = take_option(options, "state", (self.layout.obs_dim,))
-        if options:
-            raise ConfigurationError(f"unknown reset options for states='dataset': {list(options)}")
-        if state is not None:
-            if self.settings.reward == "data":
-                raise ConfigurationError(
-                    "options['state'] has no dataset action: reward 'data' cannot use it"
-                )
-            self._set_state(state, None)
-            return
+    def _reset_to_dataset(self) -> None:
         data = self.dataset
         index = int(self.np_random.random() * len(data))  # three times as fast as `integers`
         self._x_data = data.actions[index]
@@ -308,8 +256,6 @@ class FlowMDPEnv(gym.Env[Float, Float]):
 
     def _reset_outer(self, seed: int | None, options: dict[str, Any]) -> dict[str, Any]:
         assert self.outer is not None
-        if "state" in options:
-            raise ConfigurationError("options['state'] needs states='dataset': the robot is live")
         outer_seed = None
         if seed is not None or not self._outer_seeded:
             outer_seed = int(self.np_random.integers(2**31))
@@ -321,15 +267,16 @@ class FlowMDPEnv(gym.Env[Float, Float]):
     def _set_state(self, state: NDArray[Any], previous: Float | None) -> None:
         """Write the parts of an observation that stay the same along a chain."""
         self._picture = None
-        self._frame = np.zeros(self.layout.size, np.float32)
-        self._frame[self.layout.state] = state
-        if self.include_previous_action and previous is not None:
-            self._frame[self.layout.previous_action] = previous
+        spec = self.flow_spec
+        self._frame = np.zeros(spec.flow_observation_dim, np.float32)
+        self._frame[spec.state] = state
+        if spec.include_previous_action and previous is not None:
+            self._frame[spec.previous_action] = previous
             self._frame[-1] = 1.0
 
     def _start_chain(self, noise: Float | None = None) -> None:
         if noise is None:
-            noise = self.np_random.standard_normal(self.layout.action_dim, np.float32)
+            noise = self.np_random.standard_normal(self._shape, np.float32)
             noise *= np.float32(self.noise_scale)
         self._x_t = noise
         self._k = self._clipped = 0
@@ -337,7 +284,7 @@ class FlowMDPEnv(gym.Env[Float, Float]):
     def _observe(self, k: int) -> Float:
         observation = self._frame.copy()
         observation[self._point] = self._x_t
-        if self.include_time:
+        if self._sees_time:
             observation[self._point.stop] = self._times[k]
         return observation
 
@@ -352,8 +299,8 @@ class FlowMDPEnv(gym.Env[Float, Float]):
         square = action.dot(action)
         if square < 1.0:  # inside the unit ball, hence finite and inside the box
             return action
-        if not math.isfinite(square) and not np.isfinite(action).all():
-            raise ActionError(f"the action is not finite: {action}")
+        if not math.isfinite(square):
+            as_flow_action(action, self._shape)  # raises for NaN and infinity, not for 1e30
         clipped = int(np.count_nonzero(np.abs(action) >= 1.0))
         if not clipped:
             return action
@@ -362,45 +309,35 @@ class FlowMDPEnv(gym.Env[Float, Float]):
 
     def _step_with_models(self, velocity: Float) -> tuple[float, dict[str, Any]]:
         """A flow step with residual velocity, cost or noise; on batches of one for the models."""
-        settings, x_t = self.settings, self._x_t[None]
-        t = np.float32(flow_time(self._k, self.flow_steps))
-        velocity = velocity[None]
-        reward, info = 0.0, dict[str, Any]()
-        if "behavior" in settings.models:
-            state = self._frame[self.layout.state][None]
-            reference = self.models.reference(state, x_t, np.full((1, 1), t))
-            velocity = reference + velocity if self._residual else velocity
-        if settings.reward == "divergence":
-            divergence = DIVERGENCES[settings.divergence]
-            cost = divergence_reward(velocity, reference, divergence, settings.rho, self.flow_steps)
-            reward = info["reward_divergence"] = float(cost[0])
-        elif settings.reward == "data":
-            cost = data_reward(velocity, x_t, self._x_data[None], t, self.flow_steps)
-            reward = info["reward_data"] = float(cost[0])
-        if settings.noise_std:
+        x_t = self._x_t[None]
+        noise = None
+        if self.settings.noise_std:
             noise = self.np_random.standard_normal(x_t.shape, np.float32)
-            x_next = noisy_flow_step(x_t, velocity, self.flow_steps, settings.noise_std, noise)
-            density = step_log_density(x_next, x_t, velocity, self.flow_steps, settings.noise_std)
-            info["log_density"] = float(density[0])
-        else:
-            x_next = flow_step(x_t, velocity, self.flow_steps)
+        x_next, reward, terms = self.dynamics.step(
+            self._frame[self.flow_spec.state][None],
+            x_t,
+            velocity[None],
+            np.full((1, 1), self._times[self._k], np.float32),
+            self._x_data[None],
+            noise,
+        )
         self._x_t = x_next[0]
-        return reward, info
+        return float(reward[0]), {name: float(values[0]) for name, values in terms.items()}
 
     def _end_chain(
         self, reward: float, info: dict[str, Any]
     ) -> tuple[Float, float, bool, bool, dict[str, Any]]:
         """Execute the action, or end the episode where there is no robot to execute it."""
         executed = np.minimum(np.maximum(self._x_t, self._low), self._high)
-        if "critic" in REWARDS[self.settings.reward].models:
-            value = self.models.value(self._frame[self.layout.state][None], executed[None])
+        if "critic" in self.dynamics.needed:
+            value = self.dynamics.value(self._frame[self.flow_spec.state][None], executed[None])
             info["reward_value"] = float(value[0])
             reward += info["reward_value"]
         info["executed_action"] = executed
-        info["clipped_fraction"] = self._clipped / (self.flow_steps * self.layout.action_dim)
+        info["clipped_fraction"] = self._clipped / (self._steps * len(executed))
         if self.settings.states == "dataset":
             self._running = False
-            return self._observe(self.flow_steps), reward, True, False, info
+            return self._observe(self._steps), reward, True, False, info
         assert self.outer is not None
         state, outer_reward, terminated, truncated, outer_info = self.outer.step(executed.copy())
         if self.settings.reward == "return":

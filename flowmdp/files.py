@@ -58,6 +58,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         temporary.chmod(0o644 & ~_umask())
         os.replace(temporary, path)
     finally:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flowmdp.arguments import check_numbers
 from flowmdp.env import FlowMDPEnv
-from flowmdp.errors import ActionError, ConfigurationError
+from flowmdp.errors import ConfigurationError
 from flowmdp.spaces import as_flow_action
 
 Float = NDArray[np.float32]
@@ -56,13 +56,13 @@ class LatentNoiseEnv(gym.Env[Float, Float]):
         check_numbers("(0, inf)", noise_bound=noise_bound)
         self.flow, self.noise_bound = flow, noise_bound
         self.metadata, self.render_mode = flow.metadata, flow.render_mode
-        layout = flow.layout
+        spec = flow.flow_spec
         # Of a flow observation [s, x_t, (t), (a_{n-1}, flag)] everything but x_t and t.
-        self._kept = np.r_[0 : layout.obs_dim, layout.t + layout.time : layout.size]
-        space = layout.space()
+        self._kept = np.r_[spec.state, spec.t.stop : spec.flow_observation_dim]
+        space = spec.space()
         self.observation_space = Box(space.low[self._kept], space.high[self._kept])
-        self.action_space = Box(-1.0, 1.0, (layout.action_dim,), np.float32)
-        self._zero = np.zeros(layout.action_dim, np.float32)
+        self.action_space = Box(-1.0, 1.0, (spec.action_dim,), np.float32)
+        self._zero = np.zeros(spec.action_dim, np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -75,10 +75,7 @@ class LatentNoiseEnv(gym.Env[Float, Float]):
 
     def step(self, action: Float) -> tuple[Float, float, bool, bool, dict[str, Any]]:
         """Start a chain at noise_bound * action and let the frozen flow finish it."""
-        action = as_flow_action(action, self._zero.shape)
-        if not np.isfinite(action).all():
-            raise ActionError(f"the action is not finite: {action}")
-        bounded = np.minimum(np.maximum(action, np.float32(-1)), np.float32(1))
+        bounded = np.clip(as_flow_action(action, self._zero.shape), -1, 1)
         self.flow.set_noise(bounded * np.float32(self.noise_bound))
         total = 0.0
         for _ in range(self.flow.flow_steps):

@@ -54,13 +54,11 @@ def make_flow_env(
         DatasetError: For `states="dataset"` when the dataset cannot be had.
     """
     from flowmdp.envs.robots.outer import make_outer
-    from flowmdp.envs.tasks import get_task
 
-    source = get_task(task).source(source)
     if states == "dataset" and render_mode is not None:
         raise ConfigurationError("states='dataset' has no robot to render: leave out render_mode")
     if decision not in ("velocity", "noise"):
-        raise ConfigurationError(f"unknown decision {decision!r}: choose 'velocity' or 'noise'")
+        raise ConfigurationError(f"decision is {decision!r}: choose one of velocity, noise")
     if decision == "velocity" and noise_bound is not None:
         raise ConfigurationError("noise_bound is of decision='noise': add that, or leave it out")
     if decision == "noise":
@@ -70,17 +68,10 @@ def make_flow_env(
             )
         settings.setdefault("action_mode", "residual")
     needed = FlowSettings.of({"states": states, **settings}).models
-    critic, behavior = _models(task, source, checkpoint, needed)
-    flow = FlowMDPEnv(
-        None if states == "dataset" else make_outer(task, source, render_mode=render_mode),
-        dataset=partial(_load_dataset, task, source, dataset_id),
-        critic=critic,
-        behavior=behavior,
-        task=task,
-        source=source,
-        states=states,
-        **settings,
-    )
+    parts = _parts(task, source, checkpoint, dataset_id, needed)
+    live = states != "dataset"
+    outer = make_outer(task, parts["source"], render_mode=render_mode) if live else None
+    flow = FlowMDPEnv(outer, states=states, **parts, **settings)
     if decision == "velocity":
         return flow
     return LatentNoiseEnv(flow, NOISE_BOUND if noise_bound is None else noise_bound)
@@ -117,10 +108,8 @@ def make_flow_vector_env(
         CheckpointError: For a checkpoint that is missing, damaged or of another robot.
         DatasetError: When the dataset cannot be had.
     """
-    from flowmdp.envs.tasks import get_task
     from flowmdp.vector import FlowMDPVectorEnv, vector_settings
 
-    source = get_task(task).source(source)
     if render_mode is not None:
         raise ConfigurationError("the vector environment has no robot to render")
     if decision != "velocity":
@@ -128,18 +117,27 @@ def make_flow_vector_env(
             f"the vector environment decides on velocities, not on {decision!r}: use "
             "vectorization_mode='sync' or 'async'"
         )
-    needed = vector_settings(settings).models
-    critic, behavior = _models(task, source, checkpoint, needed)
-    return FlowMDPVectorEnv(
-        num_envs,
-        partial(_load_dataset, task, source, dataset_id),
-        critic=critic,
-        behavior=behavior,
-        autoreset_mode=autoreset_mode,
-        task=task,
-        source=source,
-        **settings,
-    )
+    parts = _parts(task, source, checkpoint, dataset_id, vector_settings(settings).models)
+    return FlowMDPVectorEnv(num_envs, autoreset_mode=autoreset_mode, **parts, **settings)
+
+
+def _parts(
+    task: str,
+    source: str | None,
+    checkpoint: str | None,
+    dataset_id: str | None,
+    needed: tuple[str, ...],
+) -> dict[str, Any]:
+    """What both environments are made of beside their settings: a task's dataset and models."""
+    from flowmdp.envs.tasks import get_task
+
+    source = get_task(task).source(source)
+    critic, behavior = None, None
+    if checkpoint is not None or needed:
+        critic, behavior = _models(task, source, checkpoint, needed)
+    dataset = partial(_load_dataset, task, source, dataset_id)
+    parts = {"dataset": dataset, "critic": critic, "behavior": behavior}
+    return parts | {"task": task, "source": source}
 
 
 def _load_dataset(task: str, source: str, dataset_id: str | None) -> TransitionDataset:
@@ -152,14 +150,16 @@ def _load_dataset(task: str, source: str, dataset_id: str | None) -> TransitionD
 def _models(
     task: str, source: str, checkpoint: str | None, needed: tuple[str, ...]
 ) -> tuple[Critic | None, Behavior | None]:
-    """Critic and behaviour flow of the checkpoint, or (None, None) where none are needed."""
-    if checkpoint is None and not needed:
-        return None, None
+    """Critic and behaviour flow of the checkpoint, or of the one that ships.
+
+    Raises:
+        CheckpointError: When it is of another robot, which may be of the same sizes by chance.
+    """
     from flowmdp.agents import load_agent, models_of, pretrained_path
-    from flowmdp.envs.tasks import get_task
+    from flowmdp.envs.tasks import TASKS
 
     path = Path(checkpoint) if checkpoint is not None else None
-    if path is None and source == get_task(task).default_source:
+    if path is None and source == TASKS[task].default_source:
         path = pretrained_path(task)
     if path is None:
         raise ConfigurationError(
@@ -167,21 +167,10 @@ def _models(
             f"({source}): run `flowmdp train df-div {task}` and pass checkpoint=FILE"
         )
     agent = load_agent(path, device="cpu")
-    _check_robot(path, agent.spec.task, task)
-    critic, behavior = models_of(agent, path)
-    return critic, behavior
-
-
-def _check_robot(path: Path, trained_on: str | None, task: str) -> None:
-    """Refuse the models of another robot, which may be of the same sizes by chance.
-
-    Raises:
-        CheckpointError: When the checkpoint's task is one of ours and has another robot.
-    """
-    from flowmdp.envs.tasks import TASKS
-
+    trained_on = agent.spec.task
     if trained_on in TASKS and TASKS[trained_on].robot != TASKS[task].robot:
         raise CheckpointError(
             f"{path} was trained on {trained_on}, whose robot is not that of {task}: pass a "
             f"checkpoint of {task}, `flowmdp train df-div {task}` makes one"
         )
+    return models_of(agent, path)

@@ -20,6 +20,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from flowmdp.arguments import check_numbers
 from flowmdp.errors import ConfigurationError
 from flowmdp.vector import FlowMDPVectorEnv
 
@@ -138,9 +139,7 @@ class FlowReplayBuffer(ReplayBuffer):
         flow_gamma: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        for name, value in (("gamma", gamma), ("flow_gamma", flow_gamma)):
-            if not 0 <= value <= 1:
-                raise ConfigurationError(f"{name} is {value}: it must be in [0, 1]")
+        check_numbers("[0, 1]", gamma=gamma, flow_gamma=flow_gamma)
         if kwargs.get("optimize_memory_usage"):
             raise ConfigurationError("FlowReplayBuffer does not support optimize_memory_usage")
         super().__init__(buffer_size, observation_space, action_space, device, n_envs, **kwargs)

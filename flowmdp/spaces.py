@@ -1,4 +1,4 @@
-"""Spaces of the flow MDP: the layout of an observation, usable robots, usable actions."""
+"""What an environment accepts: robots, datasets, actions and the options of a reset."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ def check_dataset(dataset: TransitionDataset, obs_dim: int, action_dim: int) -> 
 
 
 def as_flow_action(action: Any, shape: tuple[int, ...]) -> Float:
-    """A float32 copy of an action that is floating point and of the right shape.
+    """A float32 copy of an action that is floating point, finite and of the right shape.
 
     Raises:
-        ActionError: When it is neither.
+        ActionError: When it is not.
     """
     try:
         array = np.asarray(action)
@@ -96,13 +96,13 @@ def as_flow_action(action: Any, shape: tuple[int, ...]) -> Float:
         raise ActionError(f"the action has dtype {array.dtype}: it must be floating point")
     if array.shape != shape:
         raise ActionError(f"the action has shape {array.shape}: it must be {shape}")
+    if not np.isfinite(array).all():
+        raise ActionError(f"the action is not finite: {action}")
     return array.astype(np.float32)
 
 
-def take_option(
-    options: dict[str, Any], name: str, *shapes: tuple[int, ...]
-) -> NDArray[np.float32] | None:
-    """Take one array out of the reset options; None when it is not there.
+def take_option(options: dict[str, Any], name: str, dim: int, *chains: int) -> Float | None:
+    """Take one array of shape (dim,) or (*chains, dim) out of reset options; None without it.
 
     Raises:
         ConfigurationError: When it has none of the shapes, or is not finite.
@@ -110,6 +110,7 @@ def take_option(
     if name not in options:
         return None
     value = np.array(options.pop(name), np.float32)
+    shapes = dict.fromkeys(((dim,), (*chains, dim)))
     if value.shape not in shapes or not np.isfinite(value).all():
         raise ConfigurationError(
             f"options[{name!r}] has shape {value.shape}: it must be finite and of shape "

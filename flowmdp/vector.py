@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,20 +12,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from flowmdp.arguments import check_integers
+from flowmdp.base import FlowBase, Recording
 from flowmdp.errors import ActionError, ConfigurationError, ResetNeededError
-from flowmdp.mdp.rewards import (
-    DIVERGENCES,
-    REWARDS,
-    Behavior,
-    Critic,
-    Models,
-    data_reward,
-    divergence_reward,
-)
-from flowmdp.mdp.spec import FlowSettings, Layout
-from flowmdp.mdp.transition import flow_step, noisy_flow_step, step_log_density
-from flowmdp.spaces import check_dataset, outer_spaces, take_option
-from flowmdp.transitions import TransitionDataset
+from flowmdp.mdp.rewards import Behavior, Critic
+from flowmdp.mdp.spec import FlowSettings
 
 Array = NDArray[Any]
 Rows = NDArray[np.intp] | slice
@@ -55,7 +46,7 @@ def _autoreset(mode: AutoresetMode | str) -> AutoresetMode:
         ) from None
 
 
-class FlowMDPVectorEnv(VectorEnv[Array, Array, Array]):
+class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
     """`num_envs` copies of `FlowMDPEnv(states="dataset")`, computed together.
 
     The same seeds, options and actions give, chain by chain, the observations, rewards and infos of
@@ -89,7 +80,7 @@ class FlowMDPVectorEnv(VectorEnv[Array, Array, Array]):
     def __init__(
         self,
         num_envs: int,
-        dataset: TransitionDataset | Callable[[], TransitionDataset],
+        dataset: Recording,
         *,
         critic: Critic | None = None,
         behavior: Behavior | None = None,
@@ -98,33 +89,19 @@ class FlowMDPVectorEnv(VectorEnv[Array, Array, Array]):
         source: str | None = None,
         **settings: Any,
     ) -> None:
-        if num_envs < 1:
-            raise ConfigurationError(f"num_envs is {num_envs}: it must be at least 1")
-        self.settings = vector_settings(settings)
+        check_integers(1, num_envs=num_envs)
+        arguments = vector_settings(settings)
+        super().__init__(arguments, None, dataset, critic, behavior, task, source)
+        spec, action_dim = self.flow_spec, self.flow_spec.action_dim
         self.num_envs = num_envs
-        self.flow_steps = int(self.settings.flow_steps)
-        self.velocity_scale = self.settings.scale
-        self.noise_scale = float(self.settings.noise_scale)
-        self.include_time = self.settings.include_time
-        self.include_previous_action = self.settings.include_previous_action
-        self.task, self.source = task, source
-        self.dataset = dataset if isinstance(dataset, TransitionDataset) else dataset()
-        self.outer_observation_space, self.outer_action_space = outer_spaces(None, self.dataset)
-        obs_dim, action_dim = (
-            self.outer_observation_space.shape[0],
-            self.outer_action_space.shape[0],
-        )
-        check_dataset(self.dataset, obs_dim, action_dim)
-        self.models = Models(critic, behavior, obs_dim, action_dim, self.settings.models)
-        self.layout = Layout(obs_dim, action_dim, self.include_time, self.include_previous_action)
-        self.single_observation_space = self.layout.space()
+        self.single_observation_space = spec.space()
         self.single_action_space = Box(-1.0, 1.0, (action_dim,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.autoreset_mode = _autoreset(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
         self._generators: list[np.random.Generator] = []
-        self._frames = np.zeros((num_envs, self.layout.size), np.float32)
+        self._frames = np.zeros((num_envs, spec.flow_observation_dim), np.float32)
         self._x_t = np.zeros((num_envs, action_dim), np.float32)
         self._x_data = np.zeros((num_envs, action_dim), np.float32)
         self._k = np.zeros(num_envs, np.intp)
@@ -145,8 +122,9 @@ class FlowMDPVectorEnv(VectorEnv[Array, Array, Array]):
                 f"options['reset_mask'] must be {self.num_envs} booleans, one per chain"
             )
         rows = np.flatnonzero(mask)
+        noise, state = self._take_options(options, self.num_envs)
         self._seed(seed, rows)
-        self._start(rows, options)
+        self._start(rows, noise, state)
         return self._observe(), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
@@ -174,14 +152,14 @@ class FlowMDPVectorEnv(VectorEnv[Array, Array, Array]):
         if not resetting.all():
             rewards[rows] = self._move(velocity, rows, infos)
         if resetting.any():
-            self._start(np.flatnonzero(resetting), {})
+            self._start(np.flatnonzero(resetting))
         terminations = (self._k == self.flow_steps) & ~resetting
         observations = self._observe()
         if terminations.any():
             rewards += self._end_chains(terminations, infos)
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 infos = self._final(terminations, observations, infos)
-                self._start(np.flatnonzero(terminations), {})
+                self._start(np.flatnonzero(terminations))
                 observations = self._observe()
         return observations, rewards, terminations, np.zeros(self.num_envs, np.bool_), infos
 
@@ -198,23 +176,17 @@ class FlowMDPVectorEnv(VectorEnv[Array, Array, Array]):
             if seed[i] is not None:
                 self._generators[i] = seeding.np_random(seed[i])[0]
 
-    def _start(self, rows: NDArray[np.intp], options: dict[str, Any]) -> None:
+    def _start(
+        self, rows: NDArray[np.intp], noise: Array | None = None, state: Array | None = None
+    ) -> None:
         """Begin the chains of these rows; each draws its state, then its noise."""
-        layout, n = self.layout, self.num_envs
-        noise = take_option(options, "noise", (layout.action_dim,), (n, layout.action_dim))
-        state = take_option(options, "state", (layout.obs_dim,), (n, layout.obs_dim))
-        if options:
-            raise ConfigurationError(f"unknown reset options: {list(options)}")
-        if state is not None and self.settings.reward == "data":
-            raise ConfigurationError(
-                "options['state'] has no dataset action: reward 'data' cannot use it"
-            )
         self._frames[rows] = 0.0
         if state is None:
             draws = np.array([self._generators[i].random() for i in rows])
             self._read_dataset(rows, (draws * len(self.dataset)).astype(np.intp))
         else:
-            self._frames[rows, layout.state] = np.broadcast_to(state, (n, layout.obs_dim))[rows]
+            shape = (self.num_envs, self.flow_spec.observation_dim)
+            self._frames[rows, self.flow_spec.state] = np.broadcast_to(state, shape)[rows]
         if noise is None:
             self._x_t[rows] = np.float32(self.noise_scale) * self._noise(rows)
         else:
@@ -226,27 +198,25 @@ class FlowMDPVectorEnv(VectorEnv[Array, Array, Array]):
     def _noise(self, rows: Rows) -> Array:
         """N(0, I), one row per chain, each from the chain's own generator."""
         indices = np.arange(self.num_envs)[rows]
-        noise = np.empty((len(indices), self.layout.action_dim), np.float32)
+        noise = np.empty((len(indices), self.flow_spec.action_dim), np.float32)
         for i, row in zip(indices, noise, strict=True):
             self._generators[i].standard_normal(None, np.float32, row)
         return noise
 
     def _read_dataset(self, rows: NDArray[np.intp], index: NDArray[np.intp]) -> None:
-        data, layout = self.dataset, self.layout
-        self._frames[rows, layout.state] = data.observations[index]
+        data, spec = self.dataset, self.flow_spec
+        self._frames[rows, spec.state] = data.observations[index]
         self._x_data[rows] = data.actions[index]
-        if self.include_previous_action:
+        if spec.include_previous_action:
             known = ~data.starts[index]
-            self._frames[rows, layout.previous_action] = (
-                data.previous_actions[index] * known[:, None]
-            )
+            self._frames[rows, spec.previous_action] = data.previous_actions[index] * known[:, None]
             self._frames[rows, -1] = known
 
     def _observe(self) -> Array:
         observations = self._frames.copy()
-        observations[:, self.layout.point] = self._x_t
-        if self.include_time:
-            observations[:, self.layout.t] = self._k / self.flow_steps
+        observations[:, self.flow_spec.point] = self._x_t
+        if self.flow_spec.include_time:
+            observations[:, self.flow_spec.t.start] = self._k / self.flow_steps
         return observations
 
     def _bounded(self, actions: Array, rows: Rows) -> Array:
@@ -266,46 +236,33 @@ class FlowMDPVectorEnv(VectorEnv[Array, Array, Array]):
         self._clipped[rows] += (np.abs(actions) >= 1).sum(1)
         return np.minimum(np.maximum(actions, np.float32(-1)), np.float32(1))
 
-    def _move(self, velocity: Array, rows: Rows, infos: dict[str, Any]) -> Array | float:
+    def _move(self, velocity: Array, rows: Rows, infos: dict[str, Any]) -> Array:
         """Move some chains by one step; returns what the step pays them."""
-        settings, x_t = self.settings, self._x_t[rows]
         t = (self._k[rows] / self.flow_steps).astype(np.float32)[:, None]
-        reward: Array | float = 0.0
-        if "behavior" in settings.models:
-            reference = self.models.reference(self._frames[rows, self.layout.state], x_t, t)
-            velocity = reference + velocity if settings.action_mode == "residual" else velocity
-        if settings.reward == "divergence":
-            divergence = DIVERGENCES[settings.divergence]
-            reward = divergence_reward(
-                velocity, reference, divergence, settings.rho, self.flow_steps
-            )
-            self._put(infos, "reward_divergence", rows, reward)
-        elif settings.reward == "data":
-            reward = data_reward(velocity, x_t, self._x_data[rows], t, self.flow_steps)
-            self._put(infos, "reward_data", rows, reward)
-        if settings.noise_std:
-            noise = self._noise(rows)
-            x_next = noisy_flow_step(x_t, velocity, self.flow_steps, settings.noise_std, noise)
-            density = step_log_density(x_next, x_t, velocity, self.flow_steps, settings.noise_std)
-            self._put(infos, "log_density", rows, density)
-        else:
-            x_next = flow_step(x_t, velocity, self.flow_steps)
-        self._x_t[rows] = x_next
+        self._x_t[rows], reward, terms = self.dynamics.step(
+            self._frames[rows, self.flow_spec.state],
+            self._x_t[rows],
+            velocity,
+            t,
+            self._x_data[rows],
+            self._noise(rows) if self.settings.noise_std else None,
+        )
         self._k[rows] += 1
+        for name, values in terms.items():
+            self._put(infos, name, rows, values)
         return reward
 
-    def _end_chains(self, ended: NDArray[np.bool_], infos: dict[str, Any]) -> Array | float:
+    def _end_chains(self, ended: NDArray[np.bool_], infos: dict[str, Any]) -> Array:
         """Mark chains as ended and describe them; returns the value of what they executed."""
         rows: Rows = slice(None) if ended.all() else np.flatnonzero(ended)
         self._ended[rows] = True
         executed = np.minimum(np.maximum(self._x_t[rows], np.float32(-1)), np.float32(1))
-        value: Array | float = 0.0
-        if "critic" in REWARDS[self.settings.reward].models:
-            value = np.zeros(self.num_envs)
-            value[rows] = self.models.value(self._frames[rows, self.layout.state], executed)
+        value = np.zeros(self.num_envs)
+        if "critic" in self.dynamics.needed:
+            value[rows] = self.dynamics.value(self._frames[rows, self.flow_spec.state], executed)
             self._put(infos, "reward_value", rows, value[rows])
         self._put(infos, "executed_action", rows, executed)
-        share = self._clipped[rows] / (self.flow_steps * self.layout.action_dim)
+        share = self._clipped[rows] / (self.flow_steps * executed.shape[1])
         self._put(infos, "clipped_fraction", rows, share)
         return value
 

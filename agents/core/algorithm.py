@@ -4,110 +4,153 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
+import textwrap
 import time
-from collections.abc import Callable, Hashable
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, ClassVar, Self, get_type_hints
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import configure_logger, get_system_info
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
+from flowmdp.agents.core import checkpoint
 from flowmdp.agents.core.acting import OuterPolicy, State
 from flowmdp.agents.core.batch import Batch, DeviceDataset, check_fit
-from flowmdp.agents.core.critics import Info
+from flowmdp.agents.core.config import AgentConfig, documented
+from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.graphs import CudaGraphs
+from flowmdp.agents.core.networks import Descent, Info
+from flowmdp.agents.core.parts import Part
 from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.agents.core.precision import autocast, choose_precision, matmul_precision
-from flowmdp.agents.core.saving import CheckpointedAlgorithm
-from flowmdp.arguments import check_flags, check_integers, check_numbers
-from flowmdp.errors import ConfigurationError
-from flowmdp.mdp.path import get_path
-from flowmdp.mdp.spec import FlowSpec
+from flowmdp.arguments import check_integers
+from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.mdp.spec import FlowSpec, Layout
 from flowmdp.transitions import TransitionDataset
 
 Array = NDArray[np.float32]
+Loss = Callable[..., tuple[Tensor, Info]]
+"""loss(networks, batch, noise, **weights) -> (scalar to descend, what to log); draws nothing."""
+
+ALGORITHMS: dict[str, type[FlowAlgorithm]] = {}
+"""Name on the command line -> class; a class enters itself by `class DFDir(..., name="df-dir")`."""
 
 
-class FlowAlgorithm(CheckpointedAlgorithm):
+class FlowAlgorithm(BaseAlgorithm):
     """Base of the agents: data on the device, the learning loop, acting, exact checkpoints.
 
-    One timestep of `learn` is one gradient step of the policy. The outer environment is never
-    stepped by learning; `env` tells the agent what the flow MDP looks like.
+    One timestep of `learn` is one gradient step of the policy. Learning never steps the robot;
+    `env` tells the agent what the flow MDP looks like. A subclass names its config, makes networks
+    and parts in `build`, and says in `update` what one gradient step is.
 
     Args:
         policy: "MlpPolicy" or a `FlowPolicy` class.
         env: A flow environment (`FlowMDPEnv`, a VecEnv of one, or a registered id, which is made
             with the settings `environment`).
-        learning_rate: Adam's, of the policy.
+        config: All hyper-parameters; None takes the defaults.
         dataset: Transitions to learn from; None takes the environment's.
-        batch_size: Transitions per gradient step.
-        gamma: Discount per outer step.
-        ema_rate: Weight of the new parameters in the moving average that acts.
-        path: "linear" or "trigonometric", on which flows are matched to the data.
-        precision: "float32", "bfloat16" (hidden layers' products in bfloat16, weights and output
-            layers in float32), "tfloat32" (a GPU's TensorFloat-32 for the products of updates), or
-            "auto": what is fastest on the hardware.
-        compile: Compile the losses with `torch.compile`; the first steps take a minute longer.
-        cuda_graphs: On a GPU, record updates as CUDA graphs and replay them, which is several times
-            as fast. A subclass whose update asks something of the host needs False.
-        policy_kwargs: `net_arch`: hidden widths, [256, 256, 256] if not given.
+        policy_kwargs: SB3's way to say `net_arch`.
         tensorboard_log: Folder for TensorBoard files.
         verbose: 1 prints the log to the terminal.
         seed: Of the networks, the batches and the noise.
         device: "auto", "cpu" or "cuda".
+        **hyperparameters: Of the config, by name.
 
     Raises:
-        ConfigurationError: If an argument is out of range, or `env` is no flow environment.
+        ConfigurationError: If an argument is unknown or out of range, or `env` is no flow
+            environment.
         DatasetError: If the dataset does not fit the environment.
     """
 
+    config_class: ClassVar[type[AgentConfig]] = AgentConfig
+    name: ClassVar[str]
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": FlowPolicy}
     policy: FlowPolicy
-    learning_rate: float
+    critic: Critic
+    """Set by the algorithms that have one."""
     default_steps: ClassVar[int] = 20_000
     """Gradient steps of a usual run [ours, at 256x3 on a CPU]."""
     only_flow_steps: ClassVar[int | None] = None
     """The flow steps that the algorithm needs; None where any number will do."""
     acts_at_mean: ClassVar[bool] = False
     """Whether its paper evaluates it without noise (x_0 = 0) instead of with sampled noise."""
+    shows_behavior: ClassVar[bool] = False
+    """Whether a run plays the cloned behaviour too, to show what the policy adds."""
     environment: ClassVar[dict[str, Any]] = {}
-    """Settings of the flow environment that belong to the default arguments."""
+    """Settings of the flow environment that belong to the default hyper-parameters."""
     paper: ClassVar[dict[str, Any]] = {}
-    """Arguments that make it the paper's own, where defaults and `environment` are ours."""
+    """Hyper-parameters that make it the paper's own, where defaults and `environment` are ours."""
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+        """Enter the algorithm in `ALGORITHMS`, and show its hyper-parameters to help()."""
+        super().__init_subclass__(**kwargs)
+        cls.name = name or cls.__name__
+        if name is not None:
+            ALGORITHMS[name] = cls
+        own = inspect.signature(FlowAlgorithm.__init__).parameters.values()
+        keyword, first = inspect.Parameter.KEYWORD_ONLY, ("policy", "env", "config")
+        hints = get_type_hints(cls.config_class)
+        named = [
+            inspect.Parameter(
+                field.name, keyword, default=field.default, annotation=hints[field.name]
+            )
+            for field in dataclasses.fields(cls.config_class)
+        ]
+        others = [one for one in own if one.kind is keyword and not one.name.startswith("_")]
+        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [*(one for one in own if one.name in first), *named, *others]
+        )
+        texts = documented(cls.config_class)
+        lines = [
+            textwrap.fill(f"{field}: {text}", 96, initial_indent=" " * 4, subsequent_indent=" " * 8)
+            for field, text in texts.items()
+        ]
+        described = inspect.cleandoc(cls.__doc__ or "")
+        cls.__doc__ = "\n".join([described, "", "Hyper-parameters:", *lines, ""])
 
     def __init__(
         self,
         policy: str | type[FlowPolicy],
         env: Any,
-        learning_rate: float,
+        config: AgentConfig | None = None,
         *,
         dataset: TransitionDataset | None = None,
-        batch_size: int = 256,
-        gamma: float = 0.99,
-        ema_rate: float = 0.005,
-        path: str = "linear",
-        precision: str = "auto",
-        compile: bool = False,
-        cuda_graphs: bool = True,
         policy_kwargs: dict[str, Any] | None = None,
         tensorboard_log: str | None = None,
         verbose: int = 0,
         seed: int | None = None,
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        **hyperparameters: Any,
     ) -> None:
+        if not isinstance(config, self.config_class | None):
+            raise ConfigurationError(
+                f"config is {config!r}: pass a {self.config_class.__name__}, or name "
+                "hyper-parameters, as in learning_rate=1e-3"
+            )
+        self.config: Any = self.config_class.of(
+            {**(policy_kwargs or {}), **hyperparameters}, config
+        )
+        if seed is not None:
+            check_integers(0, seed=seed)
+            if seed >= 2**32:
+                raise ConfigurationError(f"seed is {seed}: NumPy needs it to be below 2**32")
         if isinstance(env, str):
             env = gym.make(env, **(self.environment if "FlowMDP-" in env else {}))
         super().__init__(
             policy,
             env,
-            learning_rate,
-            policy_kwargs=policy_kwargs,
+            getattr(self.config, "learning_rate", 0.0),
+            policy_kwargs={"net_arch": self.config.net_arch},
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=device,
@@ -115,21 +158,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             support_multi_env=True,
             supported_action_spaces=(spaces.Box,),
         )
-        check_numbers("[0, inf)", learning_rate=learning_rate)
-        check_integers(1, batch_size=batch_size)
-        check_numbers("[0, 1)", gamma=gamma)
-        check_numbers("[0, 1]", ema_rate=ema_rate)
-        check_flags(compile=compile, cuda_graphs=cuda_graphs)
-        if seed is not None:
-            check_integers(0, seed=seed)
-            if seed >= 2**32:
-                raise ConfigurationError(f"seed is {seed}: NumPy needs it to be below 2**32")
-        check_widths(self.policy_kwargs.get("net_arch", []))
-        get_path(path)  # known, or ConfigurationError
-        self.batch_size, self.gamma, self.ema_rate = batch_size, gamma, ema_rate
-        self.path = path
-        self.precision = choose_precision(precision, self.device)
-        self.compile, self.cuda_graphs = compile, cuda_graphs
+        self.precision = choose_precision(self.config.precision, self.device)
         self._dataset = dataset
         if self.env is not None:
             self.spec = FlowSpec.of(self.env)
@@ -137,29 +166,63 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        """Make generators, networks and optimisers; subclasses add theirs."""
+        """Make generators, networks and optimisers."""
         if self.only_flow_steps not in (None, self.spec.flow_steps):
             raise ConfigurationError(
                 f"{type(self).__name__} acts in flow_steps={self.only_flow_steps}, not "
                 f"{self.spec.flow_steps}: make the environment with that number"
             )
-        seed = 0 if self.seed is None else self.seed
+        seed = self.seed or 0
         self.set_random_seed(seed)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.act_generator = torch.Generator(self.device).manual_seed(seed + 1)
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
         self._graphs: CudaGraphs | None = None
         self._data: DeviceDataset | None = None
+        self.parts: tuple[Part, ...] = ()
+        self.prepared = 0
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
             self.action_space,
-            lambda _: self.learning_rate,
+            lambda _: 0.0,  # the optimisers are the algorithm's
             spec=self.spec,
             **self.policy_kwargs,
         ).to(self.device)
+        self.saved = checkpoint.Registry()
+        self.saved.modules["policy"] = self.policy
+        self.saved.generators |= {"learn": self.generator, "act": self.act_generator}
+        for name in ("num_timesteps", "_n_updates", "prepared"):
+            self.saved.count(name, self, name)
+        self.build()
 
-    # -- data, noise, acceleration ----------------------------------------------------------
+    # -- what an algorithm says -------------------------------------------------------------
+
+    def build(self) -> None:
+        """Make parts, networks and optimisers, and register them in `saved`."""
+
+    def prepare(self) -> None:
+        """What happens once, between pre-training and the policy's first step."""
+
+    def update(self) -> Info:
+        """One gradient step; returns scalars to log."""
+        raise TypeError("FlowAlgorithm is abstract: use FlowBC, DFDir, DFDiv or a baseline")
+
+    def phase(self) -> Hashable:
+        """What the next update does that others do not, where they are not all alike."""
+        return None
+
+    def diagnostics(self) -> dict[str, float]:
+        """Scalars that are computed only when the log is written."""
+        return {}
+
+    def behavior_field(self) -> nn.Module:
+        """The cloned behaviour u_v.
+
+        Raises:
+            ConfigurationError: If the algorithm clones none.
+        """
+        raise ConfigurationError(f"{type(self).__name__} has no behaviour flow")
+
+    # -- what it says it with ---------------------------------------------------------------
 
     @property
     def dataset(self) -> TransitionDataset:
@@ -182,17 +245,13 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             normalizer = self.policy.normalizer
             if not normalizer.fitted:
                 normalizer.fit(torch.as_tensor(self.dataset.observations, device=self.device))
-            self._data = DeviceDataset(self.dataset, self.spec, normalizer, self.gamma, self.device)
+            gamma = getattr(self.config, "gamma", None)
+            self._data = DeviceDataset(self.dataset, self.spec, normalizer, gamma, self.device)
         return self._data
-
-    @property
-    def net_arch(self) -> list[int]:
-        """Hidden widths of every network."""
-        return list(self.policy_kwargs.get("net_arch", [256, 256, 256]))
 
     def sample(self) -> Batch:
         """A uniform batch of transitions, with replacement."""
-        return self.data.sample(self.batch_size, self.generator)
+        return self.data.sample(self.config.batch_size, self.generator)
 
     def noise_like(self, actions: Tensor) -> Tensor:
         """x_0 ~ N(0, I) from the agent's own generator, of the shape of `actions`."""
@@ -206,13 +265,32 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         """Matrix products in the agent's precision."""
         return autocast(self.precision, self.device)
 
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, through `torch.compile` when the agent was made with compile=True."""
-        if not self.compile:
-            return function
-        if function not in self._compiled:
-            self._compiled[function] = torch.compile(function, dynamic=False)
-        return self._compiled[function]
+    def descent(self, name: str, module: nn.Module, learning_rate: float) -> Descent:
+        """An optimiser for networks beside the policy, registered under a name."""
+        descent = Descent(module, learning_rate, 10.0)
+        self.saved.optimizers[name] = descent.adam
+        return descent
+
+    def policy_descent(self) -> Descent:
+        """The policy's optimiser, registered as "field"; it moves the average that acts."""
+        config, policy = self.config, self.policy
+        descent = Descent(policy.field, config.learning_rate, 1.0, policy.ema, config.ema_rate)
+        self.saved.optimizers["field"] = descent.adam
+        return descent
+
+    def minimize(
+        self,
+        descent: Descent,
+        loss: Loss,
+        networks: Any,
+        batch: Any,
+        noise: Any = None,
+        **weights: Any,
+    ) -> Info:
+        """One gradient step down a loss; what the loss logs, and the gradient's norm."""
+        with self.autocast():
+            value, info = loss(networks, batch, noise, **weights)
+        return info | {"grad_norm": descent.step(value)}
 
     def graphed(self, update: Callable[[], Info], phase: Hashable) -> Info:
         """One `update`, on a GPU by a CUDA graph; see `CudaGraphs`.
@@ -222,38 +300,68 @@ class FlowAlgorithm(CheckpointedAlgorithm):
             phase: Names it, and everything of the host on which it depends.
         """
         with matmul_precision(self.precision):
-            if self.device.type != "cuda" or not self.cuda_graphs:
+            if self.device.type != "cuda" or not self.config.cuda_graphs:
                 return update()
             if self._graphs is None:
-                self._graphs = CudaGraphs(self._generators().values())
+                self._graphs = CudaGraphs(self.saved.generators.values())
             return self._graphs(update, phase)
 
     # -- learning ---------------------------------------------------------------------------
 
-    def _update(self) -> Info:
-        """One gradient step; returns scalars to log."""
-        raise TypeError("FlowAlgorithm is abstract: use FlowBC, DFDir, DFDiv or a baseline")
+    @property
+    def pretrain_steps(self) -> int:
+        """Updates that `pretrain` takes in all."""
+        return sum(part.steps for part in self.parts)
 
-    def _phase(self) -> Hashable:
-        """What the next update does that others do not, where they are not all alike."""
-        return None
-
-    def _diagnostics(self) -> dict[str, float]:
-        """Scalars that are computed only when the log is written."""
-        return {}
+    @property
+    def pretrain_updates(self) -> int:
+        """Updates that `pretrain` has taken."""
+        return sum(part.updates for part in self.parts)
 
     def pretrain(
         self, progress_bar: bool = False, callback: Callable[[], bool] | None = None
     ) -> bool:
-        """Fit what must stand before the policy learns; FlowBC needs nothing.
+        """Fit the parts, one after another; go on where an interrupted call stopped.
 
         Args:
             progress_bar: Show one.
-            callback: Called after every step; returning False stops.
+            callback: Called after every update; returning False stops.
 
         Returns:
             Whether everything is fitted.
         """
+        if self.prepared:
+            return True
+        if self.pretrain_updates < self.pretrain_steps:
+            len(self.data)  # load and check the data before the bar appears
+            if not hasattr(self, "_logger"):
+                self._logger = configure_logger(self.verbose, self.tensorboard_log, "pretrain")
+            total, started = self.pretrain_steps, self.pretrain_updates
+            with tqdm(
+                total=total, initial=started, desc="pre-training", disable=not progress_bar
+            ) as bar:
+                for part in self.parts:
+                    if not self._fit(part, bar, callback):
+                        return False
+        for part in self.parts:
+            part.finish()
+        self.prepare()
+        self.prepared = 1
+        return True
+
+    def _fit(self, part: Part, bar: Any, callback: Callable[[], bool] | None) -> bool:
+        """The updates that a part lacks; False when the callback stopped them."""
+        infos: list[Info] = []
+        while part.updates < part.steps:
+            part.refresh()
+            infos.append(self.graphed(part.update, (part.name, part.phase)))
+            part.updates += 1
+            bar.update()
+            if self.pretrain_updates % 1000 == 0 or part.updates == part.steps:
+                self._dump(infos, "pretrain", self.pretrain_updates)
+                infos.clear()
+            if callback is not None and not callback():
+                return False
         return True
 
     def learn(
@@ -295,12 +403,16 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         infos: list[Info] = []
         start, first = time.perf_counter(), self.num_timesteps
         while self.num_timesteps < total_timesteps:
-            infos.append(self.graphed(self._update, ("policy", self._phase())))
+            infos.append(self.graphed(self.update, ("policy", self.phase())))
             self.num_timesteps += 1
             self._n_updates += 1
-            if log_interval and self.num_timesteps % log_interval == 0:
+            if not log_interval:
+                infos.clear()
+            elif self.num_timesteps % log_interval == 0:
                 rate = (self.num_timesteps - first) / (time.perf_counter() - start)
                 self.logger.record("time/updates_per_second", rate)
+                for key, value in self.diagnostics().items():
+                    self.logger.record(f"train/{key}", value)
                 self._dump(infos, "train", self.num_timesteps)
                 infos.clear()
             callback.update_locals(locals())
@@ -310,13 +422,10 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         return self
 
     def _dump(self, infos: list[Info], prefix: str, step: int) -> None:
-        """Write the mean of `infos`, and the diagnostics, to the logger."""
+        """Write the mean of `infos` to the logger."""
         for key in infos[0]:
             mean = torch.stack([info[key] for info in infos]).mean()
             self.logger.record(f"{prefix}/{key}", mean.item())
-        if prefix == "train":
-            for key, value in self._diagnostics().items():
-                self.logger.record(f"{prefix}/{key}", value)
         self.logger.dump(step)
 
     # -- acting -----------------------------------------------------------------------------
@@ -328,15 +437,15 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
     ) -> tuple[NDArray[Any], State]:
-        """The action for a flow observation, or for an outer one; their widths tell them apart.
+        """The action for a flow observation, or for a robot's; their widths tell them apart.
 
         Args:
-            observation: A flow observation, (flow_obs_dim,), gets a flow action; an outer
+            observation: A flow observation, (flow_obs_dim,), gets a flow action; a robot's
                 observation, (observation_dim,), gets the whole chain's action. Both may be batched.
             state: See `OuterPolicy.predict`.
             episode_start: See `OuterPolicy.predict`.
-            deterministic: For outer observations: start the chain at zero noise. Without effect on
-                the flow environment, which draws x_0: the velocity field is deterministic.
+            deterministic: For a robot's observations: start the chain at zero noise. Without effect
+                on the flow environment, which draws x_0: the velocity field is deterministic.
 
         Returns:
             Actions in [-1, 1], and the new state.
@@ -357,7 +466,7 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         """Points of whole chains, shape (n_steps + 1, n, action_dim); see `FlowPolicy.chain`.
 
         Args:
-            observations: Outer observations, shape (n, observation_dim).
+            observations: The robot's, shape (n, observation_dim).
             noise: x_0, shape (n, action_dim); None draws what the flow environment would.
             previous: Previous actions and flags, where the flow state includes them.
             n_steps: Flow steps, None for the environment's.
@@ -389,10 +498,52 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         noise: Array | None = None,
         previous: Array | None = None,
         field: nn.Module | None = None,
+        best_of: int = 1,
     ) -> Array:
-        """Outer actions in [-1, 1], shape (n, action_dim), by whole chains; see `chain`."""
-        actions: Array = self.chain(observations, noise, previous, n_steps, solver, field)[-1]
-        return actions.clip(-1, 1)
+        """The robot's actions by whole chains; `chain` explains the other arguments.
+
+        Args:
+            observations: Shape (n, observation_dim).
+            n_steps: Flow steps, None for the environment's.
+            solver: "euler", "midpoint" or "heun".
+            noise: x_0, shape (n * best_of, action_dim); None draws it.
+            previous: Previous actions and flags, where the flow state includes them.
+            field: The velocity field, None for the acting one.
+            best_of: Chains per observation; the action that the critic values most is taken.
+
+        Returns:
+            Shape (n, action_dim), in [-1, 1].
+
+        Raises:
+            ConfigurationError: If `best_of` is below 1, or above it without a critic.
+        """
+        check_integers(1, best_of=best_of)
+        if best_of > 1:
+            observations = np.repeat(observations, best_of, axis=0)
+            previous = None if previous is None else np.repeat(previous, best_of, axis=0)
+        actions = self.chain(observations, noise, previous, n_steps, solver, field)[-1].clip(-1, 1)
+        if best_of == 1:
+            return actions
+        values = self.q_values(observations, actions).reshape(-1, best_of)
+        chains = actions.reshape(-1, best_of, self.spec.action_dim)
+        best: Array = chains[np.arange(len(values)), values.argmax(1)]
+        return best
+
+    @torch.no_grad()
+    def q_values(self, observations: Array, actions: Array) -> Array:
+        """The critic's Q(s, a) in scaled reward units, shape (n,); rows are state-action pairs.
+
+        Raises:
+            ConfigurationError: If the algorithm has no critic.
+        """
+        if not hasattr(self, "critic"):
+            raise ConfigurationError(
+                f"{type(self).__name__} has no critic to choose by: leave best_of out"
+            )
+        states = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
+        chosen = torch.as_tensor(actions, device=self.device)
+        values: Array = self.critic.values(self.policy.normalizer(states), chosen).cpu().numpy()
+        return values
 
     def set_noise_scale(self, noise_scale: float) -> None:
         """Act from noise of another standard deviation than the one trained with; 0 for none.
@@ -403,49 +554,152 @@ class FlowAlgorithm(CheckpointedAlgorithm):
         self.spec = dataclasses.replace(self.spec, noise_scale=noise_scale)
 
     def outer_policy(self, **options: Any) -> OuterPolicy:
-        """The agent as a policy for the bare outer environment.
-
-        Args:
-            **options: See `OuterPolicy`.
-        """
+        """The agent as a policy for the bare robot; see `OuterPolicy` for the options."""
         return OuterPolicy(self, self.policy.ema, **options)
 
     def behavior_policy(self, **options: Any) -> OuterPolicy:
-        """The cloned behaviour as a policy for the bare outer environment.
-
-        Args:
-            **options: See `OuterPolicy`.
+        """The cloned behaviour as a policy for the bare robot.
 
         Raises:
             ConfigurationError: If the algorithm clones none.
         """
-        raise ConfigurationError(f"{type(self).__name__} has no behaviour flow")
+        return OuterPolicy(self, self.behavior_field(), **options)
 
-    # -- what a checkpoint holds --------------------------------------------------------------
+    # -- checkpoints ------------------------------------------------------------------------
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-able."""
-        return {
-            "learning_rate": self.learning_rate,
-            "batch_size": self.batch_size,
-            "gamma": self.gamma,
-            "ema_rate": self.ema_rate,
-            "path": self.path,
-            "precision": self.precision,
-            "compile": self.compile,
-            "cuda_graphs": self.cuda_graphs,
-            "policy_kwargs": self.policy_kwargs,
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return list(self.saved.modules), []
+
+    def save(
+        self,
+        path: checkpoint.Target,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Write a checkpoint from which training resumes exactly.
+
+        Args:
+            path: ".zip" is added where there is no suffix.
+            exclude: For SB3's signature only; must be empty.
+            include: For SB3's signature only; must be empty.
+
+        Raises:
+            OSError: If it cannot be written; a checkpoint that was there before stays whole.
+        """
+        if exclude or include:
+            raise ConfigurationError("a checkpoint is always whole: leave exclude and include out")
+        manifest = {
+            "algorithm": self.name,
+            "dataset": None if self._dataset is None else self._dataset.id,
+            "spec": dataclasses.asdict(self.spec),
+            "config": dataclasses.asdict(self.config),
             "seed": self.seed,
+            "counters": self.saved.counts(),
         }
+        checkpoint.write(path, manifest, self.saved.tensors())
 
-    def _modules(self) -> dict[str, nn.Module]:
-        """Everything with weights that a checkpoint holds."""
-        return {"policy": self.policy}
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        path: checkpoint.Target | checkpoint.Checkpoint,
+        env: Any = None,
+        device: torch.device | str = "auto",
+        dataset: TransitionDataset | None = None,
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        **hyperparameters: Any,
+    ) -> Self:
+        """Make the agent again from a checkpoint; no code from the file is run.
+
+        Args:
+            path: The checkpoint.
+            env: The flow environment, needed to learn on unless `dataset` is given.
+            device: "auto", "cpu" or "cuda".
+            dataset: Transitions to learn from; None takes the environment's.
+            custom_objects: For SB3's signature only; must be empty, nothing is unpickled.
+            print_system_info: Print the versions of this system, as SB3 does.
+            force_reset: For SB3's signature only; learning takes no step of `env`.
+            tensorboard_log: Folder for TensorBoard files.
+            verbose: 1 prints the log to the terminal.
+            **hyperparameters: Override those of the file, by name.
+
+        Raises:
+            ConfigurationError: If an argument is unknown or out of range.
+            CheckpointError: If the file is missing, damaged, of another algorithm, or made for
+                another environment than `env`.
+        """
+        if custom_objects:
+            raise ConfigurationError(
+                "a checkpoint holds no objects to replace: leave custom_objects out and override "
+                "hyper-parameters by name, as in load(path, learning_rate=1e-4)"
+            )
+        if print_system_info:
+            get_system_info()
+        content = path if isinstance(path, checkpoint.Checkpoint) else checkpoint.read(path)
+        manifest = content.manifest
+        if manifest.get("algorithm") != cls.name:
+            raise CheckpointError(
+                f"{content.name} holds a {manifest.get('algorithm')}, not a {cls.name}: "
+                "load it with its own class or with load_agent"
+            )
+        with checkpoint.refusing_damage(content.name):
+            config, seed = cls.config_class.of(manifest["config"]), manifest["seed"]
+            check_integers(0, seed=0 if seed is None else seed)
+        agent = cls(
+            "MlpPolicy",
+            env,
+            cls.config_class.of(hyperparameters, config),
+            dataset=dataset,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        with checkpoint.refusing_damage(content.name):
+            agent._restore(manifest, content.tensors)
+        return agent
+
+    def _restore(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Take the state that `save` wrote."""
+        spec = FlowSpec(**manifest["spec"])
+        if self.env is None:
+            self.spec, self.n_envs = spec, 1
+            self.observation_space = Layout(
+                spec.observation_dim,
+                spec.action_dim,
+                spec.include_time,
+                spec.include_previous_action,
+            ).space()
+            self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
+        elif self.spec != spec:
+            ours, theirs = dataclasses.asdict(self.spec), dataclasses.asdict(spec)
+            difference = ", ".join(
+                f"{name} is {theirs[name]!r} there and {ours[name]!r} here"
+                for name in ours
+                if theirs[name] != ours[name]
+            )
+            raise CheckpointError(
+                f"the checkpoint is of another environment: {difference}; make it with the "
+                "settings load_agent(FILE).spec names, or train a new agent on this one"
+            )
+        self._setup_model()
+        self.saved.restore(tensors, manifest["counters"])
 
 
-def check_widths(net_arch: Any) -> None:
-    """Raise ConfigurationError unless these are widths of hidden layers."""
-    if not isinstance(net_arch, list | tuple):
-        raise ConfigurationError(f"net_arch is {net_arch!r}: list the widths, as in [256, 256]")
-    for width in net_arch:
-        check_integers(1, **{"a width in net_arch": width})
+def load_agent(path: checkpoint.Target, **kwargs: Any) -> Any:
+    """Load a checkpoint with the class that saved it; arguments as in `FlowAlgorithm.load`."""
+    content = checkpoint.read(path)
+    name, stack = content.manifest.get("algorithm"), FlowAlgorithm.__subclasses__()
+    while stack:
+        cls = stack.pop()
+        if cls.name == name:
+            return cls.load(content, **kwargs)
+        stack += cls.__subclasses__()
+    raise CheckpointError(
+        f"{content.name} holds an agent of the unknown class {name!r}: import the module that "
+        "defines it, or name a file that agent.save wrote"
+    )

@@ -47,7 +47,7 @@ class DeviceDataset:
         dataset: The transitions.
         spec: Of the flow environment.
         normalizer: Applied to the observations, once.
-        gamma: Discount, by which rewards are scaled to returns of order one.
+        gamma: Discount, by which rewards are scaled to returns of order one; None leaves them.
         device: Where the tensors live.
 
     Raises:
@@ -59,7 +59,7 @@ class DeviceDataset:
         dataset: TransitionDataset,
         spec: FlowSpec,
         normalizer: Normalizer,
-        gamma: float,
+        gamma: float | None,
         device: torch.device,
     ) -> None:
         check_fit(dataset, spec)
@@ -75,7 +75,9 @@ class DeviceDataset:
         self.actions = tensor(dataset.actions)
         self.masks = tensor(dataset.masks)
         rewards = tensor(dataset.rewards)
-        self.reward_scale = reward_scale(rewards, self.masks, self.continues, gamma)
+        self.reward_scale = 1.0
+        if gamma is not None:
+            self.reward_scale = reward_scale(rewards, self.masks, self.continues, gamma)
         self.rewards = rewards * self.reward_scale
         self.previous: Tensor | None = None
         if spec.include_previous_action:

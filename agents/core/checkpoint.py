@@ -13,18 +13,20 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from flowmdp.arguments import check_integers
 from flowmdp.errors import CheckpointError
+from flowmdp.files import replace_file
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, TENSORS = "agent.json", "tensors.safetensors"
 MANIFEST_LIMIT = 1 << 20  # bytes; a manifest is a few kilobytes
 CURE = "take another copy of it, or train again"
@@ -48,20 +50,18 @@ def write(target: Target, manifest: dict[str, Any], tensors: dict[str, Tensor]) 
         return
     path = with_suffix(target)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    replace_file(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
 
 
-def read(source: Target) -> tuple[dict[str, Any], dict[str, Tensor]]:
+class Checkpoint(NamedTuple):
+    """What a file holds."""
+
+    name: Any  # its path
+    manifest: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def read(source: Target) -> Checkpoint:
     """Read manifest and tensors of a checkpoint.
 
     Raises:
@@ -89,7 +89,7 @@ def read(source: Target) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{name} has a checkpoint format this version does not read: load it with the flowmdp "
             "that wrote it, or train again"
         )
-    return manifest, tensors
+    return Checkpoint(name, manifest, tensors)
 
 
 @contextlib.contextmanager
@@ -114,9 +114,9 @@ def refusing_damage(name: Target) -> Iterator[None]:
 
 
 def check_finite(tensors: dict[str, Tensor]) -> None:
-    """Raise CheckpointError for NaN or infinity; only the bounds of a space may be infinite."""
+    """Raise CheckpointError for NaN or infinity."""
     for name, tensor in tensors.items():
-        if not name.startswith("space/") and not tensor.isfinite().all():
+        if not tensor.isfinite().all():
             raise CheckpointError(
                 f"{name} holds NaN or infinity, as after a training that diverged: train again, "
                 "with a smaller learning rate"
@@ -129,52 +129,88 @@ def with_suffix(path: str | os.PathLike[str]) -> Path:
     return path if path.suffix else path.with_suffix(".zip")
 
 
-def flatten_modules(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """The weights of several modules as named tensors."""
-    return {
-        f"{name}/{key}": value
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
-    }
+class Registry:
+    """What a checkpoint holds, each registered once: modules, optimisers, generators, counters."""
+
+    def __init__(self) -> None:
+        self.modules: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.generators: dict[str, torch.Generator] = {}
+        self.counters: dict[str, tuple[object, str]] = {}
+
+    def count(self, name: str, owner: object, attribute: str) -> None:
+        """Register an attribute that holds an integer of at least 0."""
+        self.counters[name] = owner, attribute
+
+    def counts(self) -> dict[str, int]:
+        """The counters' values."""
+        return {name: getattr(*place) for name, place in self.counters.items()}
+
+    def tensors(self, *names: str) -> dict[str, Tensor]:
+        """Everything but the counters as named tensors; names choose modules and optimisers."""
+        found: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            if not names or name in names:
+                found |= module_tensors(name, module)
+        for name, optimizer in self.optimizers.items():
+            if not names or name in names:
+                for index, entries in optimizer.state_dict()["state"].items():
+                    for key, value in entries.items():
+                        found[f"optimizer.{name}/{index}/{key}"] = torch.as_tensor(value)
+        if not names:
+            for name, generator in self.generators.items():
+                found[f"generator/{name}"] = generator.get_state()
+        return found
+
+    def restore(
+        self, tensors: dict[str, Tensor], counts: dict[str, Any], names: Iterable[str] = ()
+    ) -> None:
+        """Take what `tensors` and `counts` gave; learning rates stay the constructor's.
+
+        Raises:
+            CheckpointError: If names or shapes differ.
+            ConfigurationError: If a counter is no integer of at least 0.
+        """
+        names = set(names)
+        for name, module in self.modules.items():
+            if not names or name in names:
+                restore_module(name, module, tensors)
+        for name, optimizer in self.optimizers.items():
+            if not names or name in names:
+                restore_optimizer(name, optimizer, tensors)
+        if not names:
+            for name, generator in self.generators.items():
+                generator.set_state(tensors[f"generator/{name}"])
+        for name, value in counts.items():
+            if name not in self.counters:
+                raise ValueError(f"{name!r} is no counter")
+            check_integers(0, **{name: value})
+            setattr(*self.counters[name], value)
 
 
-def restore_modules(modules: dict[str, nn.Module], tensors: dict[str, Tensor]) -> None:
-    """Load the weights stored under each module's name.
-
-    Raises:
-        CheckpointError: If names or shapes differ.
-    """
-    for name, module in modules.items():
-        prefix = f"{name}/"
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        try:
-            module.load_state_dict(state)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise CheckpointError(
-                f"the checkpoint does not fit this agent ({reason}): load it with the "
-                "hyper-parameters it was saved with, or train again"
-            ) from None
+def module_tensors(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """A module's weights under its name."""
+    return {f"{name}/{key}": value for key, value in module.state_dict().items()}
 
 
-def flatten_optimizer(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's per-parameter state as named tensors."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{name}/{index}/{key}": torch.as_tensor(value)
-        for index, entries in state.items()
-        for key, value in entries.items()
-    }
+def restore_module(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load the weights stored under a module's name."""
+    prefix = f"{name}/"
+    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(
+            f"the checkpoint does not fit this agent ({reason}): load it with the "
+            "hyper-parameters it was saved with, or train again"
+        ) from None
 
 
 def restore_optimizer(
     name: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Put back what `flatten_optimizer` took; learning rates stay those of the constructor.
-
-    Raises:
-        CheckpointError: If names or shapes are not those of Adam and the parameters.
-    """
+    """Load Adam's state, after checking that it is of the parameters' shapes."""
     state: dict[int, dict[str, Tensor]] = {}
     prefix = f"optimizer.{name}/"
     for key, tensor in tensors.items():

@@ -2,33 +2,75 @@
 
 Both agents (Decision Flow, Hu et al. 2025, arXiv:2505.20350) learn in three phases: a behaviour
 flow u_v by flow matching, a critic Q(s, a), then the policy u_theta, which starts as a copy of u_v
-and climbs Q through the flow MDP. The first two are `pretrain`.
+and climbs Q through the flow MDP.
 
-Ours: one roll-out from the next states serves both the critic's target (mode "td") and the flow
-critic; values are measured in advantage units (see `critics`).
+Ours: one roll-out from the next states serves both the critic's target (mode "td") and the policy;
+values are measured in advantage units (see `critics`).
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowmdp.agents.core.actor_critic import ActorCritic
-from flowmdp.agents.core.algorithm import Array
+from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.anchor import Anchor
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.critics import Info, smoothed
-from flowmdp.agents.core.networks import Descent
-from flowmdp.arguments import check_numbers
+from flowmdp.agents.core.config import CloneConfig, ExpectileConfig, PolicyConfig
+from flowmdp.agents.core.critics import smoothed, td_value_loss
+from flowmdp.agents.core.networks import Info
+from flowmdp.agents.core.parts import Clone, ReturnCritic
+from flowmdp.arguments import AtLeast, Range
 from flowmdp.errors import ConfigurationError
 from flowmdp.mdp.transition import flow_step, flow_time
 
 SCALE_SAMPLES = 4096  # states from which the advantage unit nu is measured
 DIAGNOSTIC_SAMPLES = 1024
 STEER_INTERVAL = 10  # policy steps between two movements of rho
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionFlowConfig(PolicyConfig, CloneConfig, ExpectileConfig):
+    """What DF-dir and DF-div share."""
+
+    critic: Literal["td", "iql"] = "td"
+    """td learns on under the policy [ours]; iql never asks for an action outside the data, and is
+    frozen once the policy moves (paper)."""
+    critic_members: Annotated[int, AtLeast(1)] = 5
+    """Q networks in the ensemble [ours: two let every policy run into what the critic has not
+    seen]."""
+    pessimism: Annotated[float, Range("(-inf, inf)")] | None = 2.0
+    """Q = mean - pessimism * std of the members; None takes their minimum [ours]."""
+    smoothing: Annotated[float, Range("[0, inf)")] = 0.2
+    """Standard deviation of the noise on the policy's actions in the td critic's target, TD3's
+    target policy smoothing [ours for flow policies]; 0 adds none."""
+    rho: Annotated[float, Range("(0, inf)")] | None = None
+    """Weight of staying with the behaviour, in advantage units; where it starts if there is a
+    budget. None: by behavior_weight, and with a budget 100, so that the policy leaves its clone
+    slowly."""
+    budget: Annotated[float, Range("(0, inf)")] | None = None
+    """How far actions may move [ours]: their mean squared distance from the behaviour's, in units
+    of the variance of one action coordinate (0.1 is a good start); rho is steered to hold it. None
+    keeps rho fixed."""
+    behavior_weight: Annotated[float, Range("(0, inf)")] | None = None
+    """rho in units of mean |Q|, as in TD3+BC; in place of rho and budget. None: 0.025 for DF-dir,
+    0.01 for DF-div [ours: lab book, eleventh round]."""
+    critic_noise: Annotated[float, Range("[0, inf)")] = 0.0
+    """Standard deviation, in that of each weight tensor, of Gaussian noise put on Q's weights
+    before the policy moves: what a bad critic does. With iql only, since td learns it away."""
+
+    def __post_init__(self) -> None:
+        """Check what excludes what, too."""
+        super().__post_init__()
+        if self.behavior_weight is not None and (self.rho, self.budget) != (None, None):
+            raise ConfigurationError(
+                "behavior_weight takes the place of rho and budget: set both to None"
+            )
+        if self.critic_noise and self.critic != "iql":
+            raise ConfigurationError('critic_noise needs critic="iql"')
 
 
 class Rollout(NamedTuple):
@@ -51,38 +93,14 @@ class Rollout(NamedTuple):
         )
 
 
-class DecisionFlow(ActorCritic):
-    """Base of DF-dir and DF-div.
+class DecisionFlow(FlowAlgorithm):
+    """Base of DF-dir and DF-div."""
 
-    Args:
-        policy: "MlpPolicy".
-        env: A flow environment or its id.
-        learning_rate: Adam's, of the policy.
-        rho: Weight of staying with the behaviour, in advantage units; where it starts if there is
-            a budget. None: by `behavior_weight`, and with a budget 100, so that the policy leaves
-            its clone slowly.
-        budget: How far actions may move [ours]: their mean squared distance from the behaviour's,
-            in units of the variance of one action coordinate (0.1 is a good start); `Anchor` holds
-            it by steering rho. None keeps rho fixed.
-        behavior_weight: rho in units of mean |Q|, as in TD3+BC; in place of rho and budget. None:
-            0.025 for DF-dir, 0.01 for DF-div.
-        critic_members: Q networks in the ensemble; five [ours: two let every policy run into what
-            the critic has not seen].
-        pessimism: Q = mean - pessimism * std of the members.
-        smoothing: Standard deviation of the noise on the policy's actions in the "td" critic's
-            target, TD3's target policy smoothing [ours for flow policies]; 0 adds none.
-        critic_noise: Standard deviation, in that of each weight tensor, of Gaussian noise put on
-            Q's weights before the policy moves: what a bad critic does. With "iql" only, since
-            "td" learns it away.
-        **kwargs: Of `ActorCritic`; the "iql" critic is frozen once the policy moves.
-
-    Raises:
-        ConfigurationError: If an argument is out of its range.
-    """
-
-    default_steps = 9_000  # 12,000 gain nothing more, see docs/experiments.md
-    default_weight: ClassVar[float] = 0.01
-    """`behavior_weight` if it is not given [ours: docs/experiments.md, eleventh round]."""
+    config_class: ClassVar[type[DecisionFlowConfig]] = DecisionFlowConfig
+    shows_behavior = True
+    default_steps = 9_000  # 12,000 gain nothing more (lab book)
+    default_weight: ClassVar[float]
+    """`behavior_weight` if it is not given."""
     environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
     """Less noise [ours]: robots fall by the rare actions of a wide policy; some keeps the modes."""
     paper: ClassVar[dict[str, Any]] = {
@@ -94,69 +112,28 @@ class DecisionFlow(ActorCritic):
         "rho": 1.0,
         "smoothing": 0.0,
     }
-    """As far as the paper's text was at hand; its own rho and steps were not. What no argument
-    undoes stands on the algorithm's page in docs/algorithms."""
+    """As far as the paper's text was at hand; its own rho and steps were not."""
 
-    def __init__(
-        self,
-        policy: Any,
-        env: Any,
-        learning_rate: float = 3e-4,
-        *,
-        rho: float | None = None,
-        budget: float | None = None,
-        behavior_weight: float | None = None,
-        critic_members: int = 5,
-        pessimism: float | None = 2.0,
-        smoothing: float = 0.2,
-        critic_noise: float = 0.0,
-        _init_setup_model: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        if rho is not None:
-            check_numbers("(0, inf)", rho=rho)
-        if budget is not None:
-            check_numbers("(0, inf)", budget=budget)
-        if behavior_weight is not None:
-            check_numbers("(0, inf)", behavior_weight=behavior_weight)
-            if rho is not None or budget is not None:
-                raise ConfigurationError(
-                    "behavior_weight takes the place of rho and budget: set both to None"
-                )
-        check_numbers("[0, inf)", smoothing=smoothing, critic_noise=critic_noise)
-        if critic_noise and kwargs.get("critic") != "iql":
-            raise ConfigurationError('critic_noise needs critic="iql"')
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            critic_members=critic_members,
-            pessimism=pessimism,
-            _init_setup_model=False,
-            **kwargs,
-        )
-        self.rho, self.budget, self.behavior_weight = rho, budget, behavior_weight
-        self.smoothing = smoothing
-        self.critic_noise = critic_noise
-        if _init_setup_model:
-            self._setup_model()
-
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        policy = self.policy
-        self.descent = Descent(policy.field, self.learning_rate, 1.0, policy.ema, self.ema_rate)
-        self.optimizers["field"] = self.descent.adam
-        weight = self.default_weight if self.behavior_weight is None else self.behavior_weight
-        self.anchor = Anchor(self.rho, self.budget, weight).to(self.device)
+    def build(self) -> None:
+        """Parts, the policy's optimiser, and the anchor."""
+        config = self.config
+        clone = Clone(self)
+        self.critic_part = ReturnCritic(self, expectiles=config.critic == "iql")
+        self.parts = clone, self.critic_part
+        self.behavior, self.critic = clone.average, self.critic_part.critic
+        self.policy_optimizer = self.policy_descent()
+        weight = config.behavior_weight or self.default_weight
+        self.anchor = Anchor(config.rho, config.budget, weight).to(self.device)
+        self.saved.modules["anchor"] = self.anchor
 
     @torch.no_grad()
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Start the policy as a copy of the behaviour flow, measure rho or the budget's unit."""
         for module in (self.policy.field, self.policy.ema):
             module.load_state_dict(self.behavior.state_dict())
-        if self.critic_noise:
+        if self.config.critic_noise:
             for weight in self.critic.q.weights:
-                weight += self.critic_noise * weight.std() * self.noise_like(weight)
+                weight += self.config.critic_noise * weight.std() * self.noise_like(weight)
         batch = self.data.sample(SCALE_SAMPLES, self.generator)
         states = batch.observations, batch.contexts
         first, second = (
@@ -166,81 +143,68 @@ class DecisionFlow(ActorCritic):
         magnitude = self.critic.fit_scale(batch.observations, batch.actions, first)
         self.anchor.fit(magnitude, first, second)
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return super().hyperparameters() | {
-            "rho": self.rho,
-            "budget": self.budget,
-            "behavior_weight": self.behavior_weight,
-            "smoothing": self.smoothing,
-            "critic_noise": self.critic_noise,
-        }
-
-    def _modules(self) -> dict[str, nn.Module]:
-        return super()._modules() | {"anchor": self.anchor}
+    def behavior_field(self) -> nn.Module:
+        """The behaviour flow u_v."""
+        return self.behavior
 
     # -- the flow MDP -----------------------------------------------------------------------
 
-    def _update(self) -> Info:
-        """One roll-out; the critic where it goes on learning, the anchor, then the policy.
+    def play(self, batch: Batch, chains: int) -> tuple[Rollout, Info]:
+        """Roll the policy out from s', and let the critic and the anchor learn from it.
 
-        The policy learns on fewer chains than there are transitions (`policy_chains`), the
-        critic's target needs an action for each.
+        The policy learns on fewer chains than there are transitions; the critic's target needs an
+        action for each.
+
+        Args:
+            batch: Transitions.
+            chains: How many chains the policy learns on.
+
+        Returns:
+            The first `chains` chains, and what the critic logs.
         """
-        batch = self.sample()
-        policy_chains = self.policy_chains(len(batch.actions))
-        learns = self.critic_mode == "td"
-        chains = slice(None if learns else policy_chains)
-        observations, contexts = (state[chains] for state in batch.flow_states)
-        x_0 = self.starts_like(batch.actions[chains])
+        learns = self.config.critic == "td"
+        rows = slice(None if learns else chains)
+        observations, contexts = (state[rows] for state in batch.flow_states)
+        x_0 = self.starts_like(batch.actions[rows])
         rollout = self.roll_out(self.policy.ema, observations, contexts, x_0)
         info: Info = {}
         if learns:
             next_actions = rollout.actions
-            if self.smoothing > 0:
+            if self.config.smoothing > 0:
                 noise = self.noise_like(next_actions)
-                next_actions = smoothed(next_actions, noise, self.smoothing)
-            info = self.critic_step(batch, next_actions)
-        rollout = rollout.first(policy_chains)
+                next_actions = smoothed(next_actions, noise, self.config.smoothing)
+            info = self.critic_part.learn(td_value_loss, batch, next_actions)
+        rollout = rollout.first(chains)
         self.steer_anchor(rollout)
-        return info | self._update_policy(batch, rollout)
+        return rollout, info
 
-    def _phase(self) -> bool:
-        return self._steers()
-
-    def policy_chains(self, transitions: int) -> int:
-        """How many chains the policy learns on in a batch of so many transitions."""
-        return (transitions + 1) // 2
-
-    def _update_policy(self, batch: Batch, rollout: Rollout) -> Info:
-        """Evaluate and improve the policy in the flow MDP, one gradient step; what to log."""
-        raise TypeError("DecisionFlow is abstract: use DFDir or DFDiv")
+    def phase(self) -> bool:
+        """Whether this update moves rho."""
+        return self.config.budget is not None and self.num_timesteps % STEER_INTERVAL == 0
 
     @torch.no_grad()
     def roll_out(
         self, field: nn.Module, observations: Tensor, contexts: Tensor, x_0: Tensor
     ) -> Rollout:
         """Chains of `field` from noise x_0, shape (batch, action_dim), one for each state."""
+        flow_steps, points, velocities = self.spec.flow_steps, [x_0], []
         with self.autocast():
-            points, velocities = self.compiled(chains)(field, contexts, x_0, self.spec.flow_steps)
-        return Rollout(observations, contexts, points, velocities)
+            for k in range(flow_steps):
+                velocities.append(field(contexts, points[-1], flow_time(k, flow_steps)))
+                points.append(flow_step(points[-1], velocities[-1], flow_steps))
+        return Rollout(observations, contexts, torch.stack(points), torch.stack(velocities))
 
     @torch.no_grad()
     def steer_anchor(self, rollout: Rollout) -> None:
         """Adapt rho to how far the roll-out's actions are from the behaviour's."""
-        if not self._steers():
-            return
-        behavior = self.roll_out(
-            self.behavior, rollout.observations, rollout.contexts, rollout.points[0]
-        )
-        self.anchor.steer((rollout.actions - behavior.actions).square().sum(-1).mean())
-
-    def _steers(self) -> bool:
-        """Whether this update moves rho."""
-        return self.budget is not None and self.num_timesteps % STEER_INTERVAL == 0
+        if self.phase():
+            behavior = self.roll_out(
+                self.behavior, rollout.observations, rollout.contexts, rollout.points[0]
+            )
+            self.anchor.steer((rollout.actions - behavior.actions).square().sum(-1).mean())
 
     @torch.no_grad()
-    def _diagnostics(self) -> dict[str, float]:
+    def diagnostics(self) -> dict[str, float]:
         """On fresh states: is Q exploited, how far have actions moved, how many are clipped."""
         batch = self.data.sample(DIAGNOSTIC_SAMPLES, self.act_generator)
         x_0 = torch.randn(batch.actions.shape, generator=self.act_generator, device=self.device)
@@ -256,61 +220,3 @@ class DecisionFlow(ActorCritic):
             "transport": (policy.actions - behavior.actions).square().sum(-1).mean().item(),
             "clipped_fraction": (policy.points[-1].abs() > 1).float().mean().item(),
         }
-
-    def act(
-        self,
-        observations: Array,
-        n_steps: int | None = None,
-        solver: str = "euler",
-        noise: Array | None = None,
-        previous: Array | None = None,
-        field: nn.Module | None = None,
-        best_of: int = 1,
-    ) -> Array:
-        """Outer actions by whole chains; see `FlowAlgorithm.act`.
-
-        Args:
-            observations: Shape (n, observation_dim).
-            n_steps: Flow steps, None for the environment's.
-            solver: "euler", "midpoint" or "heun".
-            noise: x_0, shape (n * best_of, action_dim); None draws it.
-            previous: Previous actions and flags, where the flow state includes them.
-            field: The velocity field, None for the acting one.
-            best_of: Chains per observation; the action that the critic values most is taken.
-
-        Returns:
-            Shape (n, action_dim), in [-1, 1].
-        """
-        if best_of < 1:
-            raise ConfigurationError(f"best_of is {best_of}: it must be at least 1")
-        states = np.repeat(observations, best_of, axis=0)
-        if previous is not None:
-            previous = np.repeat(previous, best_of, axis=0)
-        actions = super().act(states, n_steps, solver, noise, previous, field)
-        if best_of == 1:
-            return actions
-        values = self.q_values(states, actions).reshape(-1, best_of)
-        best: Array = actions.reshape(-1, best_of, self.spec.action_dim)[
-            np.arange(len(values)), values.argmax(1)
-        ]
-        return best
-
-    @torch.no_grad()
-    def q_values(self, observations: Array, actions: Array) -> Array:
-        """The critic's Q(s, a) in scaled reward units, shape (n,); rows are state-action pairs."""
-        states = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
-        q = self.critic.values(
-            self.policy.normalizer(states), torch.as_tensor(actions, device=self.device)
-        )
-        return q.cpu().numpy()
-
-
-def chains(
-    field: nn.Module, contexts: Tensor, x_0: Tensor, flow_steps: int
-) -> tuple[Tensor, Tensor]:
-    """Points (flow_steps + 1, n, action_dim) and velocities (flow_steps, n, action_dim)."""
-    points, velocities = [x_0], []
-    for k in range(flow_steps):
-        velocities.append(field(contexts, points[-1], flow_time(k, flow_steps)))
-        points.append(flow_step(points[-1], velocities[-1], flow_steps))
-    return torch.stack(points), torch.stack(velocities)

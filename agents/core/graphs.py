@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable
 
 import torch
 
-from flowmdp.agents.core.critics import Info
+from flowmdp.agents.core.networks import Info
 from flowmdp.errors import ConfigurationError
 
 WARM_UP = 3

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flowmdp.agents.core.actor_critic import ActorCritic
-from flowmdp.agents.core.saving import load_agent
+from flowmdp.agents.core.algorithm import load_agent
 from flowmdp.errors import CheckpointError
 
 Array = NDArray[np.float32]
@@ -60,8 +59,7 @@ def models_of(
             f"{path} holds no flow of many steps: use a FlowBC, DFDir, DFDiv or RQL"
         )
     normalizer: nn.Module = agent.policy.normalizer
-    has_critic = isinstance(agent, ActorCritic)
-    field: nn.Module = agent.behavior if has_critic else agent.policy.ema
+    field: nn.Module = agent.behavior_field()
 
     def tensors(*arrays: Array) -> list[Tensor]:
         return [torch.as_tensor(a, dtype=torch.float32, device=agent.device) for a in arrays]
@@ -78,7 +76,7 @@ def models_of(
         velocity: Array = field(normalizer(states), points, times).cpu().numpy()
         return velocity
 
-    return (critic if has_critic else None), behavior
+    return (critic if hasattr(agent, "critic") else None), behavior
 
 
 def pretrained_path(task: str) -> Path | None:

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 Module = TypeVar("Module", bound=nn.Module)
 
+Info = dict[str, Tensor]
+"""Scalars to log, by name."""
+
 
 class EnsembleMlp(nn.Module):
     """`members` independent GELU MLPs of one shape, evaluated together.
@@ -166,7 +169,7 @@ class Normalizer(nn.Module):
 
 
 class Descent:
-    """Adam with clipped gradients, and the moving average of the weights where one is kept.
+    """Adam with clipped gradients, and the moving average of the weights if one is kept.
 
     Args:
         module: Trained in place.

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from flowmdp.agents.core.actor_critic import ActorCritic
-from flowmdp.agents.core.networks import Descent, EnsembleMlp
+from flowmdp.agents.core.networks import EnsembleMlp
 from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.mdp.solver import integrate
 
 LOG_STD_RANGE = (-5.0, 2.0)
 """Of `GaussianField`, as in implicit Q-learning's published code."""
+
+
+SAMPLING_STEPS = 10
+"""Euler steps of a flow that is played as one step (Park et al. 2025, arXiv:2502.02538)."""
 
 
 class OneStepField(nn.Module):
@@ -100,7 +103,7 @@ class SampledField(OneStepField):
         flow_steps: Euler steps of its chains.
     """
 
-    def __init__(self, flow: nn.Module, flow_steps: int) -> None:
+    def __init__(self, flow: nn.Module, flow_steps: int = SAMPLING_STEPS) -> None:
         super().__init__()
         self.flow, self.flow_steps = flow, flow_steps
 
@@ -137,15 +140,3 @@ class DistilledPolicy(OneStepPolicy):
     """A flow, distilled."""
 
     field_class = DistilledField
-
-
-class OneStepAgent(ActorCritic):
-    """Base of the agents whose policy needs a single flow step."""
-
-    only_flow_steps: ClassVar[int | None] = 1
-
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        policy = self.policy
-        self.descent = Descent(policy.field, self.learning_rate, 1.0, policy.ema, self.ema_rate)
-        self.optimizers["field"] = self.descent.adam

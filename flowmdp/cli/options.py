@@ -1,15 +1,14 @@
 """What the user types: one dataclass per subcommand; its docstrings are the `--help` texts.
 
-The module stays light (no torch, no simulator), so that `flowmdp --help` answers at once; each
-`run()` imports what it needs.
+The module stays light (no torch, no simulator), so that `flowmdp --help` answers at once. Fields
+are the arguments of the function that does the work, see `flowmdp.cli.COMMANDS`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal, TypeVar
 
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
@@ -23,14 +22,10 @@ Source = Annotated[
     arg(metavar="{builtin,minari,d4rl}", help_behavior_hint=""),
 ]
 Words = Annotated[tuple[tuple[str, ...], ...], UseAppendAction]
-"""One or more words after each occurrence of an option, which may be repeated; see `flat`."""
+"""One or more words after each occurrence of an option, which may be repeated."""
 Device = Literal["auto", "cpu", "cuda"]
 Solver = Literal["euler", "midpoint", "heun"]
-
-
-def flat(words: Words) -> tuple[str, ...]:
-    """The words of all occurrences of an option, in their order."""
-    return tuple(chain.from_iterable(words))
+Config = TypeVar("Config")
 
 
 @dataclass
@@ -43,12 +38,6 @@ class Tasks:
     For example:
       flowmdp tasks
     """
-
-    def run(self) -> None:
-        """Print the table."""
-        from flowmdp.envs.data.listing import print_tasks
-
-        print_tasks()
 
 
 @dataclass
@@ -74,12 +63,6 @@ class Build:
     force: bool = False
     """Replace the dataset that is there; else one of another size or seed is kept and reported."""
 
-    def run(self) -> None:
-        """Build and say where it lies."""
-        from flowmdp.envs.data.listing import build
-
-        build(self)
-
 
 @dataclass
 class List:
@@ -88,12 +71,6 @@ class List:
     For example:
       flowmdp data list
     """
-
-    def run(self) -> None:
-        """Print the table."""
-        from flowmdp.envs.data.listing import print_datasets
-
-        print_datasets()
 
 
 @dataclass
@@ -115,12 +92,6 @@ class Info:
     plot: File = None
     """Draw returns, lengths and actions into this picture as well."""
 
-    def run(self) -> None:
-        """Print what is known."""
-        from flowmdp.envs.data.listing import print_info
-
-        print_info(self)
-
 
 @dataclass
 class Download:
@@ -137,12 +108,6 @@ class Download:
     """Name of the task; `flowmdp tasks` lists them."""
     force: bool = False
     """Replace the dataset that is there."""
-
-    def run(self) -> None:
-        """Download and say where it lies."""
-        from flowmdp.envs.data.listing import download
-
-        download(self)
 
 
 @dataclass
@@ -167,12 +132,6 @@ class Import:
     force: bool = False
     """Replace the dataset that was imported before."""
 
-    def run(self) -> None:
-        """Import and say where it lies."""
-        from flowmdp.envs.data.listing import import_file
-
-        import_file(self)
-
 
 @dataclass
 class Data:
@@ -193,10 +152,6 @@ class Data:
         | Annotated[Info, subcommand("info")]
     )
 
-    def run(self) -> None:
-        """Run the chosen one."""
-        self.action.run()
-
 
 @dataclass
 class Train:
@@ -208,43 +163,43 @@ class Train:
     the data's. The run folder then holds config.json, checkpoint.zip, progress.csv, history.json,
     curves.png, result.json, and TensorBoard files where tensorboard is installed.
 
-    Algorithms: flow-bc (clone the behaviour), df-dir, df-div (Decision Flow, improve on it), and
-    the baselines iql, rebrac, fql, ifql, rql. df-dir, df-div, fql, ifql and rql start their flows
-    from noise of 0.3; --set noise_scale=1.0 for the full Gaussian.
-    Ctrl-C saves and prints the command that continues.
+    `flowmdp train ALGORITHM --help` shows the options of an algorithm, its hyper-parameters among
+    them. df-dir, df-div, fql, ifql and rql start their flows from noise of 0.3; --noise-scale 1.0
+    takes the full Gaussian. Ctrl-C saves and prints the command that continues;
+    `flowmdp train --resume DIR` takes --steps, which may raise the goal, --device and --verbose.
 
     For example:
       flowmdp train df-div hopper-medium --quick
       flowmdp train df-dir hopper-medium --seed 1 --out runs/my-run
       flowmdp train df-div hopper-medium --dataset zoo/hopper/medium-v0
-      flowmdp train df-div hopper-medium --set rho=0.3 batch_size=512
+      flowmdp train df-div hopper-medium --rho 0.3 --batch-size 512
       flowmdp train df-div hopper-medium --paper
       flowmdp train --resume runs/my-run
       flowmdp train --resume runs/my-run --steps 40000
     """
 
-    algorithm: Positional[Annotated[Name, arg(metavar="ALGORITHM")]] = None
-    """df-dir, df-div, flow-bc, iql, rebrac, fql, ifql or rql."""
-    task: Positional[Annotated[Name, arg(metavar="TASK")]] = None
-    """Name of the task; `flowmdp tasks` lists them."""
+
+@dataclass
+class RunOptions:
+    """Options of every run."""
+
     steps: Number = None
     """Gradient steps of the policy; the algorithm's own number when not given."""
     seed: int = 0
     """Seed of networks, batches, noise and evaluation."""
     out: Folder = None
     """Run folder; runs/TASK/ALGORITHM-seedS when not given."""
-    resume: Folder = None
-    """Run folder of an interrupted run to continue (--steps may raise its goal)."""
     dataset: Annotated[Name, arg(metavar="ID")] = None
     """Any dataset of Minari's local store instead of the task's own."""
     source: Source = None
     """Where data and robot come from; the task's default when not given."""
-    flow_steps: Number = None
-    """Euler steps from noise to action; 10 when not given, 1 where the algorithm needs one."""
     device: Device = "auto"
     """auto takes the GPU when there is one."""
     quick: bool = False
     """The whole job in small: the full dataset, few updates; a look, not a result."""
+    paper: bool = False
+    """Start from the setting of the algorithm's paper instead of the defaults, where these are
+    ours."""
     episodes: int = 20
     """Episodes of each evaluation at the end: of both flows, with noise and without."""
     eval_every: Number = None
@@ -253,18 +208,50 @@ class Train:
     """Episodes of each evaluation during training."""
     save_every: Number = None
     """Policy steps between checkpoints; a tenth of the steps when not given."""
-    set: Annotated[Words, arg(metavar="NAME=VALUE", help_behavior_hint="")] = ()
-    """Any other constructor argument of the algorithm, for instance rho=0.3 critic=td."""
-    paper: bool = False
-    """df-dir, df-div: start from the setting of their paper instead of the defaults (ours)."""
     verbose: bool = False
     """Print the logged numbers as tables too."""
 
-    def run(self) -> None:
-        """Train, or continue."""
-        from flowmdp.runs.train import train
 
-        train(self)
+@dataclass
+class FlowOptions:
+    """Options of the flow environment."""
+
+    flow_steps: Number = None
+    """Euler steps from noise to action; 10 when not given, 1 where the algorithm needs one."""
+    noise_scale: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
+    """Standard deviation of the noise that chains start from; the algorithm's own when not
+    given."""
+    velocity_scale: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
+    """Velocity of a flow action of 1; 6.5 when not given."""
+    include_time: bool = True
+    """Let the policy see the flow time."""
+    include_previous_action: bool = False
+    """Let the policy see the action before."""
+
+
+@dataclass
+class TrainOne(Generic[Config]):
+    """Options of `flowmdp train ALGORITHM`."""
+
+    task: Positional[Annotated[str, arg(metavar="TASK")]]
+    """Name of the task; `flowmdp tasks` lists them."""
+    run: RunOptions
+    flow: FlowOptions
+    config: Config
+
+
+@dataclass
+class Resume:
+    """Continue an interrupted run."""
+
+    resume: Annotated[Path, arg(metavar="DIR")]
+    """Run folder of an interrupted run."""
+    steps: Number = None
+    """A higher goal."""
+    device: Device = "auto"
+    """auto takes the GPU when there is one."""
+    verbose: bool = False
+    """Print the logged numbers as tables too."""
 
 
 @dataclass
@@ -302,12 +289,6 @@ class Eval:
     json: bool = False
     """Print the result as JSON instead of the table."""
 
-    def run(self) -> None:
-        """Evaluate and print."""
-        from flowmdp.runs.play import run_eval
-
-        run_eval(self)
-
 
 @dataclass
 class Record:
@@ -339,12 +320,6 @@ class Record:
     device: Device = "cpu"
     """Where the policy runs."""
 
-    def run(self) -> None:
-        """Play and write."""
-        from flowmdp.runs.record import record
-
-        record(self)
-
 
 @dataclass
 class Plot:
@@ -360,11 +335,97 @@ class Plot:
     out: File = None
     """Picture to write; DIR/curves.png when not given. The suffix gives the format."""
 
-    def run(self) -> None:
-        """Draw."""
-        from flowmdp.runs.curves import plot_run
 
-        print(plot_run(self.run_folder, self.out))
+@dataclass
+class Bench:
+    """Run a table of jobs, tasks x algorithms x seeds: those that are not done yet.
+
+    Every job is one `flowmdp train` in a process of its own. A finished one leaves a line in the
+    file of results, which says that it is done; `flowmdp report` reads that file. Ctrl-C saves
+    every running job, and the same command goes on where it stopped. A job that fails stops no
+    other. The table is a TOML file:
+
+      [run]                       # for every job; any of these may be left out
+      seeds = [1, 2, 3]
+      episodes = 50               # any option of `flowmdp train ALGORITHM`, by its name there;
+      net_arch = [512, 512]       # an algorithm that has no such option goes without it
+      [[tasks]]
+      task = "hopper-medium"
+      [[tasks]]
+      task = "hopper-medium"
+      dataset = "zoo/hopper/medium-v0"    # or: source = "minari"
+
+      [algorithms.df-dir]                 # the name is the label in the report
+      [algorithms.df-div]
+      steps = 5000                        # goes before what [run] says
+      rho = 0.3
+      budget = "None"                     # no value
+      [algorithms."df-div T=5"]           # a variant under its own label
+      algorithm = "df-div"
+      flow_steps = 5
+
+    For example:
+      flowmdp bench table.toml --list
+      flowmdp bench table.toml --jobs 2
+      flowmdp bench table.toml --only seed1 --results results/first.jsonl
+    """
+
+    table: Annotated[Positional[Path], arg(metavar="TABLE.toml")]
+    """The table."""
+    results: File = None
+    """File of the finished jobs, one line each; results/TABLE.jsonl when not given."""
+    runs: Folder = None
+    """Where the run folders and logs go; runs/bench/TABLE when not given."""
+    jobs: Number = None
+    """Processes at once; cores / threads when not given."""
+    threads: int = 1
+    """Threads of each process."""
+    only: Annotated[Words, arg(metavar="TEXT", help_behavior_hint="")] = ()
+    """Only jobs whose name (dataset, label, seed; see --list) contains one of these texts."""
+    list: bool = False
+    """Print every job, whether it is done, and its exact command; run nothing."""
+
+
+@dataclass
+class Report:
+    """Compare finished runs: per dataset, over datasets with intervals, and against each other.
+
+    Reads files that `flowmdp bench` wrote, and the result.json of runs, and prints Markdown: for
+    each dataset and label the mean return over seeds and their standard deviation, first in
+    short, then with the score, the data's return and the clone's; over the datasets that all labels
+    share the mean and the interquartile mean of the normalised score with 95 % bootstrap intervals;
+    and differences between labels with theirs. Runs that carry no label go under their algorithm's
+    name.
+
+    For example:
+      flowmdp report results
+      flowmdp report results/table.jsonl --against df-div --figures figures --csv runs.csv
+      flowmdp report results/table.jsonl --reference flow-bc "df-div T=5"
+      flowmdp report results/table.jsonl results/other.jsonl --only df-div "df-div T=*"
+      flowmdp report runs/hopper-medium --acting noiseless
+      flowmdp report results/table.jsonl --commands
+    """
+
+    results: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="RESULTS ...", help_behavior_hint="")
+    ]
+    """Files of results (TABLE.jsonl), run folders, or folders of either."""
+    against: Annotated[Name, arg(metavar="LABEL")] = None
+    """The label that all others are compared with; the best on average when not given."""
+    only: Annotated[Words, arg(metavar="LABEL", help_behavior_hint="")] = ()
+    """Only these labels, with wildcards: "df-div*". Without it a label on fewer than half as many
+    datasets as the most frequent is shown, and not compared."""
+    reference: Annotated[Words, arg(metavar="LABEL", help_behavior_hint="")] = ()
+    """Labels that are shown per dataset and stay out of the comparison over datasets."""
+    acting: Literal["published", "sampled", "noiseless", "both"] = "published"
+    """Which returns: as each algorithm's paper plays, from sampled noise x_0, or from x_0 = 0;
+    both: the first and, under a label of its own, the last."""
+    csv: File = None
+    """Write one row per run with all its numbers."""
+    figures: Folder = None
+    """Draw scores.png (seeds, means, intervals per dataset) and aggregate.png into this folder."""
+    commands: bool = False
+    """Print the command behind each run as well."""
 
 
 Command = (
@@ -374,4 +435,6 @@ Command = (
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Record, subcommand("record")]
     | Annotated[Plot, subcommand("plot")]
+    | Annotated[Bench, subcommand("bench")]
+    | Annotated[Report, subcommand("report")]
 )

@@ -1,7 +1,8 @@
 """Probability paths from noise to data.
 
 A path fixes the point x_t between noise x_0 (t = 0) and data action x_1 (t = 1), and the velocity
-dx_t/dt that a flow learns to reproduce. All functions work on NumPy arrays and torch tensors alike.
+dx_t/dt that a flow learns to reproduce. All functions take NumPy arrays and torch tensors alike,
+points and velocities of shape (batch, action_dim), t in [0, 1], a number or of shape (batch, 1).
 """
 
 from __future__ import annotations
@@ -9,72 +10,52 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import pi
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from flowmdp.errors import ConfigurationError
 
-Array = TypeVar("Array")
+
+def linear_path(x_0: Any, x_1: Any, t: Any) -> Any:
+    """Point on the straight path, x_t = (1 - t) x_0 + t x_1 (Decision Flow, section 3)."""
+    return (1 - t) * x_0 + t * x_1
 
 
-def linear_path(x_0: Array, x_1: Array, t: Array | float) -> Array:
-    """Point on the straight path, x_t = (1 - t) x_0 + t x_1 (Decision Flow, section 3).
-
-    Args:
-        x_0: Noise, shape (batch, action_dim).
-        x_1: Data actions, shape (batch, action_dim).
-        t: Flow time in [0, 1], a number or shape (batch, 1).
-
-    Returns:
-        x_t, shape (batch, action_dim).
-    """
-    return (1 - t) * x_0 + t * x_1  # type: ignore[operator, return-value]
+def linear_velocity(x_0: Any, x_1: Any, t: Any = 0.0) -> Any:
+    """Velocity of the straight path, x_1 - x_0; the same at every t."""
+    return x_1 - x_0
 
 
-def linear_velocity(x_0: Array, x_1: Array, t: Array | float = 0.0) -> Array:
-    """Velocity of the straight path, x_1 - x_0, shape (batch, action_dim); the same at every t."""
-    return x_1 - x_0  # type: ignore[operator, no-any-return]
+def linear_endpoint(x_t: Any, velocity: Any, t: Any) -> Any:
+    """The x_1 to which a velocity of the straight path belongs, x_t + (1 - t) velocity."""
+    return x_t + (1 - t) * velocity
 
 
-def linear_endpoint(x_t: Array, velocity: Array, t: Array | float) -> Array:
-    """The x_1 to which a velocity of the straight path belongs, x_t + (1 - t) velocity.
-
-    Args:
-        x_t: Point on the path, shape (batch, action_dim).
-        velocity: Shape (batch, action_dim).
-        t: Flow time in [0, 1], a number or shape (batch, 1).
-
-    Returns:
-        Shape (batch, action_dim).
-    """
-    return x_t + (1 - t) * velocity  # type: ignore[operator, return-value]
-
-
-def trigonometric_path(x_0: Array, x_1: Array, t: Array | float) -> Array:
+def trigonometric_path(x_0: Any, x_1: Any, t: Any) -> Any:
     """Point on a quarter of an ellipse, x_t = cos(pi t / 2) x_0 + sin(pi t / 2) x_1.
 
     For standardised data the variance stays 1 along the path (Albergo and Vanden-Eijnden 2023,
-    arXiv:2209.15571, section 3). Arguments and result as `linear_path`.
+    arXiv:2209.15571, section 3).
     """
     cosine, sine = _angle(t)
-    return cosine * x_0 + sine * x_1  # type: ignore[no-any-return]
+    return cosine * x_0 + sine * x_1
 
 
-def trigonometric_velocity(x_0: Array, x_1: Array, t: Array | float) -> Array:
+def trigonometric_velocity(x_0: Any, x_1: Any, t: Any) -> Any:
     """Velocity of the elliptic path, pi/2 (cos(pi t / 2) x_1 - sin(pi t / 2) x_0)."""
     cosine, sine = _angle(t)
-    return pi / 2 * (cosine * x_1 - sine * x_0)  # type: ignore[no-any-return]
+    return pi / 2 * (cosine * x_1 - sine * x_0)
 
 
-def trigonometric_endpoint(x_t: Array, velocity: Array, t: Array | float) -> Array:
+def trigonometric_endpoint(x_t: Any, velocity: Any, t: Any) -> Any:
     """The x_1 of the elliptic path, sin(pi t / 2) x_t + 2 / pi cos(pi t / 2) velocity."""
     cosine, sine = _angle(t)
-    return sine * x_t + 2 / pi * cosine * velocity  # type: ignore[no-any-return]
+    return sine * x_t + 2 / pi * cosine * velocity
 
 
 def _angle(t: Any) -> tuple[Any, Any]:
-    """Cosine and sine of pi t / 2, for a number, an array or a tensor."""
+    """Cosine and sine of pi t / 2."""
     angle = t * (pi / 2)
     return (angle.cos(), angle.sin()) if hasattr(angle, "cos") else (np.cos(angle), np.sin(angle))
 
@@ -101,11 +82,7 @@ PATHS = {
 
 
 def get_path(name: str) -> Path:
-    """The path of that name.
-
-    Raises:
-        ConfigurationError: For an unknown name.
-    """
+    """The path of that name; an unknown one is a ConfigurationError."""
     if name not in PATHS:
-        raise ConfigurationError(f"unknown path {name!r}: choose one of {', '.join(PATHS)}")
+        raise ConfigurationError(f"path is {name!r}: choose one of {', '.join(PATHS)}")
     return PATHS[name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from flowmdp.arguments import check_integers
 from flowmdp.errors import ConfigurationError
 from flowmdp.mdp.transition import flow_step, flow_time
 
@@ -53,9 +54,8 @@ def integrate(velocity: Velocity, x_0: Any, flow_steps: int, solver: str = "eule
         ConfigurationError: For an unknown solver or flow_steps < 1.
     """
     if solver not in SOLVERS:
-        raise ConfigurationError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
-    if flow_steps < 1:
-        raise ConfigurationError(f"flow_steps is {flow_steps}: it must be at least 1")
+        raise ConfigurationError(f"solver is {solver!r}: choose one of {', '.join(SOLVERS)}")
+    check_integers(1, flow_steps=flow_steps)
     x_t = x_0
     for k in range(flow_steps):
         x_t = SOLVERS[solver](velocity, x_t, k, flow_steps)

@@ -7,17 +7,19 @@ cannot disagree about an argument's default, its range or the layout of an obser
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from gymnasium.spaces import Box
 
-from flowmdp.arguments import check_flags, check_integers, check_numbers
+from flowmdp.arguments import AtLeast, Range, check_fields
 from flowmdp.errors import ConfigurationError
-from flowmdp.mdp.rewards import DIVERGENCES, REWARDS
+from flowmdp.mdp.rewards import REWARD_MODELS, REWARD_STATES
 
-STATES = ("env", "dataset")
-ACTION_MODES = ("velocity", "residual")
+Count = Annotated[int, AtLeast(1)]
+Positive = Annotated[float, Range("(0, inf)")]
+NotNegative = Annotated[float, Range("[0, inf)")]
 
 VELOCITY_SCALE = 6.5
 """Velocity of a flow action of 1, in action units per unit of flow time.
@@ -42,34 +44,22 @@ class FlowSettings:
         ConfigurationError: For a value out of its range or an unknown name.
     """
 
-    flow_steps: int = 10
-    reward: str = "return"
-    states: str = "env"
-    rho: float = 1.0
-    divergence: str = "squared"
-    velocity_scale: float | None = None
-    action_mode: str = "velocity"
-    noise_std: float = 0.0
-    noise_scale: float = 1.0
+    flow_steps: Count = 10
+    reward: Literal["return", "direction", "divergence", "data"] = "return"
+    states: Literal["env", "dataset"] = "env"
+    rho: NotNegative = 1.0
+    divergence: Literal["squared", "smooth_norm", "cosine", "gaussian_kl"] = "squared"
+    velocity_scale: Positive | None = None
+    action_mode: Literal["velocity", "residual"] = "velocity"
+    noise_std: NotNegative = 0.0
+    noise_scale: NotNegative = 1.0
     include_time: bool = True
     include_previous_action: bool = False
 
     def __post_init__(self) -> None:
-        check_integers(1, flow_steps=self.flow_steps)
-        _choose("reward", self.reward, tuple(REWARDS))
-        _choose("states", self.states, STATES)
-        _choose("divergence", self.divergence, tuple(DIVERGENCES))
-        _choose("action_mode", self.action_mode, ACTION_MODES)
-        if self.velocity_scale is not None:
-            check_numbers("(0, inf)", velocity_scale=self.velocity_scale)
-        check_numbers(
-            "[0, inf)", rho=self.rho, noise_std=self.noise_std, noise_scale=self.noise_scale
-        )
-        check_flags(
-            include_time=self.include_time, include_previous_action=self.include_previous_action
-        )
-        needed = REWARDS[self.reward].states
-        if needed is not None and self.states != needed:
+        check_fields(self)
+        needed = REWARD_STATES.get(self.reward, self.states)
+        if self.states != needed:
             raise ConfigurationError(
                 f"reward {self.reward!r} needs states={needed!r}, not {self.states!r}"
             )
@@ -85,7 +75,7 @@ class FlowSettings:
     def models(self) -> tuple[str, ...]:
         """Names of the models the environment needs, "critic" and "behavior"."""
         residual = ("behavior",) if self.action_mode == "residual" else ()
-        return tuple(dict.fromkeys(REWARDS[self.reward].models + residual))
+        return tuple(dict.fromkeys(REWARD_MODELS[self.reward] + residual))
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> FlowSettings:
@@ -99,77 +89,22 @@ class FlowSettings:
         return cls(**arguments)
 
 
-def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigurationError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the parts of a flow observation lie: [s, x_t, (t), (a_{n-1}, its flag)].
-
-    Attributes:
-        obs_dim: Length of the outer observation s.
-        action_dim: Length of x_t and of every action.
-        time: Whether t is part of the observation.
-        previous: Whether a_{n-1} is, with a flag that is 0 at an episode's first action.
-    """
-
-    obs_dim: int
-    action_dim: int
-    time: bool
-    previous: bool
-
-    @property
-    def state(self) -> slice:
-        """s, the outer observation."""
-        return slice(0, self.obs_dim)
-
-    @property
-    def point(self) -> slice:
-        """x_t, the point on the path from noise to action."""
-        return slice(self.obs_dim, self.obs_dim + self.action_dim)
-
-    @property
-    def t(self) -> int:
-        """Index of the flow time, where `time` is True."""
-        return self.obs_dim + self.action_dim
-
-    @property
-    def previous_action(self) -> slice:
-        """a_{n-1}, where `previous` is True; the flag follows it."""
-        start = self.t + self.time
-        return slice(start, start + self.action_dim)
-
-    @property
-    def size(self) -> int:
-        """Length of a flow observation."""
-        return self.t + self.time + (self.action_dim + 1) * self.previous
-
-    def space(self) -> Box[np.float32]:
-        """The observation space: t and flag in [0, 1], a_{n-1} in [-1, 1], the rest unbounded."""
-        low = np.full(self.size, -np.inf, np.float32)
-        high = np.full(self.size, np.inf, np.float32)
-        if self.time:
-            low[self.t], high[self.t] = 0.0, 1.0
-        if self.previous:
-            low[self.previous_action], high[self.previous_action] = -1.0, 1.0
-            low[-1], high[-1] = 0.0, 1.0
-        return Box(low, high, dtype=np.float32)
-
-
 @dataclass(frozen=True)
 class FlowSpec:
-    """What an agent must know of a flow environment; stored in every checkpoint.
+    """The flow state, [s, x_t, (t), (a_{n-1}, its flag)], and how it moves.
+
+    Both environments build one and show it as `flow_spec`; agents read it there and keep it in
+    every checkpoint.
 
     Attributes:
         observation_dim: Width of the outer observation s.
-        action_dim: Width of an action.
+        action_dim: Width of x_t and of every action.
         flow_steps: Flow steps per action.
         velocity_scale: Velocity of flow action 1.
-        noise_scale: Standard deviation of the noise x_0 from which chains start.
         include_time: Whether the flow observation holds t.
-        include_previous_action: Whether it holds the previous action and its flag.
+        include_previous_action: Whether it holds a_{n-1}, with a flag that is 0 at an episode's
+            first action.
+        noise_scale: Standard deviation of the noise x_0 from which chains start.
         task: Name of the task, None for an environment of the user's own.
         source: Data source of the task.
 
@@ -177,43 +112,58 @@ class FlowSpec:
         ConfigurationError: If one of them is of another type or out of range.
     """
 
-    observation_dim: int
-    action_dim: int
-    flow_steps: int
-    velocity_scale: float
+    observation_dim: Count
+    action_dim: Count
+    flow_steps: Count
+    velocity_scale: Positive
     include_time: bool = True
     include_previous_action: bool = False
-    noise_scale: float = 1.0
+    noise_scale: NotNegative = 1.0
     task: str | None = None
     source: str | None = None
 
     def __post_init__(self) -> None:
-        """Check what a checkpoint may have brought."""
-        check_integers(
-            1,
-            observation_dim=self.observation_dim,
-            action_dim=self.action_dim,
-            flow_steps=self.flow_steps,
-        )
-        check_numbers("(0, inf)", velocity_scale=self.velocity_scale)
-        check_numbers("[0, inf)", noise_scale=self.noise_scale)
-        check_flags(
-            include_time=self.include_time, include_previous_action=self.include_previous_action
-        )
-        for name in ("task", "source"):
-            if not isinstance(getattr(self, name), str | None):
-                raise ConfigurationError(f"{name} is {getattr(self, name)!r}: it must be a name")
+        check_fields(self)
+
+    @cached_property
+    def state(self) -> slice:
+        """Where s lies in a flow observation."""
+        return slice(0, self.observation_dim)
+
+    @cached_property
+    def point(self) -> slice:
+        """Where x_t lies."""
+        return slice(self.observation_dim, self.observation_dim + self.action_dim)
+
+    @cached_property
+    def t(self) -> slice:
+        """Where the flow time lies; empty without `include_time`."""
+        return slice(self.point.stop, self.point.stop + self.include_time)
+
+    @cached_property
+    def previous_action(self) -> slice:
+        """Where a_{n-1} lies, with the flag behind it; empty without `include_previous_action`."""
+        start = self.t.stop
+        return slice(start, start + self.action_dim * self.include_previous_action)
 
     @property
     def context_dim(self) -> int:
         """Width of what the velocity is conditioned on: s, and [a_prev, flag] where included."""
-        extra = self.action_dim + 1 if self.include_previous_action else 0
-        return self.observation_dim + extra
+        return self.observation_dim + (self.action_dim + 1) * self.include_previous_action
 
     @property
     def flow_observation_dim(self) -> int:
         """Width of the flow environment's observation: context, x_t, and t where included."""
-        return self.context_dim + self.action_dim + int(self.include_time)
+        return self.context_dim + self.action_dim + self.include_time
+
+    def space(self) -> Box[np.float32]:
+        """The observation space: t and flag in [0, 1], a_{n-1} in [-1, 1], the rest unbounded."""
+        high = np.full(self.flow_observation_dim, np.inf, np.float32)
+        low = -high
+        flag = slice(self.previous_action.stop, None)
+        for part, bounds in ((self.t, (0, 1)), (self.previous_action, (-1, 1)), (flag, (0, 1))):
+            low[part], high[part] = bounds
+        return Box(low, high, dtype=np.float32)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -223,29 +173,16 @@ class FlowSpec:
 
     @classmethod
     def of(cls, env: Any) -> FlowSpec:
-        """Read the specification off a flow environment.
+        """The specification of a Stable-Baselines3 VecEnv of flow environments.
 
         Raises:
             ConfigurationError: If `env` is no flow environment.
         """
-
-        def attribute(name: str) -> Any:
-            return env.get_attr(name)[0]
-
         try:
-            return cls(
-                observation_dim=int(np.prod(attribute("outer_observation_space").shape)),
-                action_dim=int(np.prod(attribute("outer_action_space").shape)),
-                flow_steps=int(attribute("flow_steps")),
-                velocity_scale=float(attribute("velocity_scale")),
-                include_time=bool(attribute("include_time")),
-                noise_scale=float(attribute("noise_scale")),
-                include_previous_action=bool(attribute("include_previous_action")),
-                task=attribute("task"),
-                source=attribute("source"),
-            )
+            spec: FlowSpec = env.get_attr("flow_spec")[0]
         except AttributeError as error:
             raise ConfigurationError(
                 "the agent needs a flow environment: pass gym.make('FlowMDP-<task>-v0') "
                 f"or FlowMDPEnv(your_env) ({error})"
             ) from None
+        return spec

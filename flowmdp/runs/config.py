@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import ast
+import dataclasses
+import difflib
 import importlib.metadata
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from flowmdp.agents import ALGORITHMS
-from flowmdp.agents.core.actor_critic import ActorCritic
 from flowmdp.agents.core.algorithm import FlowAlgorithm
-from flowmdp.cli.options import Train, flat
-from flowmdp.compare.results import OF_A_SEED_OR_MACHINE
+from flowmdp.agents.core.config import AgentConfig
+from flowmdp.arguments import check_integers
 from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.data.load import load_dataset
 from flowmdp.envs.robots.outer import make_outer
@@ -27,55 +24,95 @@ from flowmdp.errors import ConfigurationError
 from flowmdp.mdp.spec import FlowSettings
 from flowmdp.transitions import TransitionDataset
 
-FLOW_STEPS = 10
-"""Of algorithms that accept any number."""
 QUICK = {"steps": 2_000, "behavior_steps": 10_000, "critic_steps": 5_000}
 """What --quick puts in the place of the defaults; the data stays whole."""
 PACKAGES = ("flowmdp", "gymnasium", "minari", "mujoco", "numpy", "stable-baselines3", "torch")
-OWN_OPTIONS = {"policy", "env", "dataset", "seed", "device", "verbose", "tensorboard_log"}
-ENVIRONMENT = ("include_previous_action", "include_time", "noise_scale", "velocity_scale")
-"""Settings of the flow environment that --set accepts beside the algorithm's arguments."""
+FLOW = ("flow_steps", "noise_scale", "velocity_scale", "include_time", "include_previous_action")
+"""Settings of the flow environment that a run may choose."""
+AT_LEAST = {"steps": 0, "seed": 0, "episodes": 1, "eval_every": 1, "eval_episodes": 1}
+AT_LEAST |= {"save_every": 1, "flow_steps": 1}
 
 
-def make_config(options: Train) -> dict[str, Any]:
-    """The configuration of a new run, checked as far as that is possible without the data.
+def base_config(algorithm: str, paper: bool = False, quick: bool = False) -> AgentConfig:
+    """The hyper-parameters from which a run's own depart.
 
     Raises:
-        ConfigurationError: For an unknown algorithm, an argument it does not know, or a number out
-            of range.
+        ConfigurationError: For an unknown algorithm, or one without a setting of its paper.
+    """
+    cls = get_algorithm(algorithm)
+    if paper and not cls.paper:
+        raise ConfigurationError(f"--paper: {algorithm} has no other setting; leave it out")
+    known = {field.name for field in dataclasses.fields(cls.config_class)}
+    brief = {name: n for name, n in QUICK.items() if name in known} if quick else {}
+    return cls.config_class.of({**(cls.paper if paper else {}), **brief})
+
+
+def make_config(
+    algorithm: str,
+    task: str,
+    *,
+    source: str | None = None,
+    dataset: str | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    episodes: int = 20,
+    eval_every: int | None = None,
+    eval_episodes: int = 5,
+    save_every: int | None = None,
+    device: str = "auto",
+    quick: bool = False,
+    paper: bool = False,
+    **others: Any,
+) -> dict[str, Any]:
+    """The configuration of a new run, checked as far as that is possible without the data.
+
+    Args:
+        algorithm: Name in `ALGORITHMS`.
+        task: Name of the task.
+        source: "builtin", "minari" or "d4rl"; None takes the task's default.
+        dataset: Minari id of other data recorded on the task's robot.
+        seed: Of networks, batches, noise and evaluation.
+        steps: Gradient steps of the policy; None takes the algorithm's.
+        episodes: Of each evaluation at the end.
+        eval_every: Policy steps between evaluations; None takes a tenth of the steps.
+        eval_episodes: Of each evaluation during training.
+        save_every: Policy steps between checkpoints; None takes a tenth of the steps.
+        device: "auto", "cpu" or "cuda".
+        quick: Few updates.
+        paper: Start from the algorithm's own paper instead of the defaults.
+        **others: Settings of the flow environment (`FLOW`) and hyper-parameters, by name; those
+            that are None or absent take the algorithm's defaults.
+
+    Returns:
+        JSON-able; "flow" and "config" hold every setting and hyper-parameter.
+
+    Raises:
+        ConfigurationError: For an unknown algorithm or name, or a number out of range.
         UnknownTaskError: For an unknown task or source.
     """
-    if options.algorithm is None or options.task is None:
-        raise ConfigurationError(
-            "name an algorithm and a task, for instance `flowmdp train df-div hopper-medium`, "
-            "or continue a run with --resume DIR"
-        )
-    algorithm = get_algorithm(options.algorithm)
-    source = get_task(options.task).source(options.source)
-    if options.paper and not algorithm.paper:
-        raise ConfigurationError(f"--paper: {options.algorithm} has no other setting; leave it out")
-    start = algorithm.paper if options.paper else algorithm.environment
-    known = constructor_arguments(algorithm)
-    if options.quick:
-        start = {**start, **{name: n for name, n in QUICK.items() if name in known}}
-    arguments = {**start, **parse_arguments(flat(options.set), algorithm)}
-    steps = QUICK["steps"] if options.quick else algorithm.default_steps
-    flow_steps = algorithm.only_flow_steps or FLOW_STEPS
+    cls, base = get_algorithm(algorithm), base_config(algorithm, paper, quick)
+    flow = {name: others.pop(name, None) for name in FLOW}
+    flow["flow_steps"] = flow["flow_steps"] or cls.only_flow_steps
+    own = {} if paper else cls.environment
+    settings = {**own, **{name: value for name, value in flow.items() if value is not None}}
+    checked = FlowSettings.of(settings)
+    source = get_task(task).source(source)
+    default_steps = QUICK["steps"] if quick else cls.default_steps
     config = {
-        "algorithm": options.algorithm,
-        "task": options.task,
+        "algorithm": algorithm,
+        "task": task,
         "source": source,
-        "dataset_id": options.dataset or get_task(options.task).datasets.get(source),
-        "seed": options.seed,
-        "steps": steps if options.steps is None else options.steps,
-        "flow_steps": flow_steps if options.flow_steps is None else options.flow_steps,
-        "arguments": arguments,
-        "episodes": options.episodes,
-        "eval_every": options.eval_every,
-        "eval_episodes": options.eval_episodes,
-        "save_every": options.save_every,
-        "device": options.device,
-        "quick": options.quick,
+        "dataset_id": dataset or get_task(task).datasets.get(source),
+        "seed": seed,
+        "steps": default_steps if steps is None else steps,
+        "flow": {name: getattr(checked, name) for name in FLOW},
+        "config": jsonable(cls.config_class.of(others, base)),
+        "episodes": episodes,
+        "eval_every": eval_every,
+        "eval_episodes": eval_episodes,
+        "save_every": save_every,
+        "device": device,
+        "quick": quick,
         "command": shlex.join(["flowmdp", *sys.argv[1:]]),
         "versions": versions(),
     }
@@ -83,18 +120,18 @@ def make_config(options: Train) -> dict[str, Any]:
     return config
 
 
-def check_config(config: dict[str, Any]) -> None:
-    """Check the numbers and the device.
+def jsonable(config: AgentConfig) -> dict[str, Any]:
+    """The hyper-parameters as JSON gives them back."""
+    values = dataclasses.asdict(config)
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
-    Raises:
-        ConfigurationError: When one of them cannot be used.
-    """
-    at_least = {"steps": 0, "seed": 0, "episodes": 1, "eval_every": 1, "eval_episodes": 1}
-    for name, least in {**at_least, "save_every": 1, "flow_steps": 1}.items():
-        value = config[name]
-        if value is not None and value < least:
-            option = "--" + name.replace("_", "-")
-            raise ConfigurationError(f"{option} is {value}: it must be at least {least}")
+
+def check_config(config: dict[str, Any]) -> None:
+    """Raise ConfigurationError for a number out of range, or a GPU that is not there."""
+    for name, least in AT_LEAST.items():
+        value = config["flow"][name] if name in FLOW else config[name]
+        if value is not None:
+            check_integers(least, **{f"--{name.replace('_', '-')}": value})
     check_device(config["device"])
 
 
@@ -111,52 +148,12 @@ def get_algorithm(name: str) -> type[FlowAlgorithm]:
         ConfigurationError: When there is none of that name.
     """
     if name not in ALGORITHMS:
-        names = ", ".join(ALGORITHMS)
-        raise ConfigurationError(f"unknown algorithm {name!r}: choose one of {names}")
-    return cast(type[FlowAlgorithm], ALGORITHMS[name])
-
-
-def algorithm_name(agent: FlowAlgorithm) -> str:
-    """The name under which the command knows an agent's class; the class's own for others."""
-    for name, algorithm in ALGORITHMS.items():
-        if type(agent) is algorithm:
-            return name
-    return type(agent).__name__
-
-
-def constructor_arguments(algorithm: type[FlowAlgorithm]) -> set[str]:
-    """Names of the constructor's arguments that --set accepts, through all base classes."""
-    return (algorithm.arguments().keys() - OWN_OPTIONS | {"net_arch"}) - {"policy_kwargs"}
-
-
-def default_arguments(algorithm: type[FlowAlgorithm]) -> dict[str, Any]:
-    """What its hyper-parameters are if nobody names them, but for what the machine decides."""
-    own = OWN_OPTIONS | {"policy_kwargs"} | set(OF_A_SEED_OR_MACHINE)
-    if issubclass(algorithm, ActorCritic) and not algorithm.clones:
-        own |= {"behavior_steps"}
-    return {name: value for name, value in algorithm.arguments().items() if name not in own}
-
-
-def parse_arguments(pairs: Sequence[str], algorithm: type[FlowAlgorithm]) -> dict[str, Any]:
-    """`rho=0.3 critic=td net_arch=[512,512]` as a dictionary; values are literals or words.
-
-    Raises:
-        ConfigurationError: For a pair without "=", or a name the algorithm does not know.
-    """
-    known = constructor_arguments(algorithm) | set(ENVIRONMENT)
-    arguments: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigurationError(f"--set {pair}: write NAME=VALUE, for instance rho=0.3")
-        if name not in known:
-            names = ", ".join(sorted(known))
-            raise ConfigurationError(f"--set {name}: no such argument; there are {names}")
-        try:
-            arguments[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            arguments[name] = value
-    return arguments
+        near = difflib.get_close_matches(name, ALGORITHMS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigurationError(
+            f"unknown algorithm {name!r}: {hint}There are {', '.join(ALGORITHMS)}"
+        )
+    return ALGORITHMS[name]
 
 
 def make_data(config: dict[str, Any]) -> TransitionDataset:
@@ -170,33 +167,20 @@ def make_data(config: dict[str, Any]) -> TransitionDataset:
 
 def make_env(config: dict[str, Any], dataset: TransitionDataset) -> FlowMDPEnv:
     """The flow environment that tells the agent what it learns."""
-    settings = {name: v for name, v in config["arguments"].items() if name in ENVIRONMENT}
     return FlowMDPEnv(
         make_outer(config["task"], config["source"]),
         dataset=dataset,
         task=config["task"],
         source=config["source"],
-        flow_steps=config["flow_steps"],
-        **settings,
+        **config["flow"],
     )
 
 
 def make_agent(config: dict[str, Any], env: FlowMDPEnv) -> FlowAlgorithm:
-    """A new agent.
-
-    Raises:
-        ConfigurationError: When its constructor refuses an argument.
-    """
-    settings = {field.name for field in fields(FlowSettings)} & set(ENVIRONMENT)
-    arguments = {name: v for name, v in config["arguments"].items() if name not in settings}
-    if "net_arch" in arguments:
-        arguments["policy_kwargs"] = {"net_arch": arguments.pop("net_arch")}
-    try:
-        return get_algorithm(config["algorithm"])(
-            "MlpPolicy", env, seed=config["seed"], device=config["device"], **arguments
-        )
-    except (TypeError, AssertionError) as error:
-        raise ConfigurationError(f"--set: {config['algorithm']} refuses it: {error}") from error
+    """A new agent."""
+    return get_algorithm(config["algorithm"])(
+        "MlpPolicy", env, seed=config["seed"], device=config["device"], **config["config"]
+    )
 
 
 def versions() -> dict[str, str]:
@@ -208,8 +192,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # run from a folder, not installed
             found[package] = "unknown"
     return found
-
-
-def checkpoint_file(run_folder: Path) -> Path:
-    """The checkpoint in a run's folder, or the file itself."""
-    return run_folder / "checkpoint.zip" if run_folder.is_dir() else run_folder

@@ -24,7 +24,12 @@ PHASES = {
 }
 
 
-def plot_run(path: Path, out: Path | None = None, quiet: bool = False) -> Path:
+def plot(run_folder: Path, *, out: Path | None = None) -> None:
+    """`flowmdp plot`: draw a run's curves and print where."""
+    print(draw_run(run_folder, out))
+
+
+def draw_run(path: Path, out: Path | None = None, quiet: bool = False) -> Path:
     """Draw returns, Q(pi) - Q(data) and losses of a run.
 
     Args:

@@ -11,12 +11,8 @@ result.json     the run's outcome; written last, so its presence says that the r
 from __future__ import annotations
 
 import csv
-import errno
-import json
-import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 from flowmdp.agents import load_agent
-from flowmdp.agents.core.acting import OuterPolicy
 from flowmdp.agents.core.algorithm import FlowAlgorithm
-from flowmdp.agents.core.decision_flow import DecisionFlow
 from flowmdp.runs.evaluate import evaluate
+from flowmdp.runs.folder import RunFolder
 from flowmdp.arguments import check_integers
-from flowmdp.runs.config import algorithm_name, check_device, checkpoint_file
-from flowmdp.cli.options import Eval
+from flowmdp.runs.config import check_device
 from flowmdp.runs.summary import print_table, summarize
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.errors import CheckpointError, ConfigurationError
@@ -28,7 +26,7 @@ def open_agent(run_folder: Path, task: str | None, device: str) -> FlowAlgorithm
         ConfigurationError: For a GPU that is not there.
     """
     check_device(device)
-    path = checkpoint_file(run_folder)
+    path = RunFolder(run_folder).checkpoint if run_folder.is_dir() else run_folder
     if not path.is_file():
         raise CheckpointError(
             f"{path} does not exist: name a folder that `flowmdp train` made, or a checkpoint file"
@@ -46,47 +44,50 @@ def open_agent(run_folder: Path, task: str | None, device: str) -> FlowAlgorithm
     return agent
 
 
-def run_eval(options: Eval) -> None:
-    """Play and print.
+def play(
+    run_folder: Path,
+    *,
+    episodes: int = 20,
+    seed: int = 0,
+    behavior: bool = False,
+    task: str | None = None,
+    flow_steps: int | None = None,
+    solver: str = "euler",
+    noise_scale: float | None = None,
+    best_of: int = 1,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Play the robot with a trained agent and print returns; see `flowmdp eval --help`.
 
     Raises:
         ConfigurationError: For a number out of range, or an option that the agent cannot take.
+        CheckpointError: When the checkpoint cannot be used.
     """
-    check_integers(1, **{"--episodes": options.episodes, "--best-of": options.best_of})
-    check_integers(0, **{"--seed": options.seed})
-    agent = open_agent(options.run_folder, options.task, options.device)
-    if options.noise_scale is not None:
-        agent.set_noise_scale(options.noise_scale)
-    policy, name = _policy(agent, options)
-    task = agent.spec.task
-    assert task is not None
-    play = partial(make_outer, task, agent.spec.source)
+    check_integers(1, **{"--episodes": episodes, "--best-of": best_of})
+    check_integers(0, **{"--seed": seed})
+    agent = open_agent(run_folder, task, device)
+    if noise_scale is not None:
+        agent.set_noise_scale(noise_scale)
+    chosen: dict[str, Any] = {"n_steps": flow_steps, "solver": solver}
+    if best_of > 1:
+        if not hasattr(agent, "critic"):
+            raise ConfigurationError(f"--best-of: {agent.name} has no critic to ask: leave it out")
+        chosen["best_of"] = best_of
+    policy = agent.behavior_policy(**chosen) if behavior else agent.outer_policy(**chosen)
+    task = str(agent.spec.task)
     result = evaluate(
         policy,
-        play,
-        options.episodes,
-        options.seed,
-        deterministic=options.noise_scale is None and agent.acts_at_mean,
-        progress=not options.json,
+        partial(make_outer, task, agent.spec.source),
+        episodes,
+        seed,
+        deterministic=noise_scale is None and agent.acts_at_mean,
+        progress=not json,
     )
-    summary = {"episodes": options.episodes, **summarize(task, result.returns)}
-    if options.json:
-        record = {"task": task, "seed": options.seed, **summary, "returns": result.returns}
-        print(json.dumps(record, indent=2))
+    summary = {"episodes": episodes, **summarize(task, result.returns)}
+    if json:
+        record = {"task": task, "seed": seed, **summary, "returns": result.returns}
+        print(dumps(record, indent=2))
     else:
+        name = "behaviour flow" if behavior else agent.name
         print_table(f"{task}, {agent.num_timesteps} updates", {name: summary})
-
-
-def _policy(agent: FlowAlgorithm, options: Eval) -> tuple[OuterPolicy, str]:
-    """Who plays, and under which name."""
-    chosen: dict[str, Any] = {"n_steps": options.flow_steps, "solver": options.solver}
-    if options.best_of > 1:
-        if not isinstance(agent, DecisionFlow):
-            raise ConfigurationError(
-                "--best-of asks the critic of df-dir and df-div, this is a "
-                f"{algorithm_name(agent)}: leave it out"
-            )
-        chosen["best_of"] = options.best_of
-    if options.behavior:
-        return agent.behavior_policy(**chosen), "behaviour flow"
-    return agent.outer_policy(**chosen), algorithm_name(agent)

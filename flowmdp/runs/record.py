@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flowmdp.arguments import check_integers
-from flowmdp.cli.options import Record
 from flowmdp.runs.overlay import FlowOverlay
 from flowmdp.runs.scene import actuator_names, prepare_scene
 from flowmdp.files import replace_file
@@ -50,68 +49,83 @@ class ChainPlayer:
         return points
 
 
-def record(options: Record) -> None:
-    """Play one episode and write the video.
+def record(
+    run_folder: Path,
+    *,
+    out: Path = Path("video.mp4"),
+    steps: int = 1000,
+    seed: int = 0,
+    behavior: bool = False,
+    task: str | None = None,
+    plain: bool = False,
+    device: str = "cpu",
+) -> None:
+    """Play one episode and write the video; see `flowmdp record --help`.
 
     Raises:
         RenderingError: When there is no OpenGL, or ffmpeg cannot write; an older video stays.
         ConfigurationError: For a length below 1, a negative seed or an unknown format.
         CheckpointError: When the checkpoint cannot be used.
     """
-    check_integers(1, **{"--steps": options.steps})
-    check_integers(0, **{"--seed": options.seed})
-    if options.out.suffix.lower() not in FORMATS:
-        raise ConfigurationError(f"--out {options.out}: use a name ending in {', '.join(FORMATS)}")
-    if not options.out.parent.is_dir():
-        raise ConfigurationError(f"--out {options.out}: the folder does not exist, create it")
+    check_integers(1, **{"--steps": steps})
+    check_integers(0, **{"--seed": seed})
+    if out.suffix.lower() not in FORMATS:
+        raise ConfigurationError(f"--out {out}: use a name ending in {', '.join(FORMATS)}")
+    if not out.parent.is_dir():
+        raise ConfigurationError(f"--out {out}: the folder does not exist, create it")
     backend = choose_backend()  # before anything that takes time to load
-    from flowmdp.runs.play import open_agent
-    from flowmdp.runs.config import algorithm_name
     from flowmdp.envs.robots.outer import make_outer
+    from flowmdp.runs.play import open_agent
 
-    agent = open_agent(options.run_folder, options.task, options.device)
+    agent = open_agent(run_folder, task, device)
     task = str(agent.spec.task)
     env = make_outer(task, agent.spec.source, render_mode="rgb_array")
     prepare_scene(env, *SIZE)
-    policy = agent.behavior_policy() if options.behavior else agent.outer_policy()
-    player = ChainPlayer(agent, policy.field, options.seed)
-    name = "behaviour flow" if options.behavior else algorithm_name(agent)
-    overlay = FlowOverlay(actuator_names(env, agent.spec.action_dim), SIZE, f"{name} on {task}")
-    summary: list[float] = []
+    policy = agent.behavior_policy() if behavior else agent.outer_policy()
+    player = ChainPlayer(agent, policy.field, seed)
+    title = f"{'behaviour flow' if behavior else agent.name} on {task}"
+    overlay = FlowOverlay(actuator_names(env, agent.spec.action_dim), SIZE, title)
+    total: list[float] = []
     try:
         replace_file(
-            options.out,
-            lambda path: summary.extend(
-                write_video(path, env, player, None if options.plain else overlay, options)
+            out,
+            lambda path: total.extend(
+                write_video(path, env, player, None if plain else overlay, steps, seed)
             ),
         )
+    except BrokenVideoError as error:
+        raise RenderingError(
+            f"ffmpeg stopped writing {out}: is the disk full? Free some space and repeat"
+        ) from error
     finally:
         env.close()
-    steps, total = summary
+    played, reward = total
     fps = env.metadata["render_fps"]
-    print(f"{options.out}: {steps:.0f} steps, return {total:.0f}, {fps} frames/s ({backend})")
+    print(f"{out}: {played:.0f} steps, return {reward:.0f}, {fps} frames/s ({backend})")
+
+
+class BrokenVideoError(Exception):
+    """ffmpeg did not write all frames."""
 
 
 def write_video(
-    path: Path, env: Any, player: ChainPlayer, overlay: FlowOverlay | None, options: Record
+    path: Path, env: Any, player: ChainPlayer, overlay: FlowOverlay | None, length: int, seed: int
 ) -> tuple[int, float]:
     """Play until the episode ends or the length is reached; returns steps and return.
 
     Raises:
-        RenderingError: When ffmpeg stops, or the file is not whole.
+        BrokenVideoError: When ffmpeg stops, or the file is not whole.
     """
     import imageio.v2 as imageio
 
-    full = f"ffmpeg stopped writing {options.out}: is the disk full? Free some space and repeat"
-
-    observation, _ = env.reset(seed=options.seed)
+    observation, _ = env.reset(seed=seed)
     total, steps, over = 0.0, 0, False
     writer = imageio.get_writer(
         path, fps=env.metadata["render_fps"], codec="libx264", quality=8, macro_block_size=16
     )
     try:
-        with tqdm(total=options.steps, desc="recording") as bar:
-            while steps < options.steps and not over:
+        with tqdm(total=length, desc="recording") as bar:
+            while steps < length and not over:
                 points = player.points(observation)
                 frame = env.render()
                 if overlay is not None:
@@ -122,11 +136,11 @@ def write_video(
                 total, steps, over = total + float(reward), steps + 1, terminated or truncated
                 bar.update()
     except OSError as error:
-        raise RenderingError(full) from error
+        raise BrokenVideoError from error
     finally:
         writer.close()
     if not is_whole(path, steps):
-        raise RenderingError(full)
+        raise BrokenVideoError
     return steps, total
 
 

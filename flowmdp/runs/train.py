@@ -5,57 +5,103 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowmdp.agents import FlowBC, load_agent
+from flowmdp.agents import load_agent
 from flowmdp.agents.core.acting import OuterPolicy
-from flowmdp.agents.core.actor_critic import ActorCritic
 from flowmdp.agents.core.algorithm import FlowAlgorithm
-from flowmdp.agents.core.decision_flow import DecisionFlow
-from flowmdp.runs.evaluate import evaluate
-from flowmdp.runs import cache as pretrained
-from flowmdp.runs.config import (
-    check_config,
-    make_agent,
-    make_config,
-    make_data,
-    make_env,
-    versions,
-)
-from flowmdp.runs.callbacks import Interruptible, Keeper
-from flowmdp.runs.log import ProgressFile, make_logger
-from flowmdp.cli.options import Train
-from flowmdp.runs.curves import plot_run
-from flowmdp.runs.summary import print_table, summarize, summarize_evaluations
-from flowmdp.files import read_json, write_json
-from flowmdp.runs.folder import RunFolder, free_folder
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.files import read_json, write_json
+from flowmdp.runs import cache
+from flowmdp.runs.callbacks import Interruptible, Keeper
+from flowmdp.runs.config import check_config, make_agent, make_config, make_data, make_env, versions
+from flowmdp.runs.curves import draw_run
+from flowmdp.runs.evaluate import evaluate
+from flowmdp.runs.folder import RunFolder, free_folder
+from flowmdp.runs.log import ProgressFile, make_logger
+from flowmdp.runs.summary import print_table, summarize, summarize_evaluations
 from flowmdp.transitions import TransitionDataset
 
 LOG_INTERVAL = 100
 """Gradient steps between two lines of progress.csv."""
 DURING, AFTER = 1_000_000, 2_000_000
 """First episode seeds of evaluations during and after training, away from those of the data."""
+DECIDING = ("algorithm", "task", "source", "dataset_id", "seed", "steps", "quick", "flow", "config")
+"""What decides a run's outcome, in config.json and in result.json."""
 FRESH: dict[str, Any] = {"evaluations": [], "updates": 0, "update_seconds": 0.0, "seconds": 0.0}
 
 
-def train(options: Train) -> None:
-    """Run the whole job, or continue it."""
+def train(
+    algorithm: str,
+    task: str,
+    *,
+    out: Path | None = None,
+    verbose: bool = False,
+    **options: Any,
+) -> None:
+    """Run the whole job in a new folder.
+
+    Args:
+        algorithm: Name in `ALGORITHMS`.
+        task: Name of the task.
+        out: Run folder; None takes runs/TASK/ALGORITHM-seedS, or the next free one.
+        verbose: Print the logged numbers too.
+        **options: Of `make_config`.
+    """
     start = time.perf_counter()
-    folder, config = _continue(options) if options.resume else _start(options)
+    config = make_config(algorithm, task, **options)
+    default = Path("runs") / task / f"{algorithm}-seed{config['seed']}"
+    folder = RunFolder(out or free_folder(default))
+    folder.check_free()
+    _work(folder, config, True, verbose, start)
+
+
+def resume(
+    resume: Path, *, steps: int | None = None, device: str = "auto", verbose: bool = False
+) -> None:
+    """Continue a run; only its goal and its device may change.
+
+    Args:
+        resume: Its folder.
+        steps: A goal that is not below the run's own.
+        device: "auto" keeps the run's.
+        verbose: Print the logged numbers too.
+    """
+    start = time.perf_counter()
+    folder, config = RunFolder.open(resume)
+    if steps is not None:
+        if steps < config.get("steps", 0):
+            raise ConfigurationError(
+                f"--steps {steps} is below the run's goal of {config['steps']}: raise it"
+            )
+        config["steps"] = steps
+    if device != "auto":
+        config["device"] = device
+    try:
+        check_config(config)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder.config} lacks {error}: restore it or train again"
+        ) from error
+    write_json(folder.config, config)
+    _work(folder, config, False, verbose, start)
+
+
+def _work(
+    folder: RunFolder, config: dict[str, Any], new: bool, verbose: bool, start: float
+) -> None:
     data = make_data(config)
     env = make_env(config, data)
-    agent = _agent(folder, config, env)
-    if not options.resume:  # only now, so that bad input leaves no folder behind
-        folder.create(config)
-        print(f"run folder: {folder.path}", file=sys.stderr)
     try:
-        _run(folder, config, agent, data, options.verbose, start)
+        agent = _agent(folder, config, env)
+        if new:  # only now, so that bad input leaves no folder behind
+            folder.create(config)
+            print(f"run folder: {folder.path}", file=sys.stderr)
+        _run(folder, config, agent, data, verbose, start)
     except KeyboardInterrupt:
         command = f"flowmdp train --resume {shlex.quote(str(folder.path))}"
         raise KeyboardInterrupt(f"continue with: {command}") from None
@@ -74,7 +120,7 @@ def _run(
     """Everything that happens in the run's folder; `start` is when the command began."""
     history = _history(folder, agent)
     progress = ProgressFile(folder.progress)
-    progress.forget_after(_pretrain_updates(agent), agent.num_timesteps)
+    progress.forget_after(agent.pretrain_updates, agent.num_timesteps)
     agent.set_logger(make_logger(folder, progress, verbose))
     before = history["seconds"]
 
@@ -89,52 +135,8 @@ def _run(
         agent.logger.close()
     if not finished:
         raise KeyboardInterrupt
-    plot_run(folder.path, quiet=True)
+    draw_run(folder.path, quiet=True)
     _conclude(folder, config, agent, data, history)
-
-
-def _start(options: Train) -> tuple[RunFolder, dict[str, Any]]:
-    """Choose a new run's folder."""
-    config = make_config(options)
-    default = Path("runs") / config["task"] / f"{config['algorithm']}-seed{config['seed']}"
-    folder = RunFolder(options.out or free_folder(default))
-    folder.check_free()
-    return folder, config
-
-
-def _continue(options: Train) -> tuple[RunFolder, dict[str, Any]]:
-    """Open an existing run; only its goal and its device may change."""
-    allowed = {"resume", "steps", "device", "verbose"}
-    changed = [
-        f"--{field.name.replace('_', '-')}"
-        if field.name not in ("algorithm", "task")
-        else field.name
-        for field in fields(options)
-        if field.name not in allowed and getattr(options, field.name) != field.default
-    ]
-    if changed:
-        raise ConfigurationError(
-            f"{', '.join(changed)} cannot change in a run that is continued: with --resume give "
-            "only --steps, --device and --verbose, or start a new run"
-        )
-    assert options.resume is not None
-    folder, config = RunFolder.open(options.resume)
-    if options.steps is not None:
-        if options.steps < config.get("steps", 0):
-            raise ConfigurationError(
-                f"--steps {options.steps} is below the run's goal of {config['steps']}: raise it"
-            )
-        config["steps"] = options.steps
-    if options.device != "auto":
-        config["device"] = options.device
-    try:
-        check_config(config)
-    except KeyError as error:
-        raise CheckpointError(
-            f"{folder.config} lacks {error}: restore it or train again"
-        ) from error
-    write_json(folder.config, config)
-    return folder, config
 
 
 def _agent(folder: RunFolder, config: dict[str, Any], env: Any) -> FlowAlgorithm:
@@ -165,11 +167,6 @@ def _history(folder: RunFolder, agent: FlowAlgorithm) -> dict[str, Any]:
         if evaluation["step"] <= agent.num_timesteps
     ]
     return history
-
-
-def _pretrain_updates(agent: FlowAlgorithm) -> int:
-    """Updates of behaviour flow and critic so far; 0 for agents that have none."""
-    return agent.pretrain_updates if isinstance(agent, ActorCritic) else 0
 
 
 def _learn(
@@ -208,17 +205,17 @@ def _learn(
 
 def _pretrained(agent: FlowAlgorithm, interrupt: Interruptible, save: Any) -> bool:
     """Behaviour flow and critic, from the cache or by training; False when the user stopped it."""
-    if not isinstance(agent, ActorCritic) or agent.num_timesteps > 0:
+    if agent.num_timesteps > 0 or not agent.parts:
         return True
     if agent.pretrain_updates == 0:
-        pretrained.restore(agent)
+        cache.restore(agent)
     if agent.pretrain_updates == agent.pretrain_steps:
         return True
     if not agent.pretrain(progress_bar=True, callback=interrupt.go_on):
         save()
         return False
     save()
-    pretrained.store(agent)
+    cache.store(agent)
     return True
 
 
@@ -250,17 +247,15 @@ def _conclude(
 
     agent_outcome = outcome(agent.outer_policy())
     behavior = None
-    if isinstance(agent, FlowBC):
-        behavior = agent_outcome
-    elif isinstance(agent, DecisionFlow):  # others are compared with a FlowBC run of their own
-        behavior = outcome(agent.behavior_policy())
+    if agent.shows_behavior:
+        policy = agent.behavior_policy()
+        behavior = agent_outcome if policy.field is agent.policy.ema else outcome(policy)
     returns = data.returns_within(get_task(task).horizon).tolist()
     recorded = {"episodes": len(returns), **summarize(task, returns)}
     seconds = history["seconds"] + time.perf_counter() - start
     rate = history["updates"] / history["update_seconds"] if history["update_seconds"] else None
-    names = ("task", "source", "dataset_id", "algorithm", "seed", "steps", "flow_steps", "quick")
     result = {
-        **{name: config[name] for name in names},
+        **{name: config[name] for name in DECIDING},
         **agent_outcome,
         **summarize_evaluations(task, history["evaluations"]),
         "behavior": behavior,
@@ -268,16 +263,13 @@ def _conclude(
         "updates_per_second": rate,
         "wall_seconds": seconds,
         "device": str(agent.device),
-        "arguments": config["arguments"],
-        "hyperparameters": agent.hyperparameters(),
-        "spec": asdict(agent.spec),
         "command": config["command"],
         "versions": versions(),
     }
     write_json(folder.result, result)
-    plot_run(folder.path, quiet=True)
+    draw_run(folder.path, quiet=True)
     flows = {config["algorithm"]: agent_outcome}
-    if isinstance(agent, DecisionFlow) and behavior:
+    if behavior is not None and behavior is not agent_outcome:
         flows["behaviour flow"] = behavior
     rows: dict[str, dict[str, Any]] = {}
     for name, flow in flows.items():

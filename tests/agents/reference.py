@@ -105,7 +105,7 @@ def measure(case: str, changes: dict[str, Any]) -> dict[str, Any]:
         "MlpPolicy",
         env,
         batch_size=32,
-        policy_kwargs={"net_arch": [24, 24]},
+        net_arch=(24, 24),
         precision="float32",
         seed=3,
         device="cpu",

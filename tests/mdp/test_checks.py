@@ -57,7 +57,7 @@ class Broken(FlowMDPEnv):
         if self.fault == "executed" and "executed_action" in info:
             info["executed_action"] = info["executed_action"] * np.float32(0.5)
         if self.fault == "time":
-            observation[self.layout.t] = 0.5
+            observation[self.flow_spec.t] = 0.5
         return observation, reward, terminated, truncated, info
 
 

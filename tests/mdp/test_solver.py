@@ -121,9 +121,9 @@ def test_paths_differ_on_the_way() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ConfigurationError, match="unknown solver 'rk4'"):
+    with pytest.raises(ConfigurationError, match="solver is 'rk4'"):
         integrate(curved, np.zeros(1), 5, "rk4")
-    with pytest.raises(ConfigurationError, match="unknown path 'spiral'"):
+    with pytest.raises(ConfigurationError, match="path is 'spiral'"):
         get_path("spiral")
     with pytest.raises(ConfigurationError, match="flow_steps is 0"):
         integrate(curved, np.zeros(1), 0)

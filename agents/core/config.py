@@ -1,0 +1,125 @@
+"""Hyper-parameters that several algorithms share; an algorithm's own stand in its file.
+
+A config is a frozen dataclass. Each field says its type, range and default once; the line below it
+says what it means and where the default comes from. Constructors, the command's options,
+checkpoints and results all take it from here.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import itertools
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from flowmdp.arguments import AtLeast, Range, check_fields
+from flowmdp.errors import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """What every algorithm has."""
+
+    batch_size: Annotated[int, AtLeast(1)] = 256
+    """Transitions per gradient step."""
+    net_arch: tuple[Annotated[int, AtLeast(1)], ...] = (256, 256, 256)
+    """Hidden widths of every network."""
+    precision: Literal["auto", "float32", "bfloat16", "tfloat32"] = "auto"
+    """float32; bfloat16: hidden layers multiply in bfloat16, weights and output layers stay in
+    float32; tfloat32: a GPU's TensorFloat-32; auto: the fastest on the hardware."""
+    cuda_graphs: bool = True
+    """On a GPU, record updates as CUDA graphs and replay them, which is several times as fast."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigurationError for a value of another type or out of range."""
+        check_fields(self)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], base: Self | None = None) -> Self:
+        """A config from named values; the others are those of `base`, or the defaults.
+
+        Raises:
+            ConfigurationError: For an unknown name, or a value out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(known)}"
+                raise ConfigurationError(f"{name!r} is no hyper-parameter: {hint}")
+        return dataclasses.replace(cls() if base is None else base, **values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(AgentConfig):
+    """Of a policy that is trained by gradient steps."""
+
+    learning_rate: Annotated[float, Range("[0, inf)")] = 3e-4
+    """Adam's, of the policy."""
+    ema_rate: Annotated[float, Range("[0, 1]")] = 0.005
+    """Weight of the new parameters in the moving average that acts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloneConfig(AgentConfig):
+    """Of a behaviour flow that is cloned from the data first."""
+
+    path: Literal["linear", "trigonometric"] = "linear"
+    """Path from noise to action on which flows are matched to the data."""
+    behavior_learning_rate: Annotated[float, Range("[0, inf)")] = 1e-3
+    """Adam's, of the behaviour flow [ours: lab book, thirteenth round]."""
+    behavior_steps: Annotated[int, AtLeast(0)] = 30_000
+    """Gradient steps of the behaviour flow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig(AgentConfig):
+    """Of a critic that is fitted to the data's returns first."""
+
+    gamma: Annotated[float, Range("[0, 1)")] = 0.99
+    """Discount per step of the robot."""
+    critic_members: Annotated[int, AtLeast(1)] = 2
+    """Q networks in the ensemble."""
+    pessimism: Annotated[float, Range("(-inf, inf)")] | None = None
+    """Q = mean - pessimism * std of the members; None takes their minimum."""
+    critic_learning_rate: Annotated[float, Range("[0, inf)")] = 3e-4
+    """Adam's, of the critic."""
+    critic_steps: Annotated[int, AtLeast(0)] = 5_000
+    """Gradient steps of the critic before the policy moves."""
+
+    def __post_init__(self) -> None:
+        """Check the ensemble too."""
+        super().__post_init__()
+        if self.pessimism and self.critic_members < 2:
+            raise ConfigurationError("pessimism needs critic_members of at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectileConfig(CriticConfig):
+    """Of a critic whose state value regresses to an expectile."""
+
+    expectile: Annotated[float, Range("[0.5, 1)")] = 0.7
+    """Of V's regression to Q; the fit to returns before it is to the mean."""
+
+
+def documented(cls: type[AgentConfig]) -> dict[str, str]:
+    """Field -> the text below it in the source of the config or a base; empty where there is none.
+
+    `dataclasses.fields` gives no such texts, and at run time Python has dropped them.
+    """
+    texts: dict[str, str] = {}
+    for base in (base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)):
+        with contextlib.suppress(OSError):  # typed at a prompt: there is no source
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+            for field, text in itertools.pairwise(body):
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    texts[ast.unparse(field.target)] = " ".join(
+                        ast.literal_eval(text.value).split()
+                    )
+    return {field.name: texts.get(field.name, "") for field in dataclasses.fields(cls)}
