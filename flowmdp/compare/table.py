@@ -18,19 +18,15 @@ from flowmdp.compare.results import OF_A_MACHINE, Key, Result, key_of
 from flowmdp.envs.data.store import dataset_folder
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import ConfigurationError, FlowMDPError
-from flowmdp.runs.config import get_algorithm, make_config
+from flowmdp.runs.config import FLOW, get_algorithm, make_config
 
-NUMBERS = ("steps", "flow_steps", "episodes", "eval_every", "eval_episodes", "save_every")
-FLAGS = ("include_time", "include_previous_action", "quick", "paper")
-DATA = ("task", "dataset", "source")
-OPTIONS = (*NUMBERS, *FLAGS, "noise_scale", "velocity_scale", "device")
+OPTIONS = (
+    *("steps", "episodes", "eval_every", "eval_episodes", "save_every", "device"),
+    *("quick", "paper", *FLOW),
+)
 """Options of `flowmdp train` beside the hyper-parameters that a table may name."""
-KINDS: dict[str, tuple[type, str]] = {
-    **dict.fromkeys(NUMBERS, (int, "a whole number")),
-    **dict.fromkeys(FLAGS, (bool, "true or false")),
-    **dict.fromkeys((*DATA, "algorithm", "device"), (str, "a word in quotes")),
-}
-"""The type of an option and how to say it; those of other options are checked by `make_config`."""
+DATA = ("task", "dataset", "source")
+DEVICES = ("auto", "cpu", "cuda")
 RECORDED = ("algorithm", "task", "source", "dataset_id", "seed", "steps")
 """Fields of a run's config and result by which it is recognised, beside `flow` and `config`."""
 
@@ -64,14 +60,16 @@ class Job:
     def command(self) -> list[str]:
         """The words of `flowmdp train ...` that begin this run, without its --out."""
         options = dict(self.options)
-        words = ["flowmdp", "train", options.pop("algorithm"), options.pop("task")]
+        algorithm = options.pop("algorithm")
+        defaults = {"include_time": True, **vars(get_algorithm(algorithm).config_class())}
+        words = ["flowmdp", "train", algorithm, options.pop("task")]
         for name, value in options.items():
             option = name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{option}" if value else f"--no-{option}")
-            else:
+            if not isinstance(value, bool):
                 values = value if isinstance(value, list) else [value]
                 words += [f"--{option}", *map(str, values)]
+            elif value != defaults.get(name, False):
+                words.append(f"--{option}" if value else f"--no-{option}")
         return words
 
     def check(self, found: Result, where: str) -> None:
@@ -181,12 +179,19 @@ def _check_names(where: str, section: Any, known: Collection[str]) -> None:
 
 
 def _options(where: str, section: Any, known: Collection[str]) -> dict[str, Any]:
-    """Checked options of `flowmdp train`. TOML has no null: "None" is None, as when typed."""
+    """Options of `flowmdp train`; `make_config` checks the others and all ranges.
+
+    TOML has no null: "None" is None, as when typed.
+    """
     _check_names(where, section, known)
     for name, value in section.items():
-        kind, said = KINDS.get(name, (object, ""))
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ConfigurationError(f"{where} {name} is {value!r}: write {said}")
+        if name in (*DATA, "algorithm") and not isinstance(value, str):
+            raise ConfigurationError(f"{where} {name} is {value!r}: write a word in quotes")
+        if name in ("quick", "paper") and not isinstance(value, bool):
+            raise ConfigurationError(f"{where} {name} is {value!r}: write true or false")
+        if name == "device" and value not in DEVICES:
+            choices = ", ".join(DEVICES)
+            raise ConfigurationError(f"{where} device is {value!r}: choose one of {choices}")
     return {name: None if value == "None" else value for name, value in section.items()}
 
 
