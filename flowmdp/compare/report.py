@@ -32,19 +32,16 @@ FEW_NOTE = f"†: fewer than {FEW} seeds; spread and interval say little."
 
 @dataclass
 class Comparison:
-    """The normalised scores of the labels that are compared, on the datasets that all have.
-
-    Attributes:
-        scores: Label -> one array of shape (seeds,) per dataset.
-        datasets: In the arrays' order.
-        left_out: The other datasets -> why.
-        rare: The labels that stay out, since they are on too few datasets -> on how many.
-    """
+    """The normalised scores of the labels that are compared, on the datasets that all have."""
 
     scores: dict[str, list[Array]]
+    """Label -> one array of shape (seeds,) per dataset."""
     datasets: list[Dataset]
+    """In the arrays' order."""
     left_out: dict[Dataset, str]
+    """The other datasets -> why."""
     rare: dict[str, int]
+    """The labels that stay out, since they are on too few datasets -> on how many."""
 
     @classmethod
     def of(cls, grouped: Grouped, labels: list[str], share: float = 0.5) -> Comparison:
@@ -61,7 +58,7 @@ class Comparison:
                 left_out[dataset] = "no reference scores to normalise with"
         datasets = [dataset for dataset in grouped if dataset not in left_out]
         scores = {
-            label: [np.array(scores_of(grouped[dataset][label])) for dataset in datasets]
+            label: [np.array(scores_of(grouped[one][label])) for one in datasets]
             for label in labels
         }
         return cls(scores, datasets, left_out, rare)
@@ -85,17 +82,7 @@ def run_report(
     figures: Path | None = None,
     commands: bool = False,
 ) -> None:
-    """Print the tables, and write what else was asked for.
-
-    Args:
-        results: Files and folders, see `load_results`.
-        against: Label that the others are compared with; the best if not given.
-        only: Labels to read, with wildcards; none for all.
-        reference: Labels that are shown per dataset and stay out of the comparison.
-        acting: "published", "sampled", "noiseless" or "both".
-        csv: File to write, one row per run.
-        figures: Folder to draw the pictures into.
-        commands: Print every run's command too.
+    """Print the tables, and write what else was asked for; `flowmdp report --help` says the rest.
 
     Raises:
         ConfigurationError: For a folder without results, or a label that does not occur.
@@ -215,18 +202,20 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 
 def aggregate_table(comparison: Comparison) -> str:
     """One row per label: mean and interquartile mean over the datasets all labels share."""
-    left_out = [
+    notes = [
         f"Left out: {dataset.dataset_id} ({dataset.task}, {dataset.source}): {why}."
         for dataset, why in comparison.left_out.items()
     ]
-    rare = [
+    count = len(comparison.datasets)
+    if notes and count:
+        notes.append("--reference keeps a label out of the comparison.")
+    notes += [
         f"Not compared: {label}, on {n} dataset{'s' * (n > 1)} only; --only compares what it names."
         for label, n in comparison.rare.items()
     ]
-    count = len(comparison.datasets)
     if not count:
         nothing = "No dataset has a normalised score of every label: nothing to compare."
-        return "\n".join([nothing, *left_out, *rare])
+        return "\n".join([nothing, *notes])
     middles = comparison.estimates(interquartile_mean)
     rows = []
     for label, estimate in comparison.estimates(mean).items():
@@ -234,14 +223,12 @@ def aggregate_table(comparison: Comparison) -> str:
         number = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
         cells = *interval(estimate), *interval(middles[label])
         rows.append((label, number + _mark(seeds[0]), *cells))
-    notes = [
+    notes.insert(
+        0,
         f"Normalised score over {count} dataset{'s' * (count > 1)}: mean over datasets of the mean "
         "over seeds; IQM: mean of the middle half of all runs. 95 %: bootstrap that resamples the "
         "seeds within each dataset.",
-        *left_out,
-        *(["--reference keeps a label out of the comparison."] if left_out else []),
-        *rare,
-    ]
+    )
     return markdown(("label", "seeds", "mean", "95 %", "IQM", "95 %"), rows, text=1, notes=notes)
 
 
@@ -261,10 +248,12 @@ def difference_table(comparison: Comparison, against: str | None) -> str:
     notes = [
         "Difference of the means above, paired by dataset. Other seeds: bootstrap that resamples "
         "both labels' seeds within each dataset. Other datasets: one that first resamples the "
-        "datasets too.",
-        *([f"{against} was chosen because it is the best here: against it."] if best else []),
-        *(["One dataset: the intervals say nothing of others."] if len(other) == 1 else []),
+        "datasets too."
     ]
+    if best:
+        notes.append(f"{against} was chosen because it is the best here: against it.")
+    if len(other) == 1:
+        notes.append("One dataset: the intervals say nothing of others.")
     spans = "95 %, other seeds", "95 %, other datasets"
     columns = ("label", f"minus {against}", *spans, "datasets ahead")
     return markdown(columns, rows, text=1, notes=notes)

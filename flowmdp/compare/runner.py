@@ -45,16 +45,7 @@ def run_bench(
     only: tuple[str, ...] = (),
     list: bool = False,
 ) -> int:
-    """Run the missing jobs of a table, or list all.
-
-    Args:
-        table: TOML file.
-        results: File of the finished jobs' outcomes; results/TABLE.jsonl if not given.
-        runs: Folder of run folders and logs; runs/bench/TABLE if not given.
-        jobs: Processes at once; cores / threads if not given.
-        threads: Of each process.
-        only: Texts, one of which a job's name must contain; none for all jobs.
-        list: Print every job, how far it is and its command; run nothing.
+    """Run the missing jobs of a table, or list all; `flowmdp bench --help` says the rest.
 
     Returns:
         0, or 1 when a job failed or is still run by another bench.
@@ -201,15 +192,16 @@ class Bench:
                 if not self.folder(job).result.exists():
                     since = time.perf_counter()
                     process = self.start(job, log, threads)
-                    if process is None or process.wait() != 0:
-                        if process and not self.interruptions:
-                            self._fail(job, f"{_ending(process, self.log(job))} ({self.log(job)})")
+                    if process is None or (process.wait() != 0 and self.interruptions):
                         return False
+                    if process.returncode != 0:
+                        raise FlowMDPError(_ending(process, self.log(job)))
                     how = f"{time.perf_counter() - since:.0f} s"
                 result = {"label": job.label, **read_json(self.folder(job).result)}
                 put_line(self.results, result, key_of)
             except FlowMDPError as error:
-                self._fail(job, str(error))
+                self.failed.append(job)
+                _say(f"failed {job.name}: {error}")
                 return False
         score = result["normalized_score"]
         scored = "" if score is None else f", score {score:.1f}"
@@ -240,10 +232,6 @@ class Bench:
             self.running.append(process)
         return process
 
-    def _fail(self, job: Job, why: str) -> None:
-        self.failed.append(job)
-        _say(f"failed {job.name}: {why}")
-
 
 def _ending(process: subprocess.Popen[bytes], log: Path) -> str:
     """How a failed job ended: its exit code or signal, and the last line it wrote."""
@@ -251,7 +239,7 @@ def _ending(process: subprocess.Popen[bytes], log: Path) -> str:
     how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
     text = log.read_text(encoding="utf-8", errors="replace")
     lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-    return f"{how}: {lines[-1]}"
+    return f"{how}: {lines[-1]} ({log})"
 
 
 def lock_log(path: Path) -> IO[bytes] | None:
