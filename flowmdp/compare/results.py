@@ -74,15 +74,21 @@ def load_results(*paths: Path) -> list[Result]:
         ConfigurationError: When there is none, one is no result, or two are of the same run.
         CheckpointError: When a file is damaged.
     """
-    files = {file.resolve(): file for path in paths for file in _files(path)}
     found: dict[Key, Result] = {}
-    for result in (result for file in files.values() for result in _load(file)):
-        other = found.setdefault(key_of(result), result)
-        if other is not result:
-            raise ConfigurationError(
-                f"{other['file']} and {result['file']} are both {result['label']} with seed "
-                f"{result['seed']} on {result['dataset_id']}: keep one of them"
-            )
+    for file in {file.resolve(): file for path in paths for file in _files(path)}.values():
+        if file.suffix == ".jsonl":
+            rows = list(read_results(file).values())
+        else:
+            rows = [read_json(file)]
+            _check(rows[0], str(file), NEEDED)
+        for row in rows:
+            result = {"label": row["algorithm"], **row, "file": str(file)}
+            other = found.setdefault(key_of(result), result)
+            if other is not result:
+                raise ConfigurationError(
+                    f"{other['file']} and {file} are both {result['label']} with seed "
+                    f"{result['seed']} on {result['dataset_id']}: keep one of them"
+                )
     return list(found.values())
 
 
@@ -90,24 +96,15 @@ def _files(path: Path) -> list[Path]:
     """The files with results at or below a path."""
     if not path.exists():
         raise ConfigurationError(f"{path} does not exist: name a file or a folder of results")
-    if not path.is_dir():
-        return [path]
-    files = [*sorted(path.glob("*.jsonl")), *sorted(path.rglob("result.json"))]
+    folder = path.is_dir()
+    files = (
+        [*sorted(path.glob("*.jsonl")), *sorted(path.rglob("result.json"))] if folder else [path]
+    )
     if not files:
         raise ConfigurationError(
             f"{path} holds no results: name what `flowmdp train` or `flowmdp bench` wrote"
         )
     return files
-
-
-def _load(file: Path) -> list[Result]:
-    if file.suffix == ".jsonl":
-        rows = list(read_results(file).values())
-    else:
-        result = read_json(file)
-        _check(result, str(file), NEEDED)
-        rows = [{"label": result["algorithm"], **result}]
-    return [{**row, "file": str(file)} for row in rows]
 
 
 def _check(result: Result, where: str, names: tuple[str, ...]) -> None:

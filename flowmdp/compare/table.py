@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +76,21 @@ class Job:
     def check(self, found: Result, where: str) -> None:
         """Refuse a run or a result that other settings made, under this job's name.
 
-        Older results record only the hyper-parameters that their command named; of those that
-        neither they nor the table name nothing is known.
+        Results of older versions record only the hyper-parameters that were named then; nothing is
+        known of the others.
 
         Raises:
             ConfigurationError: Naming the first field that differs.
         """
-        named = ("episodes",) if "episodes" in self.options else ()
-        pairs = [(name, found.get(name), self.config[name]) for name in (*RECORDED, *named)]
+        names = [*RECORDED, *(("episodes",) if "episodes" in self.options else ())]
+        pairs = [(name, found.get(name), self.config[name]) for name in names]
         for part in ("flow", "config"):
             there, here = found.get(part, {}), self.config[part]
-            for name in {**there, **{name: 0 for name in here if name in self.options}}:
-                if name in self.options or name not in OF_A_MACHINE:
-                    pairs.append((name, there.get(name), here.get(name)))
+            named = [name for name in here if name in self.options]
+            recorded = [name for name in there if name not in (*OF_A_MACHINE, *named)]
+            pairs += [(name, there.get(name), here.get(name)) for name in named + recorded]
         for name, value, wanted in pairs:
-            if value != (list(wanted) if isinstance(wanted, tuple) else wanted):
+            if value != wanted:
                 raise ConfigurationError(
                     f"{where} has {name} {value!r}, the table {wanted!r}: give the algorithm "
                     "another name in the table, or remove what is there"
@@ -123,26 +124,24 @@ def _jobs(table: dict[str, Any]) -> list[Job]:
     if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
         raise ConfigurationError(f"[run] seeds is {seeds!r}: write numbers, as in seeds = [1, 2]")
     tasks = [_task(entry) for entry in _section(table, "tasks", list)]
-    sections = _section(table, "algorithms", dict)
-    algorithms = {label: _algorithm(label, entry) for label, entry in sections.items()}
+    algorithms = _section(table, "algorithms", dict)
+    algorithms = {label: _algorithm(label, entry) for label, entry in algorithms.items()}
     for section, entries in (("[[tasks]]", tasks), ("[algorithms.NAME]", algorithms)):
         if not entries:
             raise ConfigurationError(f"there is no {section}: add at least one")
     known = {label: _known(options["algorithm"]) for label, options in algorithms.items()}
     run = _options("[run]", run, [name for names in known.values() for name in names])
-    jobs = {}
-    for seed in seeds:
-        for label, options in algorithms.items():
-            shared = {name: value for name, value in run.items() if name in known[label]}
-            for task in tasks:
-                start = {"algorithm": options["algorithm"], **task, "seed": seed}
-                job = _job(label, start | shared | options)
-                if job.name in jobs:
-                    raise ConfigurationError(
-                        f"two jobs are called {job.name}: name each seed, dataset and algorithm "
-                        "once, and labels so that they differ in their letters"
-                    )
-                jobs[job.name] = job
+    jobs: dict[str, Job] = {}
+    for seed, (label, own), task in product(seeds, algorithms.items(), tasks):
+        shared = {name: value for name, value in run.items() if name in known[label]}
+        start = {"algorithm": own["algorithm"], **task, "seed": seed}
+        job = _job(label, start | shared | own)
+        if job.name in jobs:
+            raise ConfigurationError(
+                f"two jobs are called {job.name}: name each seed, dataset and algorithm once, and "
+                "labels so that they differ in their letters"
+            )
+        jobs[job.name] = job
     return list(jobs.values())
 
 
