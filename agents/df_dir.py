@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from flowmdp.agents.core.batch import Batch
 from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.decision_flow import DecisionFlow, DecisionFlowConfig, Rollout
-from flowmdp.agents.core.divergences import direction, squared
 from flowmdp.agents.core.networks import FlowCritic, Info
+from flowmdp.mdp.divergences import direction, squared
 from flowmdp.mdp.path import PATHS, Path
 
 DIRECTION_EPS = 1e-2  # softens u / |u|, whose gradient grows as 1 / |u|

@@ -38,8 +38,8 @@ from torch import Tensor, nn
 
 from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.decision_flow import DecisionFlow, DecisionFlowConfig, Rollout
-from flowmdp.agents.core.divergences import DIVERGENCES
 from flowmdp.agents.core.networks import FlowCritic, Info
+from flowmdp.mdp.divergences import DIVERGENCES
 from flowmdp.mdp.transition import flow_step
 
 ROWS_PER_CHAIN = 4  # more rows per chain are cheaper; fewer are less alike

@@ -69,7 +69,7 @@ class BestOfField(SampledField):
         noise_scale: float,
     ) -> None:
         super().__init__(flow)
-        self._critic = (critic,)  # in a tuple, so that it is not stored twice
+        self._critic = (critic,)  # in a tuple, as the flow
         self.observation_dim, self.noise_scale = observation_dim, noise_scale
         self.register_buffer("shifts", shifts)
 

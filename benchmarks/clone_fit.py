@@ -19,7 +19,7 @@ import flowmdp  # noqa: F401  (registers the environments)
 from flowmdp.agents import FlowBC
 from flowmdp.agents.core.batch import DeviceDataset
 from flowmdp.agents.flow_bc import flow_matching_loss
-from flowmdp.envs.data.load import load_dataset
+from flowmdp.envs.data import load_dataset
 from flowmdp.transitions import TransitionDataset
 
 ROWS = 50_000  # held-out losses are means over this many draws of a transition, x_0 and t

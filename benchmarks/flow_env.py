@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from flowmdp.env import FlowMDPEnv
-from flowmdp.envs.data.load import load_dataset
+from flowmdp.envs.data import load_dataset
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.mdp.spec import VELOCITY_SCALE
 from flowmdp.vector import FlowMDPVectorEnv

@@ -21,10 +21,10 @@ import minari
 import numpy as np
 import tyro
 
-from flowmdp.envs.data.load import load_dataset
+from flowmdp.envs.data import load_dataset
 from flowmdp.envs.data.sources.build import write_dataset
 from flowmdp.envs.data.sources.collect import Episode
-from flowmdp.envs.data.staging import dataset_lock, new_dataset
+from flowmdp.envs.data.store import dataset_lock
 from flowmdp.envs.robots.outer import make_outer
 
 ID, TASK = "benchmark/million-v0", "hopper-medium"
@@ -56,8 +56,8 @@ def main(config: Config) -> dict[str, float]:
             )
             for _ in range(config.episodes)
         )
-        with dataset_lock(ID), new_dataset(ID) as folder:
-            write_dataset(folder, ID, outer, episodes, {})
+        with dataset_lock(ID):
+            write_dataset(ID, outer, episodes, {})
         load_dataset(TASK, dataset_id=ID)  # warms the cache
         start = time.perf_counter()
         data = load_dataset(TASK, dataset_id=ID)

@@ -37,11 +37,11 @@ from torch.nn import functional as F
 from flowmdp.agents import DFDiv, load_agent
 from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.decision_flow import DecisionFlow, Rollout
-from flowmdp.agents.core.divergences import DIVERGENCES
 from flowmdp.agents.core.flow_policy_iteration import FlowPolicyIteration
 from flowmdp.agents.core.networks import FlowCritic
 from flowmdp.agents.df_div import flow_returns
 from flowmdp.files import put_line, read_json, read_lines
+from flowmdp.mdp.divergences import DIVERGENCES
 from flowmdp.runs.config import make_data
 from flowmdp.runs.folder import RunFolder
 

@@ -14,7 +14,7 @@ Sources:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,14 +38,13 @@ class Task:
         d4rl_file: Name of D4RL's original file; empty where D4RL has none.
         behaviors: Names of the shipped policies that the builtin dataset is rolled out from, in
             equal shares; empty where the package ships none.
-        planner: Whether the builtin dataset is the maze planner's (`envs.maze_planner`) instead.
+        planner: Whether the builtin dataset is the maze planner's instead.
         options: Keyword arguments of the robot's environment, JSON-able: what its id leaves open.
         same_robot: Further ids of the same robot. The first registered one stands in where the
             installed release no longer knows `outer_env`; datasets recorded on any of them fit.
         wrapper: Wrapper around the environment, "module:Class", that mends what the installed
-            release does otherwise than the task means it; empty for none.
-        relabel: Function that gives recorded transitions the task's definition where the release
-            that recorded them did otherwise, "module:function"; empty for none.
+            release does otherwise than the task means it; its method `relabel`, if it has one, does
+            so to transitions recorded without it. Empty for none.
         extra: The package's optional extra that brings the environment; empty for none.
         default_source: What is used when no source is named.
         reference_min: Return that scores 0; None where nobody measured one.
@@ -64,7 +63,6 @@ class Task:
     options: Mapping[str, Any] = field(default_factory=dict)
     same_robot: tuple[str, ...] = ()
     wrapper: str = ""
-    relabel: str = ""
     extra: str = ""
     default_source: str = "builtin"
     reference_min: float | None = None
@@ -72,27 +70,18 @@ class Task:
     reference_origin: str = ""
 
     def source(self, source: str | None = None) -> str:
-        """The named source, or the default one for None.
-
-        Raises:
-            UnknownTaskError: When the task has no environment for that source.
-        """
+        """The named source, or the default one for None; UnknownTaskError for one it lacks."""
         if source is None:
             return self.default_source
         if source not in self.outer_env:
+            known = ", ".join(self.outer_env)
             raise UnknownTaskError(
-                f"task {self.name} has no source {source!r}: choose one of "
-                f"{', '.join(self.outer_env)}"
+                f"task {self.name} has no source {source!r}: choose one of {known}"
             )
         return source
 
     def dataset(self, source: str | None = None) -> str:
-        """Minari id of the task's dataset of a source, or of the default source for None.
-
-        Raises:
-            UnknownTaskError: When the task has no such source.
-            DatasetError: When the source is known but holds no such dataset.
-        """
+        """Minari id of a source's dataset (None: the default source); DatasetError without one."""
         source = self.source(source)
         if source not in self.datasets:
             raise DatasetError(
@@ -103,57 +92,38 @@ class Task:
         return self.datasets[source]
 
 
-MINARI_KINDS = ("medium", "expert")
-"""Kinds among Farama's datasets of `-v5`; there is no replay and no mixture."""
-
-
-def _behaviors(robot: str, ladder: range) -> dict[str, tuple[str, ...]]:
-    """The shipped policies (envs/behaviors) behind every kind of builtin data of a robot.
+def _gym_mujoco(
+    robot: str, env: str, reference_min: float, reference_max: float, ladder: range
+) -> Iterator[Task]:
+    """Rows of one Gym-MuJoCo robot, each with the shipped policies (envs/behaviors) behind it.
 
     Kinds: a half-trained policy, the ladder of its earlier snapshots up to it, half medium and half
     expert data, and the trained policy. `ladder` holds the training steps of the snapshots.
     """
     medium, expert = f"{robot}-medium", f"{robot}-expert"
-    snapshots = (f"ladder/{robot}/step-{steps:07d}" for steps in ladder)
-    return {
+    snapshots = tuple(f"ladder/{robot}/step-{steps:07d}" for steps in ladder)
+    kinds = {
         "medium": (medium,),
         "medium-replay": (*snapshots, medium),
         "medium-expert": (medium, expert),
         "expert": (expert,),
     }
-
-
-def _gym_mujoco(
-    robot: str,
-    env: str,
-    reference_min: float,
-    reference_max: float,
-    ladder: range,
-) -> tuple[Task, ...]:
-    """Rows of one Gym-MuJoCo robot; `ladder` as in `_behaviors`."""
-    rows = []
-    for kind, behaviors in _behaviors(robot, ladder).items():
-        datasets = {
-            "builtin": f"flowmdp/{robot}/{kind}-v0",
-            "d4rl": f"d4rl/{robot}/{kind}-v2",
-        }
-        if kind in MINARI_KINDS:
+    for kind, behaviors in kinds.items():
+        datasets = {"builtin": f"flowmdp/{robot}/{kind}-v0", "d4rl": f"d4rl/{robot}/{kind}-v2"}
+        if kind in ("medium", "expert"):  # Farama has published no others
             datasets["minari"] = f"mujoco/{robot}/{kind}-v0"
-        rows.append(
-            Task(
-                name=f"{robot}-{kind}",
-                outer_env={"builtin": f"{env}-v5", "minari": f"{env}-v5", "d4rl": f"{env}-v4"},
-                datasets=datasets,
-                horizon=1000,
-                robot=robot,
-                d4rl_file=f"{robot}_{kind.replace('-', '_')}-v2.hdf5",
-                behaviors=behaviors,
-                reference_min=reference_min,
-                reference_max=reference_max,
-                reference_origin=D4RL_GYM,
-            )
+        yield Task(
+            name=f"{robot}-{kind}",
+            outer_env={"builtin": f"{env}-v5", "minari": f"{env}-v5", "d4rl": f"{env}-v4"},
+            datasets=datasets,
+            horizon=1000,
+            robot=robot,
+            d4rl_file=f"{robot}_{kind.replace('-', '_')}-v2.hdf5",
+            behaviors=behaviors,
+            reference_min=reference_min,
+            reference_max=reference_max,
+            reference_origin=D4RL_GYM,
         )
-    return tuple(rows)
 
 
 MAZES = {
@@ -173,32 +143,28 @@ skill; a new goal after each would leave the horizon to decide how many there ar
 MAZE_ORIGIN = "ours: uniform random actions and the planner (benchmarks.pointmaze_references)"
 
 
-def _point_maze() -> tuple[Task, ...]:
+def _point_maze() -> Iterator[Task]:
     """Rows of the point in its mazes, sparse and dense."""
-    rows = []
     for maze, (env, horizon, sparse, dense) in MAZES.items():
         for suffix, reward, references in (("", "", sparse), ("-dense", "Dense", dense)):
             env_id = f"PointMaze_{env}{reward}-v3"
-            rows.append(
-                Task(
-                    name=f"pointmaze-{maze}{suffix}",
-                    outer_env={"builtin": env_id, "minari": env_id},
-                    datasets={
-                        "builtin": f"flowmdp/pointmaze/{maze}{suffix}-v0",
-                        "minari": f"D4RL/pointmaze/{maze}{suffix}-v2",
-                    },
-                    horizon=horizon,
-                    robot="pointmaze",
-                    planner=True,
-                    options=MAZE_OPTIONS,
-                    wrapper="flowmdp.envs.robots.point_maze:PointMaze",
-                    extra="robotics",
-                    reference_min=references[0],
-                    reference_max=references[1],
-                    reference_origin=MAZE_ORIGIN,
-                )
+            yield Task(
+                name=f"pointmaze-{maze}{suffix}",
+                outer_env={"builtin": env_id, "minari": env_id},
+                datasets={
+                    "builtin": f"flowmdp/pointmaze/{maze}{suffix}-v0",
+                    "minari": f"D4RL/pointmaze/{maze}{suffix}-v2",
+                },
+                horizon=horizon,
+                robot="pointmaze",
+                planner=True,
+                options=MAZE_OPTIONS,
+                wrapper="flowmdp.envs.robots.point_maze:PointMaze",
+                extra="robotics",
+                reference_min=references[0],
+                reference_max=references[1],
+                reference_origin=MAZE_ORIGIN,
             )
-    return tuple(rows)
 
 
 D4RL_ADROIT = "D4RL infos.py: random and expert policies on the -v0 Adroit environments"
@@ -206,11 +172,11 @@ D4RL_ADROIT = "D4RL infos.py: random and expert policies on the -v0 Adroit envir
 
 def _adroit(
     robot: str, name: str, horizon: int, reference_min: float, reference_max: float
-) -> tuple[Task, ...]:
+) -> Iterator[Task]:
     """Rows of one task of the Adroit hand; horizon, reward and ends are D4RL's in all sources."""
     env_id = f"AdroitHand{name}-v1"
-    return tuple(
-        Task(
+    for kind in ("human", "cloned", "expert"):
+        yield Task(
             name=f"{robot}-{kind}",
             outer_env={"minari": env_id, "d4rl": env_id},
             datasets={"minari": f"D4RL/{robot}/{kind}-v2", "d4rl": f"d4rl/{robot}/{kind}-v1"},
@@ -219,15 +185,12 @@ def _adroit(
             d4rl_file=f"{robot}-{kind}-v1.hdf5",
             same_robot=(f"AdroitHand{name}-v2",),
             wrapper=f"flowmdp.envs.robots.adroit:D4RL{name}",
-            relabel=f"flowmdp.envs.data.adroit:relabel_{robot}",
             extra="robotics",
             default_source="minari",
             reference_min=reference_min,
             reference_max=reference_max,
             reference_origin=D4RL_ADROIT,
         )
-        for kind in ("human", "cloned", "expert")
-    )
 
 
 _ROWS = (

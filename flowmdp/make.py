@@ -142,7 +142,7 @@ def _parts(
 
 def _load_dataset(task: str, source: str, dataset_id: str | None) -> TransitionDataset:
     """The task's dataset; imported here, so that a live robot does not pay for Minari."""
-    from flowmdp.envs.data.load import load_dataset
+    from flowmdp.envs.data import load_dataset
 
     return load_dataset(task, source, dataset_id)
 

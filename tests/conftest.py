@@ -53,7 +53,7 @@ def datasets_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def hopper_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Minari store, built once, that holds hopper-medium with only 3,000 steps."""
-    from flowmdp.envs.data.load import build_dataset
+    from flowmdp.envs.data import build_dataset
 
     store = tmp_path_factory.mktemp("hopper-store")
     with pytest.MonkeyPatch.context() as patch:

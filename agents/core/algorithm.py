@@ -34,7 +34,7 @@ from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.agents.core.precision import autocast, choose_precision, matmul_precision
 from flowmdp.arguments import check_integers
 from flowmdp.errors import CheckpointError, ConfigurationError
-from flowmdp.mdp.spec import FlowSpec, Layout
+from flowmdp.mdp.spec import FlowSpec
 from flowmdp.transitions import TransitionDataset
 
 Array = NDArray[np.float32]
@@ -140,10 +140,7 @@ class FlowAlgorithm(BaseAlgorithm):
         self.config: Any = self.config_class.of(
             {**(policy_kwargs or {}), **hyperparameters}, config
         )
-        if seed is not None:
-            check_integers(0, seed=seed)
-            if seed >= 2**32:
-                raise ConfigurationError(f"seed is {seed}: NumPy needs it to be below 2**32")
+        check_seed(seed)
         if isinstance(env, str):
             env = gym.make(env, **(self.environment if "FlowMDP-" in env else {}))
         super().__init__(
@@ -647,7 +644,7 @@ class FlowAlgorithm(BaseAlgorithm):
             )
         with checkpoint.refusing_damage(content.name):
             config, seed = cls.config_class.of(manifest["config"]), manifest["seed"]
-            check_integers(0, seed=0 if seed is None else seed)
+            check_seed(seed)
         agent = cls(
             "MlpPolicy",
             env,
@@ -668,12 +665,7 @@ class FlowAlgorithm(BaseAlgorithm):
         spec = FlowSpec(**manifest["spec"])
         if self.env is None:
             self.spec, self.n_envs = spec, 1
-            self.observation_space = Layout(
-                spec.observation_dim,
-                spec.action_dim,
-                spec.include_time,
-                spec.include_previous_action,
-            ).space()
+            self.observation_space = spec.space()
             self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
         elif self.spec != spec:
             ours, theirs = dataclasses.asdict(self.spec), dataclasses.asdict(spec)
@@ -688,6 +680,14 @@ class FlowAlgorithm(BaseAlgorithm):
             )
         self._setup_model()
         self.saved.restore(tensors, manifest["counters"])
+
+
+def check_seed(seed: Any) -> None:
+    """Raise ConfigurationError unless NumPy and torch take the seed, or it is None."""
+    if seed is not None:
+        check_integers(0, seed=seed)
+        if seed >= 2**32:
+            raise ConfigurationError(f"seed is {seed}: NumPy needs it to be below 2**32")
 
 
 def load_agent(path: checkpoint.Target, **kwargs: Any) -> Any:

@@ -148,7 +148,7 @@ def expectile_loss(critic: Critic, batch: Batch, noise: None = None) -> tuple[Te
         following = critic.state_values(batch.next_observations)
         targets = critic.values(batch.observations, batch.actions, target=True)
     q_loss, info, _ = _bellman_loss(critic, batch, following)
-    v_loss = _expectile(critic, batch, targets)
+    v_loss = value_loss(critic, batch, targets)
     return q_loss + v_loss, info | {"v_loss": v_loss.detach()}
 
 
@@ -164,7 +164,7 @@ def td_loss(critic: Critic, batch: Batch, next_actions: Tensor) -> tuple[Tensor,
 def td_value_loss(critic: Critic, batch: Batch, next_actions: Tensor) -> tuple[Tensor, Info]:
     """`td_loss`, and V to an expectile of Q over the data's actions."""
     q_loss, info, q = _td_loss(critic, batch, next_actions)
-    v_loss = _expectile(critic, batch, critic.aggregate(q.detach()))
+    v_loss = value_loss(critic, batch, critic.aggregate(q.detach()))
     return q_loss + v_loss, info | {"v_loss": v_loss.detach()}
 
 
@@ -182,7 +182,7 @@ def _bellman_loss(critic: Critic, batch: Batch, following: Tensor) -> tuple[Tens
     return loss, {"q_loss": loss.detach(), "q_data": q.detach().mean()}, q
 
 
-def _expectile(critic: Critic, batch: Batch, targets: Tensor) -> Tensor:
+def value_loss(critic: Critic, batch: Batch, targets: Tensor) -> Tensor:
     """|expectile - 1(residual < 0)| residual^2 of V against targets, the mean over the batch."""
     residual = targets - critic.state_values(batch.observations)
     weights = (critic.expectile - (residual < 0).float()).abs()

@@ -1,4 +1,4 @@
-"""Conditional flow matching (Lipman et al. 2023, arXiv:2210.02747): how a field learns from data."""
+"""Conditional flow matching (Lipman et al. 2023, arXiv:2210.02747): a field learns from data."""
 
 from __future__ import annotations
 

@@ -105,11 +105,13 @@ class SampledField(OneStepField):
 
     def __init__(self, flow: nn.Module, flow_steps: int = SAMPLING_STEPS) -> None:
         super().__init__()
-        self.flow, self.flow_steps = flow, flow_steps
+        self._flow = (flow,)  # in a tuple: it belongs to another, and is not stored twice
+        self.flow_steps = flow_steps
 
     def actions(self, context: Tensor, x_0: Tensor) -> Tensor:
         """Where the chains end, clipped to [-1, 1]."""
-        x_1: Tensor = integrate(lambda x, t: self.flow(context, x, t), x_0, self.flow_steps)
+        (flow,) = self._flow
+        x_1: Tensor = integrate(lambda x, t: flow(context, x, t), x_0, self.flow_steps)
         return x_1.clamp(-1, 1)
 
 

@@ -1,39 +1,77 @@
-"""What a researcher asks first about a dataset: returns, lengths, actions, ends, coverage."""
+"""Describe a dataset: returns, lengths, actions, ends and coverage, in numbers and in a picture."""
 
 from __future__ import annotations
 
-import contextlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flowmdp.envs.data.reading import flat_dimensions, read_transitions
-from flowmdp.envs.data.relabel import as_defined
+from flowmdp.envs.data.load import as_defined
+from flowmdp.envs.data.reading import read_transitions
 from flowmdp.envs.data.store import read_metadata
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.scores import normalized_score
 from flowmdp.envs.tasks import TASKS, Task, get_task
-from flowmdp.errors import UnknownTaskError
+from flowmdp.errors import ConfigurationError, UnknownTaskError
+from flowmdp.files import replace_file
 from flowmdp.transitions import TransitionDataset
 
 CLIPPED = 1 - 1e-6
 """An action component at least this large in magnitude counts as clipped."""
 
-CELLS_PER_DIMENSION = 5
-"""Grid of the state-action coverage; ours, the paper counts pairs of discrete environments."""
+CELLS_PER_DIMENSION, BINS = 5, 50
+"""Of the grid for the state-action coverage, and of the histograms; ours."""
 
 
 def dataset_info(
     name: str, source: str | None = None, dataset_id: str | None = None
 ) -> dict[str, Any]:
-    """Describe a dataset of the local store; arguments and errors are those of `open_dataset`.
+    """Describe a dataset of the local store; nothing is built, downloaded or refused.
+
+    Where the task is known the transitions are under its definition, as `load_dataset` gives them.
+
+    Args:
+        name: A task, `hopper-medium`, or any Minari id of the local store.
+        source: "builtin", "minari" or "d4rl"; None takes the task's default.
+        dataset_id: Another Minari id; `name` must then be the task it is scored as.
 
     Returns:
-        JSON-able: numbers, strings and dictionaries of them; see `describe`.
+        JSON-able: numbers, strings and dictionaries of them; `notes` say what was recorded
+        otherwise than the task is defined. See `describe`.
+
+    Raises:
+        UnknownTaskError: For an unknown task or source.
+        DatasetError: When the dataset is absent, half-written or unreadable.
     """
-    dataset, row, metadata, notes = open_dataset(name, source, dataset_id)
-    return {
+    return open_dataset(name, source, dataset_id)[1]
+
+
+def open_dataset(
+    name: str, source: str | None = None, dataset_id: str | None = None
+) -> tuple[TransitionDataset, dict[str, Any]]:
+    """The transitions of a dataset and what `dataset_info` says of them."""
+    row: Task | None
+    if "/" in name:
+        dataset_id = name
+        row = next((task for task in TASKS.values() if name in task.datasets.values()), None)
+    else:
+        row = get_task(name)
+        dataset_id = dataset_id or row.dataset(source)
+    metadata = read_metadata(dataset_id)
+    dataset = read_transitions(metadata)
+    notes: list[str] = []
+    if row is not None:
+        try:
+            with make_outer(row.name) as outer:
+                if dataset.observations.shape[1:] == outer.observation_space.shape:
+                    dataset, notes = as_defined(row, dataset, metadata, outer)
+                else:
+                    notes = [f"its observations are not those of {row.name}"]
+        except UnknownTaskError as error:  # the robot is not installed; the data can be looked at
+            notes = [f"as recorded: {error}"]
+    return dataset, {
         "dataset": dataset.id,
         "task": row.name if row else "none of ours",
         "recorded_by": metadata.get("algorithm_name", "unknown"),
@@ -44,55 +82,14 @@ def dataset_info(
     }
 
 
-def open_dataset(
-    name: str, source: str | None = None, dataset_id: str | None = None
-) -> tuple[TransitionDataset, Task | None, dict[str, Any], list[str]]:
-    """Read a dataset of the local store; nothing is built, downloaded or refused.
-
-    Where the task is known the transitions are under its definition, as `load_dataset` gives them.
-
-    Args:
-        name: A task, `hopper-medium`, or any Minari id of the local store.
-        source: "builtin", "minari" or "d4rl"; None takes the task's default.
-        dataset_id: Another Minari id; `name` must then be the task it is scored as.
-
-    Returns:
-        The transitions, the task (None where the id belongs to none), the metadata, and what was
-        recorded otherwise than the task is defined.
-
-    Raises:
-        UnknownTaskError: For an unknown task or source.
-        DatasetError: When the dataset is absent, half-written or unreadable.
-    """
-    row: Task | None
-    if "/" in name:
-        dataset_id, row = name, _task_of(name)
-    else:
-        row = get_task(name)
-        dataset_id = dataset_id or row.dataset(source)
-    metadata = read_metadata(dataset_id)
-    dataset = read_transitions(metadata, *flat_dimensions(metadata))
-    if row is None:
-        return dataset, None, metadata, []
-    try:
-        outer = make_outer(row.name)
-    except UnknownTaskError as error:  # the robot is not installed; the data can be looked at
-        return dataset, row, metadata, [f"as recorded: {error}"]
-    with contextlib.closing(outer):
-        if dataset.observations.shape[1:] != outer.observation_space.shape:
-            return dataset, row, metadata, [f"its observations are not those of {row.name}"]
-        dataset, notes = as_defined(row, dataset, metadata, outer)
-    return dataset, row, metadata, notes
-
-
 def describe(dataset: TransitionDataset, row: Task | None = None) -> dict[str, Any]:
     """Figures of a dataset; `row` adds its scores.
 
     `trajectory_quality` is TQ of Schweighofer et al. 2022 (arXiv:2111.04714), (mean return - min) /
     (max - min), with the task's reference scores as min and max. `state_action_coverage` follows
-    their SACo, the number of distinct state-action pairs over that of a reference; ours in two
-    points: pairs are distinct when they fall into different cells of a grid over the data's range,
-    and the reference is the number of transitions (1: no two transitions share a cell).
+    their SACo, the number of distinct state-action pairs over that of a reference; ours: pairs are
+    distinct when they fall into different cells of a grid over the data's range, and the reference
+    is the number of transitions (1: no two transitions share a cell).
     """
     starts = dataset.episode_starts
     lengths = np.diff(np.append(starts, len(dataset)))
@@ -119,16 +116,9 @@ def describe(dataset: TransitionDataset, row: Task | None = None) -> dict[str, A
 
 def _distribution(values: ArrayLike) -> dict[str, float]:
     array = np.asarray(values, np.float64)
-    low, median, high = np.quantile(array, [0.1, 0.5, 0.9])
-    return {
-        "mean": float(array.mean()),
-        "std": float(array.std()),
-        "min": float(array.min()),
-        "10%": float(low),
-        "median": float(median),
-        "90%": float(high),
-        "max": float(array.max()),
-    }
+    levels = {"min": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "max": 1.0}
+    quantiles = dict(zip(levels, np.quantile(array, list(levels.values())).tolist(), strict=True))
+    return {"mean": float(array.mean()), "std": float(array.std()), **quantiles}
 
 
 def _coverage(dataset: TransitionDataset) -> float:
@@ -142,6 +132,31 @@ def _coverage(dataset: TransitionDataset) -> float:
     return len(np.unique(cells)) / len(dataset)
 
 
-def _task_of(dataset_id: str) -> Task | None:
-    """The task whose dataset this is, for its references."""
-    return next((task for task in TASKS.values() if dataset_id in task.datasets.values()), None)
+def draw_dataset(dataset: TransitionDataset, out: Path) -> None:
+    """Draw histograms of returns, episode lengths and actions; the suffix gives the format."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    starts = dataset.episode_starts
+    lengths = np.diff(np.append(starts, len(dataset)))
+    ended = dataset.terminations[starts + lengths - 1]
+    figure = Figure(figsize=(12, 3.6), dpi=120, layout="constrained")
+    formats = FigureCanvasAgg(figure).get_supported_filetypes()
+    if out.suffix.lstrip(".").lower() not in formats:
+        raise ConfigurationError(
+            f"cannot draw {out}: end its name in one of {', '.join(sorted(formats))}"
+        )
+    returns, length, actions = figure.subplots(1, 3)
+    figure.suptitle(f"{dataset.id}: {len(starts):,} episodes, {len(dataset):,} steps")
+    mean = dataset.returns.mean()
+    returns.hist(dataset.returns, BINS)
+    returns.axvline(mean, color="black", label=f"mean {mean:,.0f}")
+    returns.set(xlabel="return", ylabel="episodes")
+    length.hist([lengths[ended], lengths[~ended]], BINS, stacked=True, label=["ended", "cut off"])
+    length.set(xlabel="steps", ylabel="episodes")
+    for dimension, values in enumerate(dataset.actions.T):
+        actions.hist(values, BINS, range=(-1, 1), histtype="step", label=f"action {dimension}")
+    actions.set(xlabel="action", ylabel="steps")
+    for axes in (returns, length, actions)[: 3 if dataset.actions.shape[1] <= 6 else 2]:
+        axes.legend(frameon=False, fontsize="small")
+    replace_file(out, figure.savefig)

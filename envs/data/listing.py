@@ -1,19 +1,21 @@
-"""`flowmdp tasks` and `flowmdp data`: what there is to train on."""
+"""What `flowmdp tasks` and `flowmdp data` do: one function per command, options as arguments."""
 
 from __future__ import annotations
 
 import importlib.util
-import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from flowmdp.cli.options import Build, Download, Import, Info
+from flowmdp.envs.data.describe import draw_dataset, open_dataset
 from flowmdp.envs.data.sources.build import build_dataset
+from flowmdp.envs.data.sources.d4rl import import_d4rl
+from flowmdp.envs.data.sources.minari import download_dataset
 from flowmdp.envs.data.store import is_present, list_datasets, read_metadata, store_root
 from flowmdp.envs.robots.outer import EXTRAS
-from flowmdp.envs.tasks import SOURCES, TASKS, Task
+from flowmdp.envs.tasks import SOURCES, TASKS
 from flowmdp.errors import ConfigurationError
 
 GETS = {"builtin": "build", "minari": "download", "d4rl": "import"}
@@ -22,12 +24,14 @@ GETS = {"builtin": "build", "minari": "download", "d4rl": "import"}
 
 def print_tasks() -> None:
     """One line per task, and one column per source of data."""
-    table = Table(box=None, pad_edge=False)  # fits into 80 columns
-    for name in ("task", "robot", *SOURCES):
-        table.add_column(name, no_wrap=True)
+    columns = [Column(name, no_wrap=True) for name in ("task", "robot", *SOURCES)]
+    table = Table(*columns, box=None, pad_edge=False)  # fits into 80 columns
     for task in TASKS.values():
-        cells = [_availability(task, source) for source in SOURCES]
-        table.add_row(task.name, task.outer_env[task.default_source], *cells)
+        cells = {source: "-" for source in SOURCES}
+        for source, dataset_id in task.datasets.items():
+            cells[source] = "here" if is_present(dataset_id) else GETS[source]
+        cells[task.default_source] += "*"
+        table.add_row(task.name, task.outer_env[task.default_source], *cells.values())
     Console().print(table)
     print("here: in the local store; build, download, import: what `flowmdp data` can do for it;")
     print("-: there is none; *: the default source. A build runs by itself when it is needed.")
@@ -38,37 +42,21 @@ def print_tasks() -> None:
             print(f'not installed: pip install "flowmdp[{extra}]" brings the robots of {names}')
 
 
-def _availability(task: Task, source: str) -> str:
-    """Whether a source's dataset is here, or what gets it."""
-    default = "*" if source == task.default_source else ""
-    if source not in task.datasets:
-        return f"-{default}"
-    return ("here" if is_present(task.datasets[source]) else GETS[source]) + default
-
-
-def build(options: Build) -> None:
+def build(task: str, *, steps: int = 200_000, seed: int = 0, force: bool = False) -> None:
     """Build a task's dataset and say where it lies."""
-    dataset_id = build_dataset(
-        options.task, steps=options.steps, seed=options.seed, force=options.force
-    )
-    print(f"{dataset_id} is in {store_root()}")
+    print(f"{build_dataset(task, steps, seed, force=force)} is in {store_root()}")
 
 
-def download(options: Download) -> None:
+def download(task: str, *, force: bool = False) -> None:
     """Download a task's published dataset and say where it lies."""
-    from flowmdp.envs.data.sources.minari import download_dataset
-
-    print(f"{download_dataset(options.task, options.force)} is in {store_root()}")
+    print(f"{download_dataset(task, force)} is in {store_root()}")
 
 
-def import_file(options: Import) -> None:
+def import_file(file: Path, *, task: str, clip_actions: bool = False, force: bool = False) -> None:
     """Import one of D4RL's files and say what came in."""
-    from flowmdp.envs.data.sources.d4rl import import_d4rl
-
-    dataset_id = import_d4rl(options.file, options.task, options.clip_actions, options.force)
-    metadata = read_metadata(dataset_id)
-    episodes, steps = metadata["total_episodes"], metadata["total_steps"]
-    print(f"{dataset_id} is in {store_root()}: {episodes:,} episodes, {steps:,} steps")
+    metadata = read_metadata(import_d4rl(file, task, clip_actions, force))
+    counts = f"{metadata['total_episodes']:,} episodes, {metadata['total_steps']:,} steps"
+    print(f"{metadata['dataset_id']} is in {store_root()}: {counts}")
 
 
 def print_datasets() -> None:
@@ -77,38 +65,35 @@ def print_datasets() -> None:
     if not found:
         print(f"no datasets in {store_root()}: `flowmdp data build hopper-medium` builds one")
         return
-    table = Table(title=f"datasets in {store_root()}", title_justify="left")
-    table.add_column("id", no_wrap=True)
-    table.add_column("episodes", justify="right")
-    table.add_column("steps", justify="right")
+    numbers = [Column(name, justify="right") for name in ("episodes", "steps")]
+    columns = [Column("id", no_wrap=True), *numbers]
+    table = Table(*columns, title=f"datasets in {store_root()}", title_justify="left")
     for dataset_id, metadata in found.items():
-        if metadata is None:
-            table.add_row(dataset_id, "half-written or damaged", "")
-        else:
-            table.add_row(
-                dataset_id, str(metadata["total_episodes"]), f"{metadata['total_steps']:,}"
-            )
+        cells = ["half-written or damaged", ""]
+        if metadata is not None:
+            cells = [str(metadata["total_episodes"]), f"{metadata['total_steps']:,}"]
+        table.add_row(dataset_id, *cells)
     Console().print(table)
 
 
-def print_info(options: Info) -> None:
+def print_info(
+    name: str,
+    *,
+    source: str | None = None,
+    dataset: str | None = None,
+    plot: Path | None = None,
+) -> None:
     """What is known of one dataset."""
-    from flowmdp.envs.data.describe import dataset_info, open_dataset
-
-    if options.dataset is not None and "/" in options.name:
+    if dataset is not None and "/" in name:
         raise ConfigurationError("--dataset needs a task before it: flowmdp data info TASK")
-    info = dataset_info(options.name, options.source, options.dataset)
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    for name, value in info.items():
-        table.add_row(name.replace("_", " "), _readable(value))
-    Console(file=sys.stdout).print(table)
-    if options.plot is not None:
-        from flowmdp.envs.data.picture import draw_dataset
-
-        dataset, *_ = open_dataset(options.name, options.source, options.dataset)
-        print(f"drawn into {draw_dataset(dataset, options.plot)}")
+    transitions, info = open_dataset(name, source, dataset)
+    table = Table(Column(style="bold", no_wrap=True), Column(), show_header=False, box=None)
+    for key, value in info.items():
+        table.add_row(key.replace("_", " "), _readable(value))
+    Console().print(table)
+    if plot is not None:
+        draw_dataset(transitions, plot)
+        print(f"drawn into {plot}")
 
 
 def _readable(value: Any) -> str:
@@ -119,6 +104,6 @@ def _readable(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_readable(entry)}" for name, entry in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_readable(entry) for entry in value)
+    if isinstance(value, list):
+        return ", ".join(map(_readable, value))
     return str(value)

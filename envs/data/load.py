@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from flowmdp.envs.data.describe import dataset_info
-from flowmdp.envs.data.reading import read_transitions
-from flowmdp.envs.data.relabel import as_defined
+from flowmdp.envs.data.reading import check_values, read_transitions
 from flowmdp.envs.data.sources.build import build_dataset, is_current
-from flowmdp.envs.data.store import is_present, list_datasets, read_metadata, store_root
+from flowmdp.envs.data.store import (
+    is_present,
+    list_datasets,
+    read_metadata,
+    recorded_spaces,
+    recorded_spec,
+    store_root,
+)
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.tasks import Task, get_task
 from flowmdp.errors import DatasetError
 from flowmdp.transitions import TransitionDataset
-
-__all__ = ["build_dataset", "dataset_info", "list_datasets", "load_dataset"]
-
-ACTION_TOLERANCE = 1e-5
-"""Actions may leave [-1, 1] by this much, through rounding; they are then put back."""
 
 
 def load_dataset(
@@ -66,110 +65,98 @@ def load_dataset(
             f"`flowmdp data build {task} --force` renews it",
             file=sys.stderr,
         )
-    outer = make_outer(task, source)
-    try:
-        obs_dim, action_dim = _check_spaces(row, source, metadata, outer)
-        dataset = read_transitions(metadata, obs_dim, action_dim)
-        _check_values(dataset, clip_actions)
+    with make_outer(task, source) as outer:
+        _check_recorded(row, source, metadata, outer)
+        dataset = read_transitions(metadata)
+        names = ("observations", "next_observations", "actions", "rewards")
+        check_values(
+            f"dataset {dataset_id}",
+            {name: getattr(dataset, name) for name in names},
+            cure="remove those episodes and write it again",
+            clip=None if clip_actions else "clip_actions=True",
+        )
+        for array in (dataset.actions, dataset.previous_actions):
+            np.clip(array, -1, 1, out=array)
         dataset, notes = as_defined(row, dataset, metadata, outer)
-    finally:
-        outer.close()
     for note in notes:
         print(f"note: dataset {dataset_id}: {note}", file=sys.stderr)
     return dataset
 
 
+def as_defined(
+    row: Task, dataset: TransitionDataset, metadata: dict[str, Any], outer: gym.Env[Any, Any]
+) -> tuple[TransitionDataset, list[str]]:
+    """The transitions under the task's definition, and a note on every way they deviated from it.
+
+    A wrapper of the outer environment that has a method `relabel` puts right what was not recorded
+    through it; the environment may be reset. Steps beyond the horizon stay in.
+    """
+    spec, notes = recorded_spec(metadata), []
+    recorded = spec.get("kwargs")
+    for name, value in row.options.items():
+        if isinstance(recorded, dict) and recorded.get(name, value) != value:
+            theirs, ours = f"{name}={recorded[name]!r}", f"{name}={value!r}"
+            notes.append(f"it was recorded with {theirs}, the task runs with {ours}")
+    wrapper, wrappers = row.wrapper.partition(":")[2], spec.get("additional_wrappers") or ()
+    through = [str(w.get("entry_point")).endswith(f":{wrapper}") for w in wrappers]
+    if outer.has_wrapper_attr("relabel") and not any(through):
+        dataset, note = outer.get_wrapper_attr("relabel")(dataset)
+        notes += [note] if note else []
+    longest = int(np.diff(np.append(dataset.episode_starts, len(dataset))).max())
+    if longest > row.horizon:
+        notes.append(
+            f"its episodes have up to {longest} steps, the task {row.horizon}: all of them train, "
+            f"but returns count the first {row.horizon} of each"
+        )
+    return dataset, notes
+
+
 def _obtain(row: Task, source: str, dataset_id: str, build: bool) -> None:
     """Build an absent builtin dataset; for all others say how to get it."""
-    if dataset_id != row.datasets.get(source):
+    if dataset_id == row.datasets.get(source):
+        if source == "builtin" and build:
+            print(f"dataset {dataset_id} is not there yet: building it (once)", file=sys.stderr)
+            build_dataset(row.name)
+            return
+        cure = {
+            "builtin": f"build it with `flowmdp data build {row.name}`",
+            "minari": f"download it with `flowmdp data download {row.name}`",
+            "d4rl": f"import D4RL's file with `flowmdp data import FILE.hdf5 --task {row.name}`",
+        }[source]
+    else:
         near = difflib.get_close_matches(dataset_id, list_datasets(), n=3, cutoff=0.5)
         cure = f"did you mean {' or '.join(near)}?" if near else "`flowmdp data list` shows it"
-        raise DatasetError(f"dataset {dataset_id} is not in the local store {store_root()}: {cure}")
-    if source == "builtin" and build:
-        print(f"dataset {dataset_id} is not there yet: building it (once)", file=sys.stderr)
-        build_dataset(row.name)
-        return
-    cure = {
-        "builtin": f"build it with `flowmdp data build {row.name}`",
-        "minari": f"download it with `flowmdp data download {row.name}`",
-        "d4rl": f"import D4RL's file with `flowmdp data import FILE.hdf5 --task {row.name}`",
-    }[source]
     raise DatasetError(f"dataset {dataset_id} is not in the local store {store_root()}: {cure}")
 
 
-def _check_spaces(
+def _check_recorded(
     row: Task, source: str, metadata: dict[str, Any], outer: gym.Env[Any, Any]
-) -> tuple[int, int]:
-    """Compare the dataset's environment and spaces with the outer env's; (obs_dim, action_dim)."""
-    dataset_id, env_id = metadata["dataset_id"], row.outer_env[source]
-    recorded = _recorded_on(metadata)
-    if recorded is not None and recorded not in (env_id, *row.same_robot):
+) -> None:
+    """Refuse a dataset of another environment, or of other spaces than the outer environment's."""
+    dataset, env_id = f"dataset {metadata['dataset_id']}", row.outer_env[source]
+    recorded = recorded_spec(metadata).get("id")
+    if recorded not in (None, env_id, *row.same_robot):
         fitting = [name for name, env in row.outer_env.items() if env == recorded]
         cure = f"use --source {fitting[0]}" if fitting else "choose a dataset of that environment"
         raise DatasetError(
-            f"dataset {dataset_id} was recorded on {recorded}, but task {row.name} with source "
-            f"{source} runs {env_id}: {cure}"
+            f"{dataset} was recorded on {recorded}, but task {row.name} with source {source} runs "
+            f"{env_id}: {cure}"
         )
-    from minari.serialization import deserialize_space
-
-    try:
-        spaces = [
-            deserialize_space(metadata[f"{name}_space"]) for name in ("observation", "action")
-        ]
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
-        raise DatasetError(
-            f"dataset {dataset_id} has no readable spaces ({type(error).__name__}: {error}): "
-            "write it again with its observation and action space"
-        ) from error
-    for name, theirs, ours in zip(
-        ("observation", "action"),
-        spaces,
-        (outer.observation_space, outer.action_space),
-        strict=True,
+    observation, action = recorded_spaces(metadata)
+    for name, theirs, ours in (
+        ("observation", observation, outer.observation_space),
+        ("action", action, outer.action_space),
     ):
         if not isinstance(theirs, gym.spaces.Box | gym.spaces.Dict) or (
             gym.spaces.flatdim(theirs) != gym.spaces.flatdim(ours)
         ):
             raise DatasetError(
-                f"dataset {dataset_id} has the {name} space {theirs}, but {env_id} has {ours}: "
-                "choose a dataset of this task's environment"
+                f"{dataset} has the {name} space {theirs}, but {env_id} has {ours}: choose a "
+                "dataset of this task's environment"
             )
-    low, high = getattr(spaces[1], "low", None), getattr(spaces[1], "high", None)
-    if low is None or high is None or np.any(low != -1) or np.any(high != 1):
+    low, high = getattr(action, "low", np.nan), getattr(action, "high", np.nan)
+    if np.any(low != -1) or np.any(high != 1):
         raise DatasetError(
-            f"dataset {dataset_id} has the action space {spaces[1]}, but actions must lie in "
-            "[-1, 1]: rescale them and write the dataset again"
+            f"{dataset} has the action space {action}, but actions must lie in [-1, 1]: rescale "
+            "them and write the dataset again"
         )
-    return gym.spaces.flatdim(outer.observation_space), gym.spaces.flatdim(outer.action_space)
-
-
-def _recorded_on(metadata: dict[str, Any]) -> str | None:
-    """Id of the environment the dataset names as its own, or None when it names none."""
-    try:
-        env_id = json.loads(metadata["env_spec"])["id"]
-    except (KeyError, TypeError, json.JSONDecodeError):
-        return None
-    return str(env_id)
-
-
-def _check_values(dataset: TransitionDataset, clip_actions: bool) -> None:
-    """Refuse NaN and infinite numbers and actions outside the box (or clip them when asked)."""
-    for name in ("observations", "next_observations", "actions", "rewards"):
-        array = getattr(dataset, name)
-        if not np.isfinite(array.sum(dtype=np.float64)):  # one pass, no temporary of the array
-            bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
-            if len(bad):
-                raise DatasetError(
-                    f"dataset {dataset.id} has NaN or infinite {name} in {len(bad)} transitions, "
-                    f"first in transition {bad[0]}: remove those episodes and write it again"
-                )
-    low, high = float(dataset.actions.min()), float(dataset.actions.max())
-    if low < -1 - ACTION_TOLERANCE or high > 1 + ACTION_TOLERANCE:
-        outside = int((np.abs(dataset.actions) > 1 + ACTION_TOLERANCE).any(axis=1).sum())
-        if not clip_actions:
-            raise DatasetError(
-                f"dataset {dataset.id} has actions outside [-1, 1] in {outside} of {len(dataset)} "
-                f"transitions (range {low:.4g} to {high:.4g}): pass clip_actions=True to clip them"
-            )
-    for array in (dataset.actions, dataset.previous_actions):
-        np.clip(array, -1, 1, out=array)

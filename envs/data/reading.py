@@ -1,13 +1,13 @@
-"""Read a Minari dataset into the flat arrays of a `TransitionDataset`.
+"""Read a Minari dataset into the flat arrays of a `TransitionDataset`, and check its numbers.
 
 HDF5 datasets with array observations, the usual kind, are read through h5py's low-level calls
-straight into the float32 arrays: Minari's iteration goes through a Python group and a float64 copy
-per field and takes several times as long. Everything else goes through Minari's own iteration.
+straight into the float32 arrays, several times as fast as Minari's own iteration with its Python
+group and float64 copy per field. Everything else goes through Minari's iteration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -15,181 +15,135 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmdp.envs.data.store import broken, dataset_folder
+from flowmdp.envs.data.store import broken, dataset_folder, recorded_spaces
 from flowmdp.errors import DatasetError
 from flowmdp.transitions import TransitionDataset
 
 FIELDS = ("actions", "rewards", "terminations", "truncations")
 
-
-class Arrays:
-    """Arrays of n transitions that episodes are appended to, one after another.
-
-    Observations have one row more than transitions: an episode of n_i steps writes n_i + 1 rows,
-    the next episode starts on the last of them, and so nothing is held twice.
-    """
-
-    def __init__(self, dataset_id: str, steps: int, obs_dim: int, action_dim: int) -> None:
-        self.id = dataset_id
-        self.filled = 0
-        self.observations = np.empty((steps + 1, obs_dim), np.float32)
-        self.next_observations = np.empty((steps, obs_dim), np.float32)
-        self.actions = np.empty((steps, action_dim), np.float32)
-        self.rewards = np.empty(steps, np.float32)
-        self.terminations = np.empty(steps, np.bool_)
-        self.truncations = np.empty(steps, np.bool_)
-        self.starts = np.zeros(steps, np.bool_)
-
-    def reserve(self, episode: int, shapes: dict[str, tuple[int, ...]]) -> slice:
-        """Check an episode's shapes and return the rows of its transitions.
-
-        Raises:
-            DatasetError: When shapes disagree with each other, the task, or the promised length.
-        """
-        length = shapes["rewards"][0] if shapes["rewards"] else 0
-        expected = {
-            "observations": (length + 1, *self.observations.shape[1:]),
-            "actions": (length, *self.actions.shape[1:]),
-            "rewards": (length,),
-            "terminations": (length,),
-            "truncations": (length,),
-        }
-        for name, shape in expected.items():
-            if shapes[name] != shape:
-                raise broken(
-                    self.id, f"episode {episode} has {name} of shape {shapes[name]}, not {shape}"
-                )
-        if length == 0:
-            raise broken(self.id, f"episode {episode} has no steps")
-        start, stop = self.filled, self.filled + length
-        if stop > len(self.rewards):
-            raise broken(self.id, f"it has more than the {len(self.rewards)} steps it promises")
-        self.filled = stop
-        self.starts[start] = True
-        return slice(start, stop)
-
-    def close(self, rows: slice) -> None:
-        """Derive next observations once an episode's n_i + 1 observations are written."""
-        self.next_observations[rows] = self.observations[rows.start + 1 : rows.stop + 1]
-
-    def finish(self) -> TransitionDataset:
-        """Check the whole and hand it over; the recording's own end counts as truncation."""
-        if self.filled != len(self.rewards):
-            raise broken(self.id, f"{self.filled} of the promised {len(self.rewards)} steps exist")
-        last = np.append(self.starts[1:], True)
-        early = np.flatnonzero((self.terminations | self.truncations) & ~last)
-        if len(early):
-            raise DatasetError(
-                f"dataset {self.id} goes on after an episode's end at transition {early[0]} "
-                f"({len(early)} such places): split its episodes where they end"
-            )
-        self.truncations |= last & ~self.terminations
-        previous_actions = np.zeros_like(self.actions)
-        previous_actions[1:] = self.actions[:-1]
-        previous_actions[self.starts] = 0
-        return TransitionDataset(
-            id=self.id,
-            observations=self.observations[:-1],
-            actions=self.actions,
-            rewards=self.rewards,
-            next_observations=self.next_observations,
-            terminations=self.terminations,
-            truncations=self.truncations,
-            previous_actions=previous_actions,
-            starts=self.starts,
-        )
+ACTION_TOLERANCE = 1e-5
+"""Actions may leave [-1, 1] by this much, through rounding."""
 
 
-def read_transitions(metadata: dict[str, Any], obs_dim: int, action_dim: int) -> TransitionDataset:
+def read_transitions(metadata: dict[str, Any]) -> TransitionDataset:
     """Read all episodes of a dataset of the local store.
 
     Args:
         metadata: The dataset's metadata, from `store.read_metadata`.
-        obs_dim: Size of a flat observation.
-        action_dim: Size of an action.
 
     Returns:
-        The transitions, float32, shapes as in `TransitionDataset`; values are not checked.
+        The transitions, float32, shapes as in `TransitionDataset`; values are not checked. The end
+        of a recording counts as a truncation.
 
     Raises:
-        DatasetError: When episodes are missing, torn, or of another shape.
+        DatasetError: When episodes are missing, torn, or not of the dataset's own spaces.
     """
     dataset_id, episodes = metadata["dataset_id"], metadata["total_episodes"]
     steps = metadata["total_steps"]
     if steps < 1 or episodes < 1:
         raise broken(dataset_id, f"it holds {episodes} episodes and {steps} steps")
+    spaces = recorded_spaces(metadata)
+    obs_dim, action_dim = map(gym.spaces.flatdim, spaces)
     try:
-        arrays = Arrays(dataset_id, steps, obs_dim, action_dim)
+        observations = np.empty((steps + 1, obs_dim), np.float32)
+        data = TransitionDataset(
+            id=dataset_id,
+            observations=observations[:-1],
+            actions=np.empty((steps, action_dim), np.float32),
+            rewards=np.empty(steps, np.float32),
+            next_observations=np.empty((steps, obs_dim), np.float32),
+            terminations=np.empty(steps, np.bool_),
+            truncations=np.empty(steps, np.bool_),
+            previous_actions=np.zeros((steps, action_dim), np.float32),
+            starts=np.zeros(steps, np.bool_),
+        )
     except (MemoryError, ValueError) as error:
         raise broken(dataset_id, f"its {steps} promised steps do not fit into memory") from error
-    if metadata["data_format"] == "hdf5" and '"Dict"' not in metadata["observation_space"]:
-        _read_hdf5(arrays, episodes)
+    if metadata["data_format"] == "hdf5" and not isinstance(spaces[0], gym.spaces.Dict):
+        source, failure = _hdf5_episodes(dataset_id, episodes), "main_data.hdf5 cannot be read"
     else:
-        for episode, values in enumerate(minari_episodes(dataset_id)):
-            rows = arrays.reserve(episode, {name: array.shape for name, array in values.items()})
-            arrays.observations[rows.start : rows.stop + 1] = values["observations"]
-            for name in FIELDS:
-                getattr(arrays, name)[rows] = values[name]
-            arrays.close(rows)
-    return arrays.finish()
-
-
-def flat_dimensions(metadata: dict[str, Any]) -> tuple[int, int]:
-    """(obs_dim, action_dim) of a dataset's own spaces, flattened.
-
-    Raises:
-        DatasetError: When the metadata hold no spaces that Minari can read.
-    """
-    from minari.serialization import deserialize_space
-
+        source, failure = minari_episodes(dataset_id), "Minari cannot read it"
     try:
-        spaces = (
-            deserialize_space(metadata[f"{name}_space"]) for name in ("observation", "action")
-        )
-        obs_dim, action_dim = (gym.spaces.flatdim(space) for space in spaces)
-    except (KeyError, TypeError, ValueError, NotImplementedError) as error:
-        raise broken(metadata["dataset_id"], f"its spaces cannot be read ({error})") from error
-    return obs_dim, action_dim
-
-
-def _read_hdf5(arrays: Arrays, episodes: int) -> None:
-    path = dataset_folder(arrays.id) / "data" / "main_data.hdf5"
-    everything = h5py.h5s.ALL
-    try:
-        with h5py.File(path, "r") as file:
-            if len(file) != episodes:
-                raise broken(arrays.id, f"{len(file)} of the promised {episodes} episodes exist")
-            for episode in range(episodes):
-                group = h5py.h5g.open(file.id, f"episode_{episode}".encode())
-                stored = {
-                    name: h5py.h5d.open(group, name.encode()) for name in ("observations", *FIELDS)
-                }
-                rows = arrays.reserve(episode, {name: d.shape for name, d in stored.items()})
-                observations = arrays.observations[rows.start : rows.stop + 1]
-                stored["observations"].read(everything, everything, observations)
-                for name in FIELDS:
-                    stored[name].read(everything, everything, getattr(arrays, name)[rows])
-                arrays.close(rows)
+        _fill(data, observations, source)
     except DatasetError:
         raise
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise broken(arrays.id, f"main_data.hdf5 cannot be read ({error})") from error
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, AssertionError) as error:
+        raise broken(dataset_id, f"{failure} ({error})") from error
+    last = np.append(data.starts[1:], True)
+    early = np.flatnonzero((data.terminations | data.truncations) & ~last)
+    if len(early):
+        raise DatasetError(
+            f"dataset {dataset_id} goes on after an episode's end at transition {early[0]} "
+            f"({len(early)} such places): split its episodes where they end"
+        )
+    data.truncations[:] |= last & ~data.terminations
+    data.previous_actions[1:] = data.actions[:-1]
+    data.previous_actions[data.starts] = 0
+    return data
+
+
+def _fill(
+    data: TransitionDataset, observations: NDArray[np.float32], episodes: Iterable[dict[str, Any]]
+) -> None:
+    """Read episodes, arrays or HDF5 datasets by name, one after another into `data`.
+
+    `observations`, shape (n + 1, obs_dim), is what `data.observations` is a view of: an episode of
+    n_i steps writes n_i + 1 rows, and the next one starts on the last of them.
+    """
+    stop = 0
+    for number, stored in enumerate(episodes):
+        start, length = stop, (*stored["rewards"].shape, 0)[0]
+        shapes = {
+            "observations": (length + 1, observations.shape[1]),
+            "actions": (length, data.actions.shape[1]),
+        }
+        for name in ("observations", *FIELDS):
+            shape, expected = stored[name].shape, shapes.get(name, (length,))
+            if shape != expected:
+                cause = f"episode {number} has {name} of shape {shape}, not {expected}"
+                raise broken(data.id, cause)
+        if length == 0:
+            raise broken(data.id, f"episode {number} has no steps")
+        stop = start + length
+        if stop > len(data):
+            raise broken(data.id, f"it has more than the {len(data)} steps it promises")
+        _copy(stored["observations"], observations[start : stop + 1])
+        for name in FIELDS:
+            _copy(stored[name], getattr(data, name)[start:stop])
+        data.next_observations[start:stop] = observations[start + 1 : stop + 1]
+        data.starts[start] = True
+    if stop != len(data):
+        raise broken(data.id, f"{stop} of the promised {len(data)} steps exist")
+
+
+def _copy(stored: Any, out: NDArray[Any]) -> None:
+    if isinstance(stored, np.ndarray):
+        out[...] = stored
+    else:
+        stored.read(h5py.h5s.ALL, h5py.h5s.ALL, out)
+
+
+def _hdf5_episodes(dataset_id: str, episodes: int) -> Iterator[dict[str, Any]]:
+    """The HDF5 datasets of every episode, open."""
+    with h5py.File(dataset_folder(dataset_id) / "data" / "main_data.hdf5", "r") as file:
+        if len(file) != episodes:
+            raise broken(dataset_id, f"{len(file)} of the promised {episodes} episodes exist")
+        for episode in range(episodes):
+            group = h5py.h5g.open(file.id, f"episode_{episode}".encode())
+            names = ("observations", *FIELDS)
+            yield {name: h5py.h5d.open(group, name.encode()) for name in names}
 
 
 def minari_episodes(dataset_id: str) -> Iterator[dict[str, NDArray[Any]]]:
     """Episodes through Minari's own iteration, observations flattened; slower, for any format."""
     from minari import MinariDataset
 
-    try:
-        dataset = MinariDataset(dataset_folder(dataset_id) / "data")
-        space = dataset.observation_space
-        for episode in dataset.iterate_episodes():
-            yield {
-                "observations": _flatten(space, episode.observations),
-                **{name: np.asarray(getattr(episode, name)) for name in FIELDS},
-            }
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise broken(dataset_id, f"Minari cannot read it ({error})") from error
+    dataset = MinariDataset(dataset_folder(dataset_id) / "data")
+    for episode in dataset.iterate_episodes():
+        yield {
+            "observations": _flatten(dataset.observation_space, episode.observations),
+            **{name: np.asarray(getattr(episode, name)) for name in FIELDS},
+        }
 
 
 def _flatten(space: gym.Space[Any], observations: Any) -> NDArray[Any]:
@@ -199,3 +153,32 @@ def _flatten(space: gym.Space[Any], observations: Any) -> NDArray[Any]:
         return np.concatenate(parts, axis=1)
     array = np.asarray(observations)
     return array.reshape(len(array), -1)
+
+
+def check_values(
+    what: str, arrays: Mapping[str, NDArray[Any]], cure: str, clip: str | None
+) -> None:
+    """Raise DatasetError for NaN, infinite numbers, and actions outside [-1, 1].
+
+    Args:
+        what: What holds the arrays, as the message begins.
+        arrays: By name, each of shape (n, ...); "actions" among them.
+        cure: What to do about NaN.
+        clip: How to have actions clipped; None where the user has asked for it.
+    """
+    for name, array in arrays.items():
+        if not np.isfinite(array.sum(dtype=np.float64)):  # one pass, no temporary of the array
+            bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+            if len(bad):
+                raise DatasetError(
+                    f"{what} has NaN or infinite {name} in {len(bad)} transitions, first in "
+                    f"transition {bad[0]}: {cure}"
+                )
+    actions, limit = arrays["actions"], 1 + ACTION_TOLERANCE
+    low, high = float(actions.min()), float(actions.max())
+    if clip and (low < -limit or high > limit):
+        outside = int((np.abs(actions) > limit).any(axis=1).sum())
+        raise DatasetError(
+            f"{what} has actions outside [-1, 1] in {outside} of {len(actions)} transitions "
+            f"(range {low:.4g} to {high:.4g}): pass {clip} to clip them"
+        )

@@ -2,21 +2,27 @@
 
 D4RL (Fu et al. 2020) rewards the palm for being near the object, -0.1 ||palm - object||, and ends
 an episode of Pen when the pen is dropped. Gymnasium-robotics 1.2.1 to 1.4.2 turned the sign of that
-term in Door, Hammer and Relocate, and its Pen goes on after a drop. The wrappers here restore both.
-They look at what the environment does, not at its version, and change nothing where it is right.
-The horizons (100 for Pen, 200 for the others) stand in the table of tasks.
+term in Door, Hammer and Relocate, and its Pen goes on after a drop. The wrappers here restore both,
+in the environment and in recorded transitions. They look at what an environment does and at a
+dataset's own rewards, not at versions: releases of both kinds recorded under the same ids. Where
+all is right they change nothing. The horizons (100 for Pen, 200 else) stand in the table of tasks.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
+from numpy.typing import NDArray
 
 from flowmdp.errors import UnknownTaskError
+from flowmdp.transitions import TransitionDataset
+
+Terms = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 HAND_WEIGHT = 0.1
 """Weight of the distance from palm to object (D4RL, hand_manipulation_suite)."""
@@ -25,6 +31,15 @@ DROPPED = 0.075
 """Height in metres below which the pen counts as dropped (D4RL, pen_v0.py)."""
 
 TOLERANCE = 1e-6
+
+AT_REST = 0.01
+"""Metres within which the hammer lies where episodes begin."""
+
+SLOW = 5.0
+"""Norm of the hand's joint velocities, rad/s, below which an error of a tenth does no harm."""
+
+TURNED = "its hand-to-object reward had the other sign: D4RL's is restored"
+UNKNOWN = "the sign of its hand-to-object reward cannot be told: rewards stay as recorded"
 
 
 class _HandReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -51,22 +66,20 @@ class _HandReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorAr
             bare.reset(seed=0)
             _, reward, *_ = bare.step(np.zeros(bare.action_space.shape, np.float32))
         hand = float(reward) - self.other_terms(bare.data)
-        expected = HAND_WEIGHT * self.distance()
-        if min(abs(hand - expected), abs(hand + expected)) > TOLERANCE:
+        expected = -HAND_WEIGHT * self.distance()
+        if abs(abs(hand) + expected) > TOLERANCE:
             raise UnknownTaskError(
                 f"{env.spec.id if env.spec else env} rewards the hand by {hand:.4g} where D4RL's "
-                f"definition says {-expected:.4g}: install a release of gymnasium-robotics that "
+                f"definition says {expected:.4g}: install a release of gymnasium-robotics that "
                 "flowmdp knows (1.4)"
             )
-        self.flipped = abs(hand - expected) < abs(hand + expected)
+        self.flipped = hand > 0
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """The environment's step, with D4RL's reward."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        reward = float(reward)
-        if self.flipped:
-            reward -= 2 * HAND_WEIGHT * self.distance()
-        return observation, reward, terminated, truncated, info
+        turned = 2 * HAND_WEIGHT * self.distance() if self.flipped else 0.0
+        return observation, float(reward) - turned, terminated, truncated, info
 
     def distance(self) -> float:
         """From the palm to its target, metres."""
@@ -74,7 +87,22 @@ class _HandReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorAr
 
     def other_terms(self, data: Any) -> float:
         """D4RL's reward without the hand-to-object term, at the first step of an episode."""
-        raise TypeError("use D4RLDoor, D4RLHammer or D4RLRelocate")
+        raise NotImplementedError
+
+    def recorded_terms(self, data: TransitionDataset) -> Terms:
+        """Palm to object after each step, D4RL's other terms, and whether those are known."""
+        raise NotImplementedError
+
+    def relabel(self, data: TransitionDataset) -> tuple[TransitionDataset, str]:
+        """The transitions with D4RL's rewards, and a note where they were recorded otherwise."""
+        distance, others, known = self.recorded_terms(data)
+        weight = np.median((data.rewards - others)[known] / distance[known]) if known.any() else 0.0
+        if not HAND_WEIGHT / 2 < abs(weight) < HAND_WEIGHT * 2:
+            return data, UNKNOWN
+        if weight < 0:
+            return data, ""
+        rewards = (data.rewards - 2 * HAND_WEIGHT * distance).astype(np.float32)
+        return dataclasses.replace(data, rewards=rewards), TURNED
 
 
 class D4RLDoor(_HandReward):
@@ -86,6 +114,13 @@ class D4RLDoor(_HandReward):
         """-0.1 (hinge - 1.57)^2 - 1e-5 ||qvel||^2; the hinge is still shut, so no bonus."""
         hinge = float(data.joint("door_hinge").qpos[0])
         return -0.1 * (hinge - 1.57) ** 2 - 1e-5 * float(np.square(data.qvel).sum())
+
+    def recorded_terms(self, data: TransitionDataset) -> Terms:
+        """Hinge angle and palm - handle are in the observation, only velocities are not."""
+        hinge, hand = data.next_observations[:, 28], data.next_observations[:, 35:38]
+        bonus = 2 * (hinge > 0.2) + 8 * (hinge > 1) + 10 * (hinge > 1.35)
+        others = -0.1 * np.square(hinge - 1.57) + bonus
+        return np.linalg.norm(hand, axis=1), others, np.ones(len(data), bool)
 
 
 class D4RLHammer(_HandReward):
@@ -100,6 +135,26 @@ class D4RLHammer(_HandReward):
         depth = float(np.linalg.norm(nail - data.site("nail_goal").xpos))
         return -tool - 10 * depth - 1e-2 * float(np.linalg.norm(data.qvel))
 
+    def recorded_terms(self, data: TransitionDataset) -> Terms:
+        """The other terms are known while the hammer lies where every episode begins.
+
+        Velocities come from the joints before and after; their cost drowns the term where the hand
+        is fast.
+        """
+        self.reset(seed=0)
+        model: Any = self.unwrapped
+        tool, lying = model.data.site("tool").xpos, model.data.body("Object").xpos
+        depth = np.linalg.norm(model.data.site("S_target").xpos - model.data.site("nail_goal").xpos)
+        after = data.next_observations
+        palm, hammer, nail = after[:, 33:36], after[:, 36:39], after[:, 42:45]
+        moved = np.zeros_like(after[:, :27])
+        moved[:-1] = after[1:, :27] - data.observations[:-1, :27]
+        speed = np.linalg.norm(moved, axis=1) / (2 * model.dt)
+        others = -np.linalg.norm(tool - nail, axis=1) - 10 * depth - 0.01 * speed
+        known = ~np.append(data.starts[1:], True)
+        known &= (speed < SLOW) & (np.linalg.norm(hammer - lying, axis=1) < AT_REST)
+        return np.linalg.norm(palm - hammer, axis=1), others, known
+
 
 class D4RLRelocate(_HandReward):
     """Relocate: -0.1 ||palm - ball|| and terms that begin when the ball is lifted."""
@@ -109,6 +164,12 @@ class D4RLRelocate(_HandReward):
     def other_terms(self, data: Any) -> float:
         """Nothing while the ball lies on the table."""
         return 0.0
+
+    def recorded_terms(self, data: TransitionDataset) -> Terms:
+        """While the ball lies on the table the reward is the hand-to-object term alone."""
+        distance = np.linalg.norm(data.next_observations[:, 30:33], axis=1)
+        known = np.isclose(np.abs(data.rewards), HAND_WEIGHT * distance, rtol=0, atol=1e-4)
+        return distance, np.zeros(len(data)), known
 
 
 class D4RLPen(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -139,6 +200,25 @@ class D4RLPen(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
         observation, reward, terminated, truncated, info = self.env.step(action)
         terminated = bool(terminated) or (self.goes_on and bool(self._pen.xpos[2] < DROPPED))
         return observation, float(reward), terminated, truncated, info
+
+    def relabel(self, data: TransitionDataset) -> tuple[TransitionDataset, str]:
+        """The transitions without those after a drop, and a note where there were any."""
+        dropped = data.next_observations[:, 26] < DROPPED
+        episode, count = np.cumsum(data.starts) - 1, np.arange(len(data))
+        first = np.full(len(data.episode_starts), len(data))
+        np.minimum.at(first, episode[dropped], count[dropped])
+        kept = count <= first[episode]
+        ends = dropped & kept & ~data.terminations
+        if not ends.any():
+            return data, ""
+        arrays = {f.name: getattr(data, f.name)[kept] for f in dataclasses.fields(data)[1:]}
+        arrays["terminations"] = arrays["terminations"] | dropped[kept]
+        arrays["truncations"] = arrays["truncations"] & ~arrays["terminations"]
+        note = (
+            f"it goes on after dropping the pen in {ends.sum():,} of {len(first):,} episodes: they "
+            f"end there as D4RL's do, {(~kept).sum():,} later steps are left out"
+        )
+        return TransitionDataset(id=data.id, **arrays), note
 
 
 @contextmanager

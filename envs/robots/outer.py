@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from flowmdp.envs.robots.rendering import TypedRendering, prepare_rendering
+from flowmdp.envs.robots.rendering import prepare_rendering
 from flowmdp.envs.tasks import Task, get_task
 from flowmdp.errors import UnknownTaskError
 
@@ -55,9 +55,12 @@ def make_outer(task: str, source: str | None = None, render_mode: str | None = N
     if row.wrapper:
         module, _, name = row.wrapper.partition(":")
         env = getattr(importlib.import_module(module), name)(env)
-    if render_mode is not None:
-        _follow_robot(env)
-        env = TypedRendering(env)
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if render_mode is not None and renderer is not None:
+        import mujoco  # Gymnasium 1.4's own camera stands still, and the robot walks out of it
+
+        track = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+        renderer.camera_id = track  # -1 where the model has no such camera
     if isinstance(env.observation_space, gym.spaces.Dict):
         env = gym.wrappers.FlattenObservation(env)
     box = env.action_space
@@ -67,11 +70,7 @@ def make_outer(task: str, source: str | None = None, render_mode: str | None = N
 
 
 def registered_id(row: Task, source: str) -> str:
-    """The id that the robot's environment has in the installed release.
-
-    Raises:
-        UnknownTaskError: When the extra that brings the environment is not installed.
-    """
+    """The id of the robot's environment in the installed release; imports what registers it."""
     if row.extra:
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # its news; row.wrapper deals with them
@@ -83,16 +82,3 @@ def registered_id(row: Task, source: str) -> str:
             ) from error
     ids = (row.outer_env[source], *row.same_robot)
     return next((env_id for env_id in ids if env_id in gym.registry), ids[0])
-
-
-def _follow_robot(env: gym.Env[Any, Any]) -> None:
-    """Look through the model's tracking camera, where it has one.
-
-    Gymnasium 1.4 renders through a free camera that stands still, and the robot walks out of it.
-    """
-    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
-    if renderer is not None:
-        import mujoco
-
-        kind = mujoco.mjtObj.mjOBJ_CAMERA
-        renderer.camera_id = mujoco.mj_name2id(renderer.model, kind, "track")  # -1: it has none

@@ -13,9 +13,6 @@ class PointMaze(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
 
     The environment says 50 frames per second where a step takes 0.01 s; it hides the renderer
     inside the point; and it leaves its model as an XML file in the folder for temporary files.
-
-    Args:
-        env: A `PointMaze_*` environment, before its observations are flattened.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:

@@ -17,7 +17,7 @@ from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.config import AgentConfig
 from flowmdp.arguments import check_integers
 from flowmdp.env import FlowMDPEnv
-from flowmdp.envs.data.load import load_dataset
+from flowmdp.envs.data import load_dataset
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import ConfigurationError

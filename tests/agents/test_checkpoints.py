@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import zipfile
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 
 from flowmdp.agents import ALGORITHMS, FlowBC, load_agent, pretrained_path
 from flowmdp.agents.core import checkpoint
-from flowmdp.agents.core.saving import NOT_STORED
 from flowmdp.errors import CheckpointError, ConfigurationError
 from tests.agents.test_contract import make, rewrite
 
@@ -100,28 +98,38 @@ def test_no_wrong_byte_of_the_zips_directory_escapes(path: Path, whole: bytes) -
     ],
 )
 def test_specification_out_of_range(path: Path, spec: dict[str, Any]) -> None:
-    manifest, _ = checkpoint.read(path)
+    manifest = checkpoint.read(path).manifest
     rewrite(path, spec=manifest["spec"] | spec)
     refused(path, "spec" if "observation_dim" in spec else next(iter(spec)))
 
 
 def test_one_step_agents_keep_their_one_step(path: Path) -> None:
     make("iql").learn(1).save(path)
-    rewrite(path, spec=checkpoint.read(path)[0]["spec"] | {"flow_steps": 3})
+    rewrite(path, spec=checkpoint.read(path).manifest["spec"] | {"flow_steps": 3})
     refused(path, "flow_steps=1")
 
 
-@pytest.mark.parametrize("name", [*sorted(NOT_STORED), "env", "_init_setup_model"])
+@pytest.mark.parametrize(
+    "name", ["dataset", "device", "tensorboard_log", "verbose", "env", "seed", "_init_setup_model"]
+)
 def test_a_file_decides_about_hyperparameters_only(path: Path, name: str, tmp_path: Path) -> None:
-    manifest, _ = checkpoint.read(path)
-    rewrite(path, hyperparameters=manifest["hyperparameters"] | {name: str(tmp_path / "evil")})
+    manifest = checkpoint.read(path).manifest
+    rewrite(path, config=manifest["config"] | {name: str(tmp_path / "evil")})
     refused(path, f"'{name}' is no hyper-parameter")
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_hyperparameters_are_all_other_arguments(name: str) -> None:
-    agent = make(name)
-    assert set(agent.hyperparameters()) == agent.arguments().keys() - NOT_STORED
+def test_a_checkpoint_holds_every_hyperparameter(name: str, tmp_path: Path) -> None:
+    agent = make(name, seed=7)
+    agent.save(tmp_path / "agent.zip")
+    again = load_agent(tmp_path / "agent.zip", device="cpu")
+    assert again.config == agent.config and again.seed == 7
+
+
+@pytest.mark.parametrize("seed", [-1, "x", 1.5, 2**40])
+def test_a_seed_that_cannot_be(path: Path, seed: Any) -> None:
+    rewrite(path, seed=seed)
+    refused(path, "seed")
 
 
 @pytest.mark.parametrize("value", [float("inf"), "3", -1, 1.5])
@@ -141,24 +149,26 @@ def test_counters_out_of_range(path: Path, value: Any) -> None:
         ("critic/scale", lambda x: x.fill_(torch.inf), "critic/scale holds NaN or infinity"),
         ("optimizer.critic/0/exp_avg", lambda x: x[..., :1], "not of its weights' shape"),
         ("optimizer.critic/0/step", lambda x: x.repeat(2), "not of its weights' shape"),
-        ("space/low", lambda x: x[:-1], "different widths"),
         ("generator/learn", lambda x: x[:-1], "damaged"),
     ],
 )
 def test_tensors_that_cannot_be(path: Path, key: str, change: Any, match: str) -> None:
-    manifest, tensors = checkpoint.read(path)
+    _, manifest, tensors = checkpoint.read(path)
     checkpoint.write(path, manifest, tensors | {key: change(tensors[key]).clone()})
     refused(path, match)
 
 
 def test_the_caller_is_not_called_damage(path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"no argument 'learning_rat'.* learning_rate"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"'learning_rat' is no hyper-parameter: did you mean learning_rate",
+    ):
         load_agent(path, learning_rat=1)
     with pytest.raises(ConfigurationError, match="batch_size is 0"):
         load_agent(path, batch_size=0)
     with pytest.raises(ConfigurationError, match=r"custom_objects.*learning_rate=1e-4"):
         load_agent(path, custom_objects={"learning_rate": 0.0})
-    with pytest.raises(ConfigurationError, match="no argument 'policy'"):
+    with pytest.raises(ConfigurationError, match="'policy' is no hyper-parameter"):
         load_agent(path, policy="MlpPolicy")
 
 
@@ -173,7 +183,7 @@ def test_sb3s_keywords_of_load(path: Path, capsys: pytest.CaptureFixture[str]) -
         tensorboard_log="logs",
         verbose=0,
     )
-    assert agent.learning_rate == 1e-5 and agent.tensorboard_log == "logs"
+    assert agent.config.learning_rate == 1e-5 and agent.tensorboard_log == "logs"
     assert "Stable-Baselines3" in capsys.readouterr().out
 
 
@@ -187,4 +197,5 @@ def test_another_class_or_another_format(path: Path) -> None:
 def test_what_ships_can_be_loaded() -> None:
     shipped = pretrained_path("hopper-medium")
     assert shipped is not None
-    assert json.dumps(load_agent(shipped, device="cpu").hyperparameters())
+    agent = load_agent(shipped, device="cpu")
+    assert agent.name == "df-div" and agent.config.net_arch == (64, 64, 64)

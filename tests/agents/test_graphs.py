@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowmdp.agents.core.critics import Info
 from flowmdp.agents.core.graphs import WARM_UP
+from flowmdp.agents.core.networks import Info
 from flowmdp.errors import ConfigurationError
 from tests.agents.test_contract import flow_env, make, weights
 
@@ -33,7 +33,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("df-dir", {"objective": "advantage", "critic": "iql"}),
     ("df-dir", {"objective": "direction", "path": "trigonometric"}),
     ("df-div", {"smoothing": 0.2}),
-    ("df-div", {"critic": "iql", "lam": 0.5, "divergence": "cosine"}),
+    ("df-div", {"critic": "iql", "divergence": "cosine"}),
 ]
 each_variant = pytest.mark.parametrize(
     ("name", "arguments"), VARIANTS, ids=[" ".join(map(str, (n, *a.values()))) for n, a in VARIANTS]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flowmdp.agents.core.actor_critic import ActorCritic
+from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.env import FlowMDPEnv
 from flowmdp.transitions import TransitionDataset
 
@@ -123,15 +123,15 @@ def follow(gains: list[tuple[float, float]], x_0: Tensor) -> Tensor:
     return x_t
 
 
-def pretrain(agent: ActorCritic, folder: Path) -> None:
-    """Fit behaviour flow and critic, or take them from the folder where equal ones are kept."""
-    paths = {part: folder / f"{part}-{agent.part_key(part)}.zip" for part in agent.parts}
+def pretrain(agent: FlowAlgorithm, folder: Path) -> None:
+    """Fit the agent's parts, or take them from the folder where equal ones are kept."""
+    paths = {part: folder / f"{part.name}-{part.key()}.zip" for part in agent.parts}
     known = [part for part, path in paths.items() if path.exists()]
     for part in known:
-        agent.load_part(part, paths[part])
+        part.load(paths[part])
     agent.pretrain()
     for part in set(paths).difference(known):
-        agent.save_part(part, paths[part])
+        part.save(paths[part])
 
 
 def noise(n: int = 2000) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowmdp.envs.data.sources.build import write_dataset
 from flowmdp.envs.data.sources.collect import Episode
-from flowmdp.envs.data.staging import dataset_lock, new_dataset
+from flowmdp.envs.data.store import dataset_lock
 from flowmdp.envs.robots.outer import make_outer
 
 OBS_DIM, ACTION_DIM = 11, 3
@@ -41,7 +41,7 @@ def write(
 ) -> str:
     """Write episodes as a dataset of the task's outer environment, or another; returns its id."""
     outer = make_outer(task) if env is None else env
-    with dataset_lock(dataset_id), new_dataset(dataset_id) as folder:
-        write_dataset(folder, dataset_id, outer, episodes, metadata)
+    with dataset_lock(dataset_id):
+        write_dataset(dataset_id, outer, episodes, metadata)
     outer.close()
     return dataset_id

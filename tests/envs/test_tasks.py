@@ -15,7 +15,7 @@ import pytest
 import flowmdp
 from flowmdp.checks import check_flow_env
 from flowmdp.cli import main
-from flowmdp.envs.data.load import load_dataset
+from flowmdp.envs.data import load_dataset
 from flowmdp.envs.data.sources.behavior import BehaviorPolicy
 from flowmdp.envs.data.store import DATASET_ID
 from flowmdp.envs.robots.outer import EXTRAS, make_outer

@@ -1,8 +1,7 @@
 """The behaviour policies that come with the package: small actors, evaluated with NumPy.
 
-`behaviors/<name>.safetensors` holds the actor of a Stable-Baselines3 agent (SAC or PPO) in float16;
-the file's metadata hold the command that trained it, its seed, the versions and the returns it
-reached. The files are written by examples/train_behavior.py.
+`behaviors/<name>.safetensors` holds the actor of a Stable-Baselines3 agent (SAC or PPO) in float16,
+with the command that trained it, seed, versions and returns. examples/train_behavior.py wrote it.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ LOG_STD_RANGE = (-20.0, 2.0)
 
 ROWS = 4
 """Observations per matrix product. Products this small stay on one thread in OpenBLAS (at most
-262,144 multiplications): waking threads for 12,000 larger ones took 150 s instead of 20 on two busy
-cores. And the result for an observation does not depend on how many others there are."""
+262,144 multiplications), and waking threads for 12,000 larger ones took 150 s instead of 20. And
+the result for an observation does not depend on how many others there are."""
 
 
 class BehaviorPolicy:
@@ -34,20 +33,16 @@ class BehaviorPolicy:
     PPO: a = clip(mu(s) + exp(log_std) noise, -1, 1), tanh layers.
 
     Attributes:
-        name: File name without suffix.
         metadata: Strings stored with the weights: command, seed, versions, returns.
         obs_dim: Size of an observation.
         action_dim: Size of an action.
     """
 
-    def __init__(
-        self, name: str, weights: dict[str, NDArray[np.float32]], metadata: dict[str, str]
-    ) -> None:
-        self.name = name
+    def __init__(self, weights: dict[str, NDArray[np.float32]], metadata: dict[str, str]) -> None:
         self.metadata = metadata
-        layers = sorted(int(key.split(".")[1]) for key in weights if key.startswith("latent_pi"))
-        hidden = [f"latent_pi.{layer}" for layer in sorted(set(layers))]
-        self.hidden = [(weights[f"{key}.weight"].T, weights[f"{key}.bias"]) for key in hidden]
+        layers = {int(key.split(".")[1]) for key in weights if key.startswith("latent_pi")}
+        names = [f"latent_pi.{layer}" for layer in sorted(layers)]
+        self.hidden = [(weights[f"{name}.weight"].T, weights[f"{name}.bias"]) for name in names]
         self.mu = weights["mu.weight"].T, weights["mu.bias"]
         self.squashed = metadata["algorithm"] == "SAC"
         if self.squashed:
@@ -59,16 +54,12 @@ class BehaviorPolicy:
 
     @classmethod
     def load(cls, path: Path) -> BehaviorPolicy:
-        """Read an actor from a safetensors file; loading runs no code.
-
-        Raises:
-            DatasetError: When the file is missing, torn, or holds no actor.
-        """
+        """Read an actor from a safetensors file; DatasetError for a file that holds none."""
         try:
             with safe_open(path, "np") as file:
                 metadata = dict(file.metadata() or {})
                 weights = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}
-            return cls(path.stem, weights, metadata)
+            return cls(weights, metadata)
         except (OSError, SafetensorError, KeyError, IndexError, ValueError) as error:
             raise DatasetError(
                 f"cannot read the behaviour policy {path} ({error}): reinstall flowmdp, or write "
@@ -83,14 +74,11 @@ class BehaviorPolicy:
     def sample(
         self, observations: NDArray[np.floating[Any]], noise: NDArray[np.floating[Any]]
     ) -> NDArray[np.float32]:
-        """Actions for a batch of observations.
+        """Actions in [-1, 1], shape (batch, action_dim), float32.
 
         Args:
             observations: Shape (batch, obs_dim).
             noise: Standard normal, shape (batch, action_dim); zeros give the mean action.
-
-        Returns:
-            Actions in [-1, 1], shape (batch, action_dim), float32.
         """
         actions = np.empty(noise.shape, np.float32)
         for start in range(0, len(observations), ROWS):
@@ -108,11 +96,10 @@ class BehaviorPolicy:
     @property
     def provenance(self) -> dict[str, Any]:
         """The metadata, sorted and with their JSON values decoded, for a dataset's own metadata."""
-        decoded: dict[str, Any] = dict(sorted(self.metadata.items()))
-        for key in ("returns", "versions"):
-            if key in decoded:
-                decoded[key] = json.loads(decoded[key])
-        return decoded
+        return {
+            key: json.loads(value) if key in ("returns", "versions") else value
+            for key, value in sorted(self.metadata.items())
+        }
 
 
 def shipped_folder() -> Path:

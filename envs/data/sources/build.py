@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
-import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import h5py
 from tqdm import tqdm
 
+from flowmdp.arguments import check_integers
 from flowmdp.envs.data.sources.behavior import BehaviorPolicy, shipped_folder
 from flowmdp.envs.data.sources.collect import NUM_ENVS, Episode, collect_steps, roll_out
 from flowmdp.envs.data.sources.planner import plan_episodes, planner_recipe
-from flowmdp.envs.data.staging import dataset_lock, new_dataset
-from flowmdp.envs.data.store import is_present, read_metadata
+from flowmdp.envs.data.store import dataset_lock, is_present, new_dataset, read_metadata
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.tasks import Task, get_task
-from flowmdp.errors import ConfigurationError, DatasetError
+from flowmdp.errors import DatasetError
 
 BUILD_KEY = "flowmdp_build"
 """Key of a dataset's metadata that tells what it was built from."""
@@ -52,28 +52,21 @@ def build_dataset(
     """
     row = get_task(task)
     dataset_id = row.dataset("builtin")
-    if steps < 1:
-        raise ConfigurationError(f"steps is {steps}: a dataset needs at least 1")
-    if seed < 0:
-        raise ConfigurationError(f"seed is {seed}: it must not be negative")
+    check_integers(1, steps=steps)
+    check_integers(0, seed=seed)
     recipe = build_recipe(row, steps, seed)
     if not force and _is_built(dataset_id, recipe):
         return dataset_id
-    with dataset_lock(dataset_id):
+    with dataset_lock(dataset_id), contextlib.ExitStack() as stack:
         if not force and _is_built(dataset_id, recipe):
             return dataset_id
-        envs = [make_outer(task, "builtin") for _ in range(1 if row.planner else NUM_ENVS)]
-        try:
-            episodes = _episodes(row, envs, steps, seed)
-            with new_dataset(dataset_id) as folder:
-                shown = _with_progress(episodes, dataset_id, steps) if progress else episodes
-                algorithms = sorted({p["algorithm"] for p in recipe["policies"].values()})
-                name = "waypoint planner" if row.planner else "+".join(algorithms)
-                metadata = {"algorithm_name": name, BUILD_KEY: recipe}
-                write_dataset(folder, dataset_id, envs[0], shown, metadata)
-        finally:
-            for env in envs:
-                env.close()
+        number = 1 if row.planner else NUM_ENVS
+        envs = [stack.enter_context(make_outer(task, "builtin")) for _ in range(number)]
+        bar = tqdm(total=steps, desc=dataset_id, unit="step", unit_scale=True, disable=not progress)
+        episodes = _episodes(row, envs, steps, seed, stack.enter_context(bar))
+        algorithms = sorted({policy["algorithm"] for policy in recipe["policies"].values()})
+        name = "waypoint planner" if row.planner else "+".join(algorithms)
+        write_dataset(dataset_id, envs[0], episodes, {"algorithm_name": name, BUILD_KEY: recipe})
     return dataset_id
 
 
@@ -82,75 +75,101 @@ def build_recipe(row: Task, steps: int, seed: int) -> dict[str, Any]:
     policies = {}
     for name in row.behaviors:
         content = (shipped_folder() / f"{name}.safetensors").read_bytes()
-        policies[name] = {
-            "sha256": hashlib.sha256(content).hexdigest(),
-            **BehaviorPolicy.shipped(name).provenance,
-        }
+        digest = {"sha256": hashlib.sha256(content).hexdigest()}
+        policies[name] = digest | BehaviorPolicy.shipped(name).provenance
     recipe: dict[str, Any] = {"steps": steps, "seed": seed, "policies": policies}
     return recipe | {"planner": planner_recipe()} if row.planner else recipe
 
 
 def is_current(row: Task, metadata: dict[str, Any]) -> bool:
     """Whether a built dataset came from the behaviour that this version ships."""
-    built, shipped = metadata.get(BUILD_KEY, {}), build_recipe(row, 1, 0)
-    hashes = [
-        {name: p.get("sha256") for name, p in recipe.get("policies", {}).items()}
-        for recipe in (built, shipped)
-    ]
-    return hashes[0] == hashes[1] and built.get("planner") == shipped.get("planner")
+    built = metadata.get(BUILD_KEY, {})
+    return bool(built == build_recipe(row, built.get("steps"), built.get("seed")))
+
+
+def _is_built(dataset_id: str, recipe: dict[str, Any]) -> bool:
+    """Whether it is there and came from this recipe; what came from another is an error."""
+    if not is_present(dataset_id):
+        return False
+    built = read_metadata(dataset_id).get(BUILD_KEY)
+    if built == recipe:
+        return True
+    if not built:
+        what = "another recipe"
+    elif (built.get("steps"), built.get("seed")) == (recipe["steps"], recipe["seed"]):
+        what = "another version of the behaviour policy"
+    else:
+        what = f"{built.get('steps')} steps, seed {built.get('seed')}"
+    raise DatasetError(
+        f"dataset {dataset_id} is there already, built from {what}: keep it, or replace it with "
+        "force=True (--force)"
+    )
+
+
+def _episodes(
+    row: Task, envs: list[gym.Env[Any, Any]], steps: int, seed: int, bar: tqdm[Any]
+) -> Iterator[Episode]:
+    """The planner's episodes, or an equal share of steps from one policy after the other."""
+    number = len(row.behaviors)
+    parts = [(plan_episodes(envs[0], seed, row.horizon), steps)] if row.planner else []
+    for index, name in enumerate(row.behaviors):
+        share = steps * (index + 1) // number - steps * index // number
+        policy = BehaviorPolicy.shipped(name)
+        parts.append((roll_out(policy, envs, seed * number + index, row.horizon), share))
+    for endless, share in parts:
+        for episode in collect_steps(endless, share):
+            bar.update(len(episode))
+            yield episode
 
 
 def write_dataset(
-    folder: Path,
-    dataset_id: str,
-    env: gym.Env[Any, Any],
-    episodes: Iterable[Episode],
-    metadata: dict[str, Any],
+    dataset_id: str, env: gym.Env[Any, Any], episodes: Iterable[Episode], metadata: dict[str, Any]
 ) -> None:
-    """Write episodes as a Minari dataset (HDF5) into `folder`.
+    """Write episodes as a Minari dataset (HDF5) into the store. Use it under `dataset_lock`.
 
     Args:
-        folder: An existing folder, usually one given by `new_dataset`.
-        dataset_id: The id the dataset will have in the store.
+        dataset_id: The dataset's id; one that is there already is replaced.
         env: The outer environment; gives spaces and spec.
         episodes: Written in their order.
         metadata: Further JSON-able entries of metadata.json.
+
+    Raises:
+        DatasetError: When the store cannot be written, or is full.
     """
     import minari
     from minari.dataset.minari_storage import MinariStorage
 
-    storage = MinariStorage.new(
-        folder / "data",
-        observation_space=env.observation_space,
-        action_space=env.action_space,
-        env_spec=env.spec,
-        data_format="hdf5",
-    )
     brought_by = type(env.unwrapped).__module__.partition(".")[0].replace("_", "-")
     packages = sorted({"gymnasium", "mujoco", brought_by})
     requirements = [f"{name}=={importlib.metadata.version(name)}" for name in packages]
-    storage.update_metadata(
-        {
-            "dataset_id": dataset_id,
-            "minari_version": minari.__version__,
-            "requirements": requirements,
-            **metadata,
-        }
-    )
-    content, total_episodes, total_steps = hdf5_content(episodes)
-    (folder / "data" / "main_data.hdf5").write_bytes(content)
-    totals = {"total_steps": total_steps, "total_episodes": total_episodes}
-    storage.update_metadata({**totals, "dataset_size": storage.get_size()})
+    with new_dataset(dataset_id) as folder:
+        storage = MinariStorage.new(
+            folder / "data",
+            observation_space=env.observation_space,
+            action_space=env.action_space,
+            env_spec=env.spec,
+            data_format="hdf5",
+        )
+        storage.update_metadata(
+            {
+                "dataset_id": dataset_id,
+                "minari_version": minari.__version__,
+                "requirements": requirements,
+                **metadata,
+            }
+        )
+        content, total_episodes, total_steps = _hdf5_content(episodes)
+        (folder / "data" / "main_data.hdf5").write_bytes(content)
+        totals = {"total_steps": total_steps, "total_episodes": total_episodes}
+        storage.update_metadata({**totals, "dataset_size": storage.get_size()})
 
 
-def hdf5_content(episodes: Iterable[Episode]) -> tuple[bytes, int, int]:
+def _hdf5_content(episodes: Iterable[Episode]) -> tuple[bytes, int, int]:
     """The bytes of Minari's main_data.hdf5 with these episodes; how many they are; their steps.
 
     The file grows in memory, some 50 MB for 200,000 steps: HDF5 that meets a full disk, as it would
     in Minari's own writer, crashes the process.
     """
-    import h5py
-
     index, total_steps = -1, 0
     with h5py.File("main_data.hdf5", "w", driver="core", backing_store=False) as file:
         for index, episode in enumerate(episodes):
@@ -166,43 +185,3 @@ def hdf5_content(episodes: Iterable[Episode]) -> tuple[bytes, int, int]:
             total_steps += len(episode)
         file.flush()
         return file.id.get_file_image(), index + 1, total_steps
-
-
-def _is_built(dataset_id: str, recipe: dict[str, Any]) -> bool:
-    """Whether the dataset is there and came from this recipe.
-
-    Raises:
-        DatasetError: When something else lies there; only force may replace it.
-    """
-    if not is_present(dataset_id):
-        return False
-    built = read_metadata(dataset_id).get(BUILD_KEY)
-    if built == recipe:
-        return True
-    what = (
-        "another recipe" if not built else f"{built.get('steps')} steps, seed {built.get('seed')}"
-    )
-    if built and (built.get("steps"), built.get("seed")) == (recipe["steps"], recipe["seed"]):
-        what = "another version of the behaviour policy"
-    raise DatasetError(
-        f"dataset {dataset_id} is there already, built from {what}: keep it, or replace it with "
-        "force=True (--force)"
-    )
-
-
-def _episodes(row: Task, envs: list[gym.Env[Any, Any]], steps: int, seed: int) -> Iterator[Episode]:
-    """The policies' episodes one policy after the other, each with its equal share of the steps."""
-    if row.planner:
-        yield from collect_steps(plan_episodes(envs[0], seed, row.horizon), steps)
-    for index, name in enumerate(row.behaviors):
-        share = steps * (index + 1) // len(row.behaviors) - steps * index // len(row.behaviors)
-        policy = BehaviorPolicy.shipped(name)
-        rolled = roll_out(policy, envs, seed * len(row.behaviors) + index, row.horizon)
-        yield from collect_steps(rolled, share)
-
-
-def _with_progress(episodes: Iterator[Episode], dataset_id: str, steps: int) -> Iterator[Episode]:
-    with tqdm(total=steps, desc=dataset_id, unit="step", unit_scale=True, file=sys.stderr) as bar:
-        for episode in episodes:
-            bar.update(len(episode))
-            yield episode

@@ -50,16 +50,9 @@ class Episode:
         """The first `steps` steps, truncated there; the episode itself when it is no longer."""
         if steps >= len(self):
             return self
-        truncations = self.truncations[:steps].copy()
-        truncations[-1] = True
-        return Episode(
-            self.seed,
-            self.observations[: steps + 1],
-            self.actions[:steps],
-            self.rewards[:steps],
-            self.terminations[:steps],
-            truncations,
-        )
+        kept, last = slice(steps), np.arange(steps) == steps - 1
+        arrays = self.actions[kept], self.rewards[kept], self.terminations[kept]
+        return Episode(self.seed, self.observations[: steps + 1], *arrays, last)
 
 
 class Recorder:
@@ -88,30 +81,21 @@ class Recorder:
         self.length = n = n + 1
         if not (terminated or truncated or n == self.horizon):
             return None
-        ends = np.arange(n) == n - 1
-        return Episode(
-            self.env_seed,
-            self.observations[: n + 1].copy(),
-            self.actions[:n].copy(),
-            self.rewards[:n].copy(),
-            ends & terminated,
-            ends & (not terminated),
-        )
+        last, ended = np.arange(n) == n - 1, bool(terminated)
+        arrays = self.observations[: n + 1].copy(), self.actions[:n].copy(), self.rewards[:n].copy()
+        return Episode(self.env_seed, *arrays, last & ended, last & (not ended))
 
 
 def roll_out(
     policy: BehaviorPolicy, envs: Sequence[gym.Env[Any, Any]], seed: int, horizon: int
 ) -> Iterator[Episode]:
-    """Yield episodes 0, 1, 2, ... of a policy without end.
+    """Yield whole episodes 0, 1, 2, ... of a policy without end.
 
     Args:
         policy: The behaviour.
         envs: Environments to run in lock-step, all of the same task; the caller closes them.
         seed: Non-negative; the same seed gives the same episodes on the same kind of processor.
         horizon: Longest episode in steps.
-
-    Yields:
-        Whole episodes in order of their index.
     """
     recorders = [Recorder(env, seed, horizon) for env in envs]
     for index, recorder in enumerate(recorders):

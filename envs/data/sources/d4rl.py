@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmdp.envs.data.reading import check_values
 from flowmdp.envs.data.sources.build import write_dataset
 from flowmdp.envs.data.sources.collect import Episode
-from flowmdp.envs.data.staging import dataset_lock, new_dataset
-from flowmdp.envs.data.store import is_present
+from flowmdp.envs.data.store import dataset_lock, is_present
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.tasks import TASKS, Task, get_task
 from flowmdp.errors import DatasetError
+
+Arrays = dict[str, NDArray[Any]]
 
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
 
@@ -63,12 +66,14 @@ def import_d4rl(
     dataset_id, path = row.dataset("d4rl"), Path(file)
     _refuse_to_replace(dataset_id, force)
     _refuse_other_files(row, path.name)
-    outer = make_outer(task, "d4rl")
-    try:
-        arrays = read_d4rl(path)
-        _check(path, arrays, outer, clip_actions)
-        ends = episode_ends(arrays)
-        if not any(True for _ in d4rl_episodes(arrays, ends, np.float32)):
+    with make_outer(task, "d4rl") as outer:
+        arrays = _read(path)
+        _check_shapes(path, arrays, outer)
+        clip = None if clip_actions else "clip_actions=True (--clip-actions)"
+        check_values(str(path), arrays, cure="download it again", clip=clip)
+        episodes = _episodes(arrays, outer.observation_space.dtype)
+        first = next(episodes, None)
+        if first is None:
             raise DatasetError(f"{path} holds no whole transition: download it again")
         notes = {
             "file": path.name,
@@ -77,22 +82,16 @@ def import_d4rl(
             "has_next_observations": "next_observations" in arrays,
         }
         metadata = {IMPORT_KEY: notes, "algorithm_name": "D4RL"}
-        episodes = d4rl_episodes(arrays, ends, outer.observation_space.dtype)
         with dataset_lock(dataset_id):
             _refuse_to_replace(dataset_id, force)
-            with new_dataset(dataset_id) as folder:
-                write_dataset(folder, dataset_id, outer, episodes, metadata)
-    finally:
-        outer.close()
+            write_dataset(dataset_id, outer, chain([first], episodes), metadata)
     return dataset_id
 
 
 def _refuse_to_replace(dataset_id: str, force: bool) -> None:
     if is_present(dataset_id) and not force:
-        raise DatasetError(
-            f"dataset {dataset_id} is there already: keep it, or replace it with --force "
-            "(force=True)"
-        )
+        cure = "keep it, or replace it with --force (force=True)"
+        raise DatasetError(f"dataset {dataset_id} is there already: {cure}")
 
 
 def _refuse_other_files(row: Task, name: str) -> None:
@@ -103,36 +102,28 @@ def _refuse_other_files(row: Task, name: str) -> None:
                 f"{name} is D4RL's file of {other.name}, not of {row.name}: import it with "
                 f"--task {other.name}"
             )
-    stem, version = row.d4rl_file.rsplit("-v", 1)
-    found = re.fullmatch(rf"{re.escape(stem)}-v(\d+\.hdf5)", name)
-    if found and found[1] != version:
+    stem = re.escape(row.d4rl_file.rsplit("-v", 1)[0])
+    if name != row.d4rl_file and re.fullmatch(rf"{stem}-v\d+\.hdf5", name):
         raise DatasetError(
             f"{name} is another version of D4RL's data than {row.d4rl_file}, which task {row.name} "
             "stands for: import that file"
         )
 
 
-def read_d4rl(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a D4RL file that make transitions, of one common length.
-
-    Raises:
-        DatasetError: When the file is absent, torn or foreign, or its lengths disagree.
-    """
+def _read(path: Path) -> Arrays:
+    """The arrays of a D4RL file that make transitions, of one common length."""
     try:
         with h5py.File(path, "r") as file:
             missing = [key for key in KEYS if not isinstance(file.get(key), h5py.Dataset)]
-            if missing:
-                raise DatasetError(
-                    f"{path} is no D4RL file: it lacks {', '.join(missing)}; give one like "
-                    "hopper_medium-v2.hdf5"
-                )
-            arrays = {
-                key: np.asarray(file[key]) for key in (*KEYS, "next_observations") if key in file
-            }
+            keys = (*KEYS, *({"next_observations"} & set(file)))
+            arrays = {} if missing else {key: np.asarray(file[key]) for key in keys}
     except (OSError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, DatasetError):
-            raise
         raise DatasetError(f"cannot read {path} ({error}): download it again") from error
+    if missing:
+        raise DatasetError(
+            f"{path} is no D4RL file: it lacks {', '.join(missing)}; give one like "
+            "hopper_medium-v2.hdf5"
+        )
     for key in ("rewards", "terminals", "timeouts"):  # some files keep them as columns
         arrays[key] = arrays[key].reshape(len(arrays[key])) if arrays[key].size else arrays[key]
     lengths = {key: len(array) for key, array in arrays.items()}
@@ -144,62 +135,43 @@ def read_d4rl(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def episode_ends(arrays: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
-    """Indices of the last transition of every episode, shape (episodes,)."""
-    ends = arrays["terminals"].astype(bool) | arrays["timeouts"].astype(bool)
-    if "next_observations" in arrays:
-        follows = (arrays["next_observations"][:-1] == arrays["observations"][1:]).all(axis=1)
-        ends[:-1] |= ~follows
-    ends[-1] = True
-    return np.flatnonzero(ends)
-
-
-def d4rl_episodes(
-    arrays: dict[str, NDArray[Any]], ends: NDArray[np.int64], dtype: Any
-) -> Iterator[Episode]:
-    """Yield the episodes that end at `ends`; those left without a step are skipped."""
-    start = 0
-    for end in ends:
-        terminated = bool(arrays["terminals"][end])
-        stop = end + 1
-        if "next_observations" in arrays:
-            final = arrays["next_observations"][end]
-        else:
-            final = arrays["observations"][end]
-            stop -= not terminated
-        rows, start = slice(start, stop), end + 1
-        if rows.start == rows.stop:
-            continue
-        last = np.arange(rows.start, rows.stop) == rows.stop - 1
-        yield Episode(
-            seed=None,
-            observations=np.concatenate([arrays["observations"][rows], final[None]]).astype(dtype),
-            actions=np.clip(arrays["actions"][rows], -1, 1).astype(np.float32),
-            rewards=arrays["rewards"][rows].astype(np.float64),
-            terminations=last & terminated,
-            truncations=last & (not terminated),
-        )
-
-
-def _check(
-    path: Path, arrays: dict[str, NDArray[Any]], outer: gym.Env[Any, Any], clip_actions: bool
-) -> None:
-    """Compare shapes with the environment's; refuse NaN and, unless clipped, actions outside."""
-    spaces = {"observations": outer.observation_space, "actions": outer.action_space}
-    spaces["next_observations"] = outer.observation_space
+def _check_shapes(path: Path, arrays: Arrays, outer: gym.Env[Any, Any]) -> None:
+    """Refuse arrays that are not numbers, or of other shapes than the environment's."""
     env_id = outer.spec.id if outer.spec else "the task's environment"
-    for key, space in spaces.items():
-        if key in arrays and arrays[key].shape[1:] != space.shape:
-            raise DatasetError(
-                f"{path} has {key} of shape {arrays[key].shape[1:]}, but {env_id} has "
-                f"{space.shape}: name the task that the file belongs to"
-            )
+    observed, acted = outer.observation_space.shape, outer.action_space.shape
+    shapes = {"observations": observed, "next_observations": observed, "actions": acted}
     for key, array in arrays.items():
-        if array.dtype.kind not in "fbiu" or not np.isfinite(array).all():
-            raise DatasetError(f"{path} has NaN or infinite {key}: download it again")
-    outside = int((np.abs(arrays["actions"]) > 1 + 1e-5).any(axis=1).sum())
-    if outside and not clip_actions:
-        raise DatasetError(
-            f"{path} has actions outside [-1, 1] in {outside} of {len(arrays['actions'])} "
-            "transitions: pass clip_actions=True (--clip-actions) to clip them"
-        )
+        if array.shape[1:] != shapes.get(key, ()):
+            raise DatasetError(
+                f"{path} has {key} of shape {array.shape[1:]}, but {env_id} has {shapes.get(key)}: "
+                "name the task that the file belongs to"
+            )
+        if array.dtype.kind not in "fbiu":
+            raise DatasetError(f"{path} has {key} that are no numbers: download it again")
+
+
+def _episodes(arrays: Arrays, dtype: Any) -> Iterator[Episode]:
+    """Yield the episodes of a file, observations of that dtype; skip those left without a step."""
+    observations, terminals = arrays["observations"], arrays["terminals"].astype(bool)
+    ended = terminals | arrays["timeouts"].astype(bool)
+    following = arrays.get("next_observations")
+    if following is not None:
+        ended[:-1] |= ~(following[:-1] == observations[1:]).all(axis=1)
+    ended[-1] = True
+    start = 0
+    for end in np.flatnonzero(ended).tolist():
+        if following is not None:
+            stop, final = end + 1, following[end]
+        else:
+            stop, final = end + int(terminals[end]), observations[end]
+        rows, start = slice(start, stop), end + 1
+        if rows.start < stop:
+            last = np.arange(rows.start, stop) == stop - 1
+            yield Episode(
+                seed=None,
+                observations=np.concatenate([observations[rows], final[None]]).astype(dtype),
+                actions=np.clip(arrays["actions"][rows], -1, 1).astype(np.float32),
+                rewards=arrays["rewards"][rows].astype(np.float64),
+                terminations=last & terminals[end],
+                truncations=last & ~terminals[end],
+            )

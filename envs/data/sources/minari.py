@@ -10,18 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
-from flowmdp.envs.data.reading import flat_dimensions, read_transitions
-from flowmdp.envs.data.staging import dataset_lock, new_dataset
-from flowmdp.envs.data.store import is_present, read_metadata
+from flowmdp.envs.data.reading import read_transitions
+from flowmdp.envs.data.store import dataset_lock, is_present, new_dataset, read_metadata
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import DatasetError
 
 ATTEMPTS = 3
-FIRST_PAUSE = 2.0
-"""Seconds before the second attempt; doubled before each further one."""
 
 
-def download_dataset(task: str, force: bool = False, pause: float = FIRST_PAUSE) -> str:
+def download_dataset(task: str, force: bool = False, pause: float = 2.0) -> str:
     """Fetch the task's dataset of source "minari" into the local store.
 
     Minari decides where from (MINARI_REMOTE, by default Farama's at Hugging Face). The dataset is
@@ -30,7 +27,7 @@ def download_dataset(task: str, force: bool = False, pause: float = FIRST_PAUSE)
     Args:
         task: Name of the task, `hopper-medium`.
         force: Whether to replace a dataset that is already there.
-        pause: Seconds before the second attempt.
+        pause: Seconds before the second attempt; doubled before each further one.
 
     Returns:
         The dataset's Minari id.
@@ -51,22 +48,16 @@ def download_dataset(task: str, force: bool = False, pause: float = FIRST_PAUSE)
             arriving = folder / "arriving"
             with _store_at(arriving):
                 _fetch(dataset_id, pause)
-                _check_whole(dataset_id)
+                try:
+                    read_transitions(read_metadata(dataset_id))
+                except DatasetError as error:
+                    raise DatasetError(
+                        f"what arrived of {dataset_id} is not whole ({error.__cause__ or error}): "
+                        "run the same command again"
+                    ) from error
             os.rename(arriving / dataset_id / "data", folder / "data")
             shutil.rmtree(arriving)
     return dataset_id
-
-
-def _check_whole(dataset_id: str) -> None:
-    """Read what arrived, which counts its episodes and steps."""
-    try:
-        metadata = read_metadata(dataset_id)
-        read_transitions(metadata, *flat_dimensions(metadata))
-    except DatasetError as error:
-        raise DatasetError(
-            f"what arrived of {dataset_id} is not whole ({error.__cause__ or error}): run the same "
-            "command again"
-        ) from error
 
 
 def _fetch(dataset_id: str, pause: float) -> None:
@@ -82,12 +73,10 @@ def _fetch(dataset_id: str, pause: float) -> None:
             raise DatasetError(
                 f'downloading {dataset_id} needs huggingface_hub: pip install "flowmdp[hf]"'
             ) from error
-        except ValueError as error:
-            raise DatasetError(
-                f"Minari has no usable {dataset_id}: {' '.join(str(error).split())}"
-            ) from error
         except Exception as error:  # which one, is up to the remote's own HTTP library
             cause = " ".join(str(error).split())[:200] or type(error).__name__
+            if isinstance(error, ValueError):
+                raise DatasetError(f"Minari has no usable {dataset_id}: {cause}") from error
             if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
                 raise DatasetError(
                     f"cannot download {dataset_id} while HF_HUB_OFFLINE is set: unset it, or copy "
@@ -110,7 +99,6 @@ def _store_at(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
+        del os.environ["MINARI_DATASETS_PATH"]
+        if before is not None:
             os.environ["MINARI_DATASETS_PATH"] = before

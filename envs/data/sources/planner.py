@@ -20,6 +20,7 @@ from flowmdp.envs.data.sources.collect import Episode, Recorder
 
 Cell = tuple[int, int]
 Route = tuple[Cell, ...]
+XY = NDArray[np.float64]
 
 GAIN, DAMPING = 10.0, 1.0
 """Action per metre to the waypoint and per metre a second (D4RL, maze2d's WaypointController)."""
@@ -33,18 +34,20 @@ REACHED = 0.25
 DETOUR = 4
 """Cells that a route may be longer than the shortest; ours: both ways around a block, no tours."""
 
-MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
+
+@functools.lru_cache
+def _graph(free: frozenset[Cell]) -> Any:
+    import networkx as nx
+
+    rows, columns = (max(cell[axis] for cell in free) + 1 for axis in (0, 1))
+    return nx.grid_2d_graph(rows, columns).subgraph(free).copy()
 
 
 @functools.lru_cache(maxsize=4096)
 def routes(free: frozenset[Cell], start: Cell, goal: Cell, detour: int = DETOUR) -> list[Route]:
-    """All ways from start to goal, sorted; a way never passes beside a cell that it left before.
+    """All ways over free cells (row, column), sorted, at most `detour` longer than the shortest.
 
-    Args:
-        free: Cells (row, column) that are no walls.
-        start: First cell of every route.
-        goal: Last cell of every route.
-        detour: Cells that a route may be longer than the shortest one.
+    A way never passes beside a cell that it left before.
 
     Raises:
         ValueError: When no way leads there.
@@ -53,42 +56,15 @@ def routes(free: frozenset[Cell], start: Cell, goal: Cell, detour: int = DETOUR)
     >>> [len(route) for route in routes(ring, (0, 1), (2, 1))]
     [5, 5]
     """
-    distance = _distances(free, goal)
-    if start not in distance:
-        raise ValueError(f"no way leads from {start} to {goal}")
-    longest = distance[start] + detour
-    found: list[Route] = []
+    import networkx as nx
 
-    def extend(route: Route) -> None:
-        if route[-1] == goal:
-            found.append(route)
-            return
-        for cell in _neighbours(free, route[-1]):
-            beside = sum(other in route for other in _neighbours(free, cell))
-            if cell not in route and beside == 1 and len(route) + distance[cell] <= longest:
-                extend((*route, cell))
-
-    extend((start,))
-    return sorted(found)
-
-
-def _neighbours(free: frozenset[Cell], cell: Cell) -> Iterator[Cell]:
-    """Free cells beside a cell."""
-    for rows, columns in MOVES:
-        beside = cell[0] + rows, cell[1] + columns
-        if beside in free:
-            yield beside
-
-
-def _distances(free: frozenset[Cell], goal: Cell) -> dict[Cell, int]:
-    """Moves to the goal from every cell that a way leads from."""
-    distance, wave = {goal: 0}, [goal]
-    for cell in wave:
-        for beside in _neighbours(free, cell):
-            if beside not in distance:
-                distance[beside] = distance[cell] + 1
-                wave.append(beside)
-    return distance
+    maze = _graph(free)
+    try:
+        longest = nx.shortest_path_length(maze, start, goal) + detour
+    except nx.NetworkXNoPath:
+        raise ValueError(f"no way leads from {start} to {goal}") from None
+    ways = map(tuple, nx.all_simple_paths(maze, start, goal, longest))
+    return sorted(way for way in ways if maze.subgraph(way).size() == len(way) - 1)
 
 
 class Planner:
@@ -101,13 +77,7 @@ class Planner:
         rng: Draws the route.
     """
 
-    def __init__(
-        self,
-        maze: Any,
-        position: NDArray[np.float64],
-        goal: NDArray[np.float64],
-        rng: np.random.Generator,
-    ) -> None:
+    def __init__(self, maze: Any, position: XY, goal: XY, rng: np.random.Generator) -> None:
         free = frozenset(
             (i, j) for i, row in enumerate(maze.maze_map) for j, v in enumerate(row) if v != 1
         )
@@ -116,40 +86,22 @@ class Planner:
         self.route = ways[int(rng.integers(len(ways)))]
         self._waypoints = [maze.cell_rowcol_to_xy(cell) for cell in self.route[1:-1]] + [goal]
 
-    def act(
-        self,
-        position: NDArray[np.float64],
-        velocity: NDArray[np.float64],
-        noise: NDArray[np.float64],
-    ) -> NDArray[np.float32]:
-        """The action at a position; passes on to the next waypoint when one is reached.
+    def act(self, position: XY, velocity: XY, noise: XY) -> NDArray[np.float32]:
+        """The action in [-1, 1]; passes on to the next waypoint when one is reached.
 
-        Args:
-            position: Shape (2,), metres.
-            velocity: Shape (2,), metres per second.
-            noise: Standard normal, shape (2,).
-
-        Returns:
-            Action in [-1, 1], shape (2,), float32.
+        All have shape (2,): position in metres, velocity in metres per second, standard normal
+        noise.
         """
-        while len(self._waypoints) > 1:
-            if np.hypot(*(self._waypoints[0] - position)) > REACHED:
-                break
+        while len(self._waypoints) > 1 and np.hypot(*(self._waypoints[0] - position)) <= REACHED:
             del self._waypoints[0]
         action = GAIN * (self._waypoints[0] - position) - DAMPING * velocity + NOISE * noise
-        clipped: NDArray[np.float32] = np.clip(action, -1, 1).astype(np.float32)
-        return clipped
+        return np.asarray(action.clip(-1, 1), np.float32)
 
 
 def planner_recipe() -> dict[str, float]:
     """All numbers that decide what the planner does, for a dataset's metadata."""
-    return {
-        "gain": GAIN,
-        "damping": DAMPING,
-        "noise": NOISE,
-        "reached": REACHED,
-        "detour": DETOUR,
-    }
+    numbers = {"gain": GAIN, "damping": DAMPING, "noise": NOISE}
+    return numbers | {"reached": REACHED, "detour": DETOUR}
 
 
 def plan_episodes(env: gym.Env[Any, Any], seed: int, horizon: int) -> Iterator[Episode]:

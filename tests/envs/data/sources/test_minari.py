@@ -11,7 +11,7 @@ import minari.storage.remotes
 import pytest
 from minari.storage.remotes.cloud_storage import CloudStorage
 
-from flowmdp.envs.data.load import list_datasets, load_dataset
+from flowmdp.envs.data import list_datasets, load_dataset
 from flowmdp.envs.data.sources.minari import download_dataset
 from flowmdp.envs.data.store import read_metadata
 from flowmdp.errors import DatasetError

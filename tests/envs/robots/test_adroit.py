@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from flowmdp.cli import main
-from flowmdp.envs.data.load import dataset_info, load_dataset
+from flowmdp.envs.data import dataset_info, load_dataset
 from flowmdp.envs.data.sources.collect import Episode
+from flowmdp.envs.data.store import dataset_folder
 from flowmdp.envs.robots import adroit
 from flowmdp.envs.robots.outer import make_outer, registered_id
 from flowmdp.envs.tasks import get_task
@@ -253,12 +254,18 @@ def test_recorded_pens_end_where_they_are_dropped(capsys: pytest.CaptureFixture[
     assert "needs a task before it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("module", ["flowmdp.envs.robots.adroit", "flowmdp.envs.adroit"])
 def test_what_was_recorded_through_the_wrapper_is_left_alone(
-    capsys: pytest.CaptureFixture[str],
+    module: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Wherever the wrapper stood when it was recorded. The hand is fast: rewards tell no sign."""
     outer = make_outer("hammer-human")
     episode = record(outer, 20, 0)
     write(ID, [episode], "hammer-human", outer)
+    path = dataset_folder(ID) / "data" / "metadata.json"
+    entry_point = "flowmdp.envs.robots.adroit:D4RLHammer"
+    assert entry_point in path.read_text()
+    path.write_text(path.read_text().replace(entry_point, f"{module}:D4RLHammer"))
     data = load_dataset("hammer-human", dataset_id=ID)
     np.testing.assert_allclose(data.rewards, episode.rewards, atol=1e-5)
     assert capsys.readouterr().err == ""

@@ -16,13 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 
-from flowmdp.cli import main
-from flowmdp.envs.data.describe import describe
-from flowmdp.envs.data.load import dataset_info, list_datasets, load_dataset
+from flowmdp.envs.data import list_datasets, load_dataset
 from flowmdp.envs.data.reading import FIELDS, minari_episodes, read_transitions
 from flowmdp.envs.data.sources.collect import Episode
 from flowmdp.envs.data.store import dataset_folder, read_metadata
-from flowmdp.envs.tasks import get_task
 from flowmdp.errors import DatasetError, FlowMDPError
 from flowmdp.transitions import TransitionDataset
 from tests.envs.datasets_by_hand import episode, write
@@ -138,14 +135,14 @@ def test_dict_observations_are_flattened_by_sorted_key() -> None:
     assert values["observations"].shape == (4, 6)
     assert values["observations"][0].tolist() == [0, 0, 1, 1, 2, 2]
     assert list(space.spaces) == ["achieved", "desired", "observation"]
-    data = read_transitions(read_metadata(ID), 6, 3)
+    data = read_transitions(read_metadata(ID))
     np.testing.assert_array_equal(data.next_observations, values["observations"][1:])
     assert data.truncations.tolist() == [False, False, True]
     with pytest.raises(DatasetError, match="observation space"):
         load()
     (dataset_folder(ID) / "data" / "main_data.hdf5").unlink()
     with pytest.raises(DatasetError, match="Minari cannot read it"):
-        list(minari_episodes(ID))
+        read_transitions(read_metadata(ID))
 
 
 # Everything below is refused, in one line that names the cause and a cure.
@@ -288,45 +285,3 @@ def test_absent_datasets_name_what_gets_them() -> None:
             load_dataset("hopper-medium", **options)
     with pytest.raises(DatasetError, match=r"no minari dataset: .*another source"):
         load_dataset("walker2d-medium-replay", "minari")
-
-
-def test_info_of_a_hand_made_dataset() -> None:
-    first, second = episode(4, terminated=True), episode(2, truncated=True, seed=1)
-    first.actions[0, 0] = 1
-    write(ID, [first, second])
-    info = dataset_info("hopper-medium", dataset_id=ID)
-    assert (info["episodes"], info["steps"]) == (2, 6)
-    assert info["return"]["mean"] == pytest.approx((first.rewards.sum() + second.rewards.sum()) / 2)
-    assert info["episodes_terminated"] == info["episodes_truncated"] == 0.5
-    assert info["actions_clipped"] == pytest.approx(1 / 6)
-    assert info["length"]["max"] == 4
-    assert dataset_info(ID)["task"] == "none of ours"
-    assert json.loads(json.dumps(info)) == info
-
-
-def test_coverage_counts_distinct_pairs() -> None:
-    write(ID, [episode(30, truncated=True)])
-    data = load()
-    once = describe(data)["state_action_coverage"]
-    twice = dataclasses.replace(
-        data,
-        **{  # type: ignore[arg-type]
-            field.name: np.concatenate([getattr(data, field.name)] * 2)
-            for field in dataclasses.fields(data)[1:]
-        },
-    )
-    assert once == 1.0
-    assert describe(twice, get_task("hopper-medium"))["state_action_coverage"] == 0.5
-
-
-def test_the_command_describes_and_draws(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(ID, [episode(4, terminated=True), episode(2, truncated=True, seed=1)])
-    picture = tmp_path / "data.png"
-    assert main(["data", "info", ID, "--plot", str(picture)]) == 0
-    printed = capsys.readouterr()
-    assert "episodes" in printed.out and "drawn into" in printed.out
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert main(["data", "info", ID, "--plot", str(tmp_path / "data.txt")]) == 2
-    assert "end its name in one of" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flowmdp.cli import main
-from flowmdp.envs.data.load import load_dataset
+from flowmdp.envs.data import load_dataset
 from flowmdp.envs.data.sources.d4rl import import_d4rl
 from flowmdp.envs.data.store import list_datasets, read_metadata
 from flowmdp.envs.tasks import get_task

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flowmdp.envs.data.load import list_datasets, load_dataset
+from flowmdp.envs.data import list_datasets, load_dataset
 from flowmdp.envs.data.sources.d4rl import import_d4rl
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.errors import DatasetError
