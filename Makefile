@@ -1,5 +1,5 @@
 # The targets that developers and .ci/run share.
-.PHONY: install format lint types test slow check
+.PHONY: install format lint types test slow docs check
 
 install:
 	pip install -c constraints.txt -e ".[dev]"
@@ -21,4 +21,7 @@ test:
 slow:
 	pytest -m slow
 
-check: lint types test
+docs:
+	sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+check: lint types test docs

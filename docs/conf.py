@@ -32,7 +32,9 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {name: name for name in ("Array", "Behavior", "Critic", "Divergence", "Float")}
+autodoc_type_aliases = {
+    name: name for name in ("Array", "Behavior", "Critic", "Divergence", "Float")
+}
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True

@@ -102,7 +102,9 @@ def to_rst(lines: list[str]) -> list[str]:
     for block in _blocks(lines):
         first = block[0]
         if first.startswith(" ") and in_list:
-            result += [line[: len(line) - len(line.lstrip())] + inline(line.strip()) for line in block]
+            result += [
+                line[: len(line) - len(line.lstrip())] + inline(line.strip()) for line in block
+            ]
             continue
         in_list = in_list and not first.strip()
         if first.startswith("|") and len(block) > 1:
@@ -131,9 +133,20 @@ def _on_docstring(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
     lines[:] = to_rst(lines)
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "\\")  # else napoleon takes what stands before a colon for a type
+
+
+def _on_signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, arguments: str, result: str
+) -> tuple[str, str] | None:
+    """Aliases of types by their names alone."""
+    alias = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
+    return tuple(text and alias.sub(r"\1", text) for text in (arguments, result))  # type: ignore
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Run before napoleon, whose priority is 500."""
     app.connect("autodoc-process-docstring", _on_docstring, priority=100)
+    app.connect("autodoc-process-signature", _on_signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

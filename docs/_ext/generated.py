@@ -13,6 +13,7 @@ import dataclasses
 import importlib
 import inspect
 import io
+import itertools
 import os
 import pkgutil
 import re
@@ -191,7 +192,10 @@ def logged_table(section: str) -> str:
     entries = re.split(r"\n(?=\S)", section)
     pairs = [entry.split(":", 1) for entry in entries]
     rows = [
-        (", ".join(f"`{key.strip().removeprefix('train/')}`" for key in keys.split(",")), plain(meaning))
+        (
+            ", ".join(f"`{key.strip().removeprefix('train/')}`" for key in keys.split(",")),
+            plain(meaning),
+        )
         for keys, meaning in pairs
     ]
     return table(("Key", "Meaning"), rows)
@@ -212,9 +216,7 @@ def reference(module: Any, cls: Any) -> str:
     ]
     functions = [value for value in public if inspect.isfunction(value)]
     config = getattr(cls, "config_class", None)
-    classes = [
-        value for value in public if inspect.isclass(value) and value not in (cls, config)
-    ]
+    classes = [value for value in public if inspect.isclass(value) and value not in (cls, config)]
     lines = [f".. py:module:: {module.__name__}", "", f".. autoclass:: {cls.__name__}"]
     lines += ["   :members:", "   :show-inheritance:", ""]
     if config is not None:
@@ -271,11 +273,12 @@ def help_text(words: tuple[str, ...]) -> str:
     """What `flowmdp WORDS --help` prints, in one line per option."""
     from flowmdp.cli import main
 
-    printed = io.StringIO()
+    printed = io.BytesIO()
     wide = mock.patch.dict(os.environ, {"COLUMNS": "2000"})
-    with wide, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+    stream = io.TextIOWrapper(printed, encoding="utf-8", write_through=True)
+    with wide, contextlib.redirect_stdout(stream), contextlib.suppress(SystemExit):
         main([*words, "--help"])
-    return printed.getvalue()
+    return printed.getvalue().decode()
 
 
 def subcommands(words: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -291,7 +294,9 @@ def help_section(words: tuple[str, ...]) -> str:
     """The help of one subcommand as Markdown."""
     usage, _, rest = help_text(words).partition("\n")
     text, _, boxes = rest.partition("╭")
-    lines = [f"{'###' if len(words) > 1 and words[0] == 'train' else '##'} flowmdp {' '.join(words)}"]
+    lines = [
+        f"{'###' if len(words) > 1 and words[0] == 'train' else '##'} flowmdp {' '.join(words)}"
+    ]
     lines += [f"```text\n{usage.removeprefix('usage: ')}\n```", help_prose(text.strip())]
     lines.append(help_options(boxes))
     return "\n\n".join(part for part in lines if part)
@@ -300,14 +305,14 @@ def help_section(words: tuple[str, ...]) -> str:
 def help_prose(text: str) -> str:
     """A description: paragraphs, with runs of indented lines as code."""
     parts = []
-    for block in re.split(r"\n(?=\S)|\n\n+(?= )", text):
-        if block.startswith("  "):
-            parts.append(f"```text\n{textwrap.dedent(block.rstrip())}\n```")
-            continue
-        first, _, indented = block.partition("\n")
-        parts.append(plain(first))
-        if indented.strip():
-            parts.append(f"```text\n{textwrap.dedent(indented.strip(chr(10)))}\n```")
+    for indent, run in itertools.groupby(
+        text.splitlines(), lambda line: line and line[:1].isspace()
+    ):
+        block = list(run)
+        if indent:
+            parts.append("\n".join(["```text", textwrap.dedent("\n".join(block)), "```"]))
+        elif block[0]:
+            parts.append(plain(" ".join(block)))
     return "\n\n".join(parts)
 
 

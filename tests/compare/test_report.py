@@ -243,6 +243,21 @@ def test_the_results_of_the_repository(capsys: pytest.CaptureFixture[str]) -> No
         assert rows[key][7].split(" ± ")[0] == f"{sum(values) / len(values):.0f}"
 
 
+def test_the_main_table_is_what_the_results_say(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").splitlines()
+    header = next(line for line in lines if line.startswith("| | data | clone |"))
+    labels = [cell.strip().lower().replace("flowbc", "flow-bc") for cell in header.split("|")][4:-1]
+    last = next(line for line in lines if line.startswith("| **mean score** |"))
+    published = dict(zip(labels, (cell.strip(" *") for cell in last.split("|")[4:-1]), strict=True))
+    assert main(["report", str(ROOT / "results" / "main.jsonl")]) == 0
+    printed = capsys.readouterr().out
+    rows = [
+        line.split(" | ") for line in printed[printed.index("| label | seeds | mean") :].split("\n")
+    ]
+    means = {row[0].strip("| "): row[2] for row in rows if len(row) == 6}
+    assert {label: means[label] for label in published} == published
+
+
 BAD = {
     "": "holds no results",
     "--against c": "no label 'c': there are a, b",

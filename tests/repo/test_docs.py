@@ -1,27 +1,165 @@
-"""The code of the pages in docs/ runs as it stands, with smaller budgets."""
+"""The documentation: its code runs with smaller budgets, its links and generated pages hold."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-PAGES = sorted((Path(__file__).resolve().parents[2] / "docs").glob("*.md"))
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = [
+    page
+    for pattern in ("*.md", "algorithms/*.md", "lab/*.md")
+    for page in sorted(DOCS.glob(pattern))
+]
+WITH_CODE = [page for page in PAGES if "```python\n" in page.read_text()]
+BUDGETS = {"100_000": "4_096", "30_000": "5", "10_000": "110", "9_000": "5", "5_000": "5"}
+"""Numbers of steps in the pages -> in this test."""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_code_of_the_page_runs(page: Path, hopper_data: Path) -> None:
+def name_of(page: Path) -> str:
+    return str(page.relative_to(DOCS))
+
+
+def test_there_are_pages_with_code() -> None:
+    assert {"start.md", "flow_mdp.md", "data.md"} <= {page.name for page in WITH_CODE}
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_code_of_the_page_runs(
+    page: Path, hopper_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    number = re.compile(rf"\b({'|'.join(BUDGETS)})\b")
     names: dict[str, Any] = {}
     for block in blocks:
-        exec(block.replace("100_000", "4_096"), names)
+        exec(number.sub(lambda found: BUDGETS[found[0]], block), names)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(page: Path) -> set[str]:
+    """What `page.md#...` may name: its headings, as GitHub and MyST spell them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-") for text in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *DOCS.parent.glob("*.md")], ids=lambda page: page.name)
 def test_links_of_the_page_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith(("https://", "#flowmdp.")):  # Sphinx checks names of the reference
+            continue
+        target, _, anchor = link.partition("#")
+        path = page.parent / target if target else page
+        assert path.exists(), link
+        assert not anchor or anchor in anchors(path), link
+
+
+def extension(name: str) -> ModuleType:
+    """A module of docs/_ext, which is on Sphinx's path only."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"_ext/{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_markdown_of_docstrings_becomes_rst() -> None:
+    to_rst = extension("docstrings").to_rst
+    docstring = """|u|_2 and `x_t` and *one* of $x^2$.
+
+## Table
+| A | B    |
+|---|------|
+| 1 | long |
+|   | cell |
+
+Text:
+- first *a* b*
+  goes on
+
+More.
+
+    code * here
+
+Args:
+    x_t: Norm |x|.
+    **kwargs: Others.
+
+Logged (train/):
+    loss: the
+        loss."""
+    assert to_rst(docstring.splitlines()) == [
+        r"\|u\|\_2 and ``x_t`` and *one* of :math:`x^2`.",
+        "",
+        "",
+        ".. rubric:: Table",
+        "",
+        "",
+        ".. list-table::",
+        "   :header-rows: 1",
+        "",
+        "   * - A",
+        "     - B",
+        "   * - 1",
+        "     - long cell",
+        "",
+        "",
+        "Text:",
+        "",
+        r"- first *a* b\*",
+        "  goes on",
+        "",
+        "More.",
+        "",
+        "",
+        "::",
+        "",
+        "    code * here",
+        "",
+        "",
+        "Args:",
+        r"    x_t: Norm \|x\|.",
+        "    **kwargs: Others.",
+        "",
+        "**Logged (train/)**",
+        "",
+        "- loss: the",
+        "  loss.",
+        "",
+    ]
+
+
+def test_every_task_and_command_is_on_the_site() -> None:
+    from flowmdp.agents import ALGORITHMS
+    from flowmdp.envs.tasks import TASKS
+
+    generated = extension("generated")
+    tasks = generated.task_table()
+    assert all(f"`{task}`" in tasks for task in TASKS)
+    command = generated.command_reference()
+    for words in ("tasks", "data build", "train", "eval", "record", "plot", "bench", "report"):
+        assert f"## flowmdp {words}\n" in command
+    assert all(f"### flowmdp train {name}\n" in command for name in ALGORITHMS)
+    assert "`--resume DIR`\n: Run folder" in command and "╭" not in command
+
+
+def test_an_algorithm_without_a_page_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flowmdp.agents import DFDir
+
+    generated = extension("generated")
+    docstring = "Toy of a_n.\n\nLogged (train/):\n    loss, other: of\n        both."
+    monkeypatch.setattr(sys.modules[DFDir.__module__], "__doc__", docstring)
+    page = generated.algorithm_page("toy", DFDir)
+    assert page.startswith("# DFDir\n\nToy of a\\_n.\n\n## Command")
+    assert "flowmdp train toy hopper-medium" in page
+    assert "| `loss`, `other` | of both. |" in page
+    assert ".. autoclass:: DFDir\n" in page
+    written = generated.algorithm_page("toy", DFDir, "# Toy\n\nBy hand.\n")
+    assert written.startswith("# Toy\n\nBy hand.\n\n## Command")
