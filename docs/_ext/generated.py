@@ -48,9 +48,13 @@ PACKAGES = {
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table; line ends and bars inside cells are made safe."""
+    """A Markdown table, numbers to the right; line ends and bars inside cells are made safe."""
     cells = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in rows]
-    lines = [list(header), ["---"] * len(header), *cells]
+    numeric = [
+        all(re.fullmatch(r"[-–\d.]+", cell) for cell in column)
+        for column in zip(*cells, strict=True)
+    ]
+    lines = [list(header), ["---:" if right else "---" for right in numeric], *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -93,11 +97,9 @@ def algorithm_page(name: str, cls: type, written: str | None = None) -> str:
 
 def hyperparameter_table(cls: Any) -> str:
     """Name, type and range, default and meaning of every field of the algorithm's config."""
-    config = getattr(cls, "config_class", None)  # TODO main
-    if config is None:
-        return ""
     from flowmdp.agents.core.config import documented
 
+    config = cls.config_class
     hints, meanings = get_type_hints(config, include_extras=True), documented(config)
     rows = [
         (
@@ -215,12 +217,11 @@ def reference(module: Any, cls: Any) -> str:
         if getattr(value, "__module__", None) == module.__name__ and not key.startswith("_")
     ]
     functions = [value for value in public if inspect.isfunction(value)]
-    config = getattr(cls, "config_class", None)
+    config = cls.config_class
     classes = [value for value in public if inspect.isclass(value) and value not in (cls, config)]
     lines = [f".. py:module:: {module.__name__}", "", f".. autoclass:: {cls.__name__}"]
     lines += ["   :members:", "   :show-inheritance:", ""]
-    if config is not None:
-        lines += [f".. autoclass:: {config.__module__}.{config.__name__}", ""]
+    lines += [f".. autoclass:: {config.__name__}", ""]
     for value in functions:
         lines += [f".. autofunction:: {value.__name__}", ""]
     for value in classes:
@@ -259,14 +260,30 @@ def number(value: float | None) -> str:
 
 def command_reference() -> str:
     """Every subcommand's help, and that of `train` for every algorithm."""
-    from flowmdp.agents import ALGORITHMS
-
     parts = []
     for words in subcommands(()):
-        parts.append(help_section(words))
-        if words == ("train",):
-            parts += [help_section((*words, name)) for name in ALGORITHMS]
+        parts += train_sections() if words == ("train",) else [help_section(words)]
     return "\n\n".join(parts)
+
+
+def train_sections() -> list[str]:
+    """The help of `train`: what all algorithms share, then what each adds."""
+    from flowmdp.agents import ALGORITHMS
+
+    helps = {name: Help.of(help_text(("train", name))) for name in ALGORITHMS}
+    first = next(iter(helps.values()))
+    shared = {
+        title: options
+        for title, options in first.options.items()
+        if all(found.options.get(title) == options for found in helps.values())
+    }
+    text = Help.of(help_text(("train",))).text
+    parts = ["## flowmdp train", "```text\nflowmdp train ALGORITHM TASK [OPTIONS]\n```"]
+    parts += [help_prose(text), help_options(shared)]
+    for name, found in helps.items():
+        own = {title: options for title, options in found.options.items() if title not in shared}
+        parts += [f"### flowmdp train {name}", help_options(own)]
+    return parts
 
 
 def help_text(words: tuple[str, ...]) -> str:
@@ -292,14 +309,49 @@ def subcommands(words: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 def help_section(words: tuple[str, ...]) -> str:
     """The help of one subcommand as Markdown."""
-    usage, _, rest = help_text(words).partition("\n")
-    text, _, boxes = rest.partition("╭")
-    lines = [
-        f"{'###' if len(words) > 1 and words[0] == 'train' else '##'} flowmdp {' '.join(words)}"
-    ]
-    lines += [f"```text\n{usage.removeprefix('usage: ')}\n```", help_prose(text.strip())]
-    lines.append(help_options(boxes))
-    return "\n\n".join(part for part in lines if part)
+    found = Help.of(help_text(words))
+    usage = f"```text\n{found.usage}\n```"
+    parts = [f"## flowmdp {' '.join(words)}", usage, help_prose(found.text)]
+    return "\n\n".join([*parts, help_options(found.options)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Help:
+    """A printed help text, taken apart.
+
+    Attributes:
+        usage: Its first line.
+        text: The description.
+        options: Title of a box -> option -> meaning; without `--help` and subcommands.
+    """
+
+    usage: str
+    text: str
+    options: dict[str, dict[str, str]]
+
+    @classmethod
+    def of(cls, printed: str) -> Help:
+        """Take a text apart that tyro printed in one line per paragraph."""
+        usage, _, rest = printed.removeprefix("usage: ").partition("\n")
+        text, *boxes = rest.split("╭─ ")
+        options: dict[str, dict[str, str]] = {}
+        for box in boxes:
+            title, *lines = box.splitlines()
+            rows = [line.strip("│").removeprefix(" ").rstrip() for line in lines if line[0] == "│"]
+            if rule := [i for i, row in enumerate(rows) if row.startswith("──")]:
+                rows = rows[rule[0] + 1 :]  # before it stands what the box is about
+            if title.startswith("subcommands"):
+                continue
+            options[title.rstrip("─╮ ")] = found = dict[str, str]()
+            for row in filter(None, rows):
+                if row.startswith(" "):
+                    last = next(reversed(found))
+                    found[last] = f"{found[last]} {row.strip()}".strip()
+                else:
+                    option, _, meaning = row.partition("  ")
+                    found[option] = meaning.strip()
+            found.pop("-h, --help", None)
+        return cls(usage, text.strip(), {key: box for key, box in options.items() if box})
 
 
 def help_prose(text: str) -> str:
@@ -316,23 +368,14 @@ def help_prose(text: str) -> str:
     return "\n\n".join(parts)
 
 
-def help_options(boxes: str) -> str:
-    """The boxes of options as definition lists; `--help` itself and subcommands are left out."""
-    entries: list[list[str]] = []
-    title = ""
-    for line in boxes.splitlines():
-        if "─" in line:
-            title = line.strip("╭╮╰╯─ ") or title
-        if not line.startswith("│") or title == "subcommands":
-            continue
-        content = line.strip("│").removeprefix(" ").rstrip()
-        if content.startswith(" "):
-            entries[-1][1] += " " + content.strip()
-        elif content:
-            invocation, _, meaning = content.partition("  ")
-            entries.append([invocation, meaning.strip()])
-    shown = [entry for entry in entries if not entry[0].startswith("-h,")]
-    return "\n\n".join(f"`{invocation}`\n: {plain(meaning)}" for invocation, meaning in shown)
+def help_options(options: dict[str, dict[str, str]]) -> str:
+    """Boxes of options as definition lists, under their titles where there are several."""
+    parts = []
+    for title, box in options.items():
+        if len(options) > 1:
+            parts.append(f"**{title.capitalize()}**")
+        parts += [f"`{option}`\n: {plain(meaning) or '–'}" for option, meaning in box.items()]
+    return "\n\n".join(parts)
 
 
 # -- API reference -------------------------------------------------------------------------------
@@ -344,24 +387,46 @@ def reference_pages(documented_elsewhere: set[str]) -> dict[str, str]:
     Args:
         documented_elsewhere: Modules that a page by hand or an algorithm's page documents.
     """
-    pages, index = {}, ["# API reference", "", "One page per module; private names are left out."]
+    pages: dict[str, str] = {}
     for package, title in PACKAGES.items():
-        modules = [package, *modules_of(package)]
-        names = []
-        for name in modules:
-            module = importlib.import_module(name)
-            if name in documented_elsewhere or not has_content(module):
-                continue
-            pages[f"{name}.md"] = module_page(name)
-            names.append(name)
-        if names:
-            toctree = "\n".join(names)
-            index += ["", f"## {title}", "", f"```{{toctree}}\n:maxdepth: 1\n\n{toctree}\n```"]
+        names = [
+            name
+            for name in modules_of(package)
+            if name not in documented_elsewhere and has_content(name)
+        ]
+        pages |= {f"{name}.md": module_page(name) for name in names}
+        short = [f"{name.rpartition('.')[2]} <{name}>" for name in names]
+        others = sorted(name for name in documented_elsewhere if name.rpartition(".")[0] == package)
+        links = ", ".join(f"[`{name}`](#{name})" for name in others)
+        parts = [f"# {title}", automodule(package), exports(package), toctree(short)]
+        parts += [f"On pages of their own: {links}."] if others else []
+        pages[f"{package}.md"] = "\n\n".join(parts) + "\n"
     pages["examples.md"] = examples_page()
     pages["behaviors.md"] = "```{include} ../../envs/behaviors/README.md\n```\n"
-    index += ["", "## More", "", "```{toctree}\n:maxdepth: 1\n\nexamples\nbehaviors\n```"]
-    pages["index.md"] = "\n".join(index) + "\n"
+    index = toctree([*PACKAGES, "examples", "behaviors"], depth=2)
+    pages["index.md"] = f"# API reference\n\nOne page per module.\n\n{index}\n"
     return pages
+
+
+def exports(package: str) -> str:
+    """Links to what a package offers under its own name but defines in its modules."""
+    homes = {
+        name: getattr(value, "__module__", "")
+        for name, value in vars(importlib.import_module(package)).items()
+        if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
+    }
+    links = [
+        f"[`{name}`](#{home}.{name})"
+        for name, home in sorted(homes.items())
+        if home.startswith(f"{package}.")
+    ]
+    return f"`from {package} import ...` offers {', '.join(links)}." if links else ""
+
+
+def toctree(entries: list[str], depth: int = 1) -> str:
+    """Links to pages, which also stand in the navigation."""
+    lines = "\n".join(entries)
+    return f"```{{toctree}}\n:maxdepth: {depth}\n\n{lines}\n```" if entries else ""
 
 
 def modules_of(package: str) -> list[str]:
@@ -370,18 +435,23 @@ def modules_of(package: str) -> list[str]:
     return [f"{package}.{m.name}" for m in found if not m.ispkg and not m.name.startswith("_")]
 
 
-def has_content(module: Any) -> bool:
-    """Whether a module defines anything public, so that a page is worth it."""
+def has_content(name: str) -> bool:
+    """Whether a module defines anything public."""
+    module = importlib.import_module(name)
     own = (getattr(value, "__module__", "") for key, value in vars(module).items() if key[0] != "_")
     return module.__name__ in own
 
 
 def module_page(name: str) -> str:
+    """The page of one module."""
+    return f"# {name}\n\n{automodule(name)}\n"
+
+
+def automodule(name: str) -> str:
     """Autodoc of one module."""
-    return (
-        f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n"
-        "   :show-inheritance:\n```\n"
-    )
+    options = ("   :members:", "   :show-inheritance:")
+    lines = (f".. automodule:: {name}", *(options if has_content(name) else ()))
+    return "\n".join(["```{eval-rst}", *lines, "```"])
 
 
 def examples_page() -> str:
@@ -435,6 +505,18 @@ def _on_start(app: Sphinx) -> None:
     _write(DOCS / "reference", reference_pages(elsewhere))
 
 
+def _on_docstring(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """An algorithm's docstring without its list of hyper-parameters: the page has a table."""
+    from flowmdp.agents import ALGORITHMS
+
+    if obj in ALGORITHMS.values() and "Hyper-parameters:" in lines:
+        start = lines.index("Hyper-parameters:")
+        end = next((i for i in range(start + 1, len(lines)) if lines[i][:1].strip()), len(lines))
+        del lines[start:end]
+
+
 def _on_source(app: Sphinx, docname: str, source: list[str]) -> None:
     from flowmdp.agents import ALGORITHMS
 
@@ -452,4 +534,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.connect("builder-inited", _on_start)
     app.connect("source-read", _on_source)
+    app.connect("autodoc-process-docstring", _on_docstring, priority=50)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

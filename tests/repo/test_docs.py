@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
+
+import flowmdp
+from flowmdp.agents import ALGORITHMS, DFDir
+from flowmdp.arguments import AtLeast, Range
+from flowmdp.envs.tasks import TASKS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = [
@@ -63,9 +69,10 @@ def test_links_of_the_page_lead_somewhere(page: Path) -> None:
 
 def extension(name: str) -> ModuleType:
     """A module of docs/_ext, which is on Sphinx's path only."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"_ext/{name}.py")
+    spec = importlib.util.spec_from_file_location(f"docs_ext_{name}", DOCS / f"_ext/{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # where dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -137,9 +144,6 @@ Logged (train/):
 
 
 def test_every_task_and_command_is_on_the_site() -> None:
-    from flowmdp.agents import ALGORITHMS
-    from flowmdp.envs.tasks import TASKS
-
     generated = extension("generated")
     tasks = generated.task_table()
     assert all(f"`{task}`" in tasks for task in TASKS)
@@ -147,12 +151,16 @@ def test_every_task_and_command_is_on_the_site() -> None:
     for words in ("tasks", "data build", "train", "eval", "record", "plot", "bench", "report"):
         assert f"## flowmdp {words}\n" in command
     assert all(f"### flowmdp train {name}\n" in command for name in ALGORITHMS)
-    assert "`--resume DIR`\n: Run folder" in command and "╭" not in command
+    assert "`--episodes INT`\n: Episodes of each" in command and "╭" not in command
+    df_dir, iql = (
+        re.findall(rf"### flowmdp train {name}\n(.*?)\n#", command, re.DOTALL)[0]
+        for name in ("df-dir", "iql")
+    )
+    assert "`--objective {" in df_dir and "`--objective {" not in iql and "`--beta " in iql
+    assert command.count("`--episodes INT`\n: Episodes of each") == 1  # shared options stand once
 
 
 def test_an_algorithm_without_a_page_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flowmdp.agents import DFDir
-
     generated = extension("generated")
     docstring = "Toy of a_n.\n\nLogged (train/):\n    loss, other: of\n        both."
     monkeypatch.setattr(sys.modules[DFDir.__module__], "__doc__", docstring)
@@ -160,6 +168,33 @@ def test_an_algorithm_without_a_page_gets_one(monkeypatch: pytest.MonkeyPatch) -
     assert page.startswith("# DFDir\n\nToy of a\\_n.\n\n## Command")
     assert "flowmdp train toy hopper-medium" in page
     assert "| `loss`, `other` | of both. |" in page
+    assert "| `gamma` | float in [0, 1) | `0.99` | " in page
+    assert "| `objective` | one of `endpoint`, `advantage`, `direction` | `'endpoint'` | " in page
     assert ".. autoclass:: DFDir\n" in page
     written = generated.algorithm_page("toy", DFDir, "# Toy\n\nBy hand.\n")
     assert written.startswith("# Toy\n\nBy hand.\n\n## Command")
+
+
+def test_types_and_ranges_in_words() -> None:
+    type_text = extension("generated").type_text
+    assert type_text(Annotated[float, Range("[0, 1)")] | None) == "float in [0, 1) or None"
+    assert type_text(tuple[Annotated[int, AtLeast(1)], ...]) == "tuple of int ≥ 1"
+    assert type_text(Literal["a", "b"]) == "one of `a`, `b`"
+    assert type_text(bool) == "bool"
+
+
+def test_the_reference_holds_every_package_and_module() -> None:
+    generated = extension("generated")
+    found = list(pkgutil.walk_packages(flowmdp.__path__, "flowmdp."))
+    packages = {"flowmdp"} | {module.name for module in found if module.ispkg}
+    assert packages - set(generated.PACKAGES) == {"flowmdp.cli"}
+    pages = generated.reference_pages({"flowmdp.env"})
+    modules = {module.name for module in found if not module.ispkg}
+    listed = {name.removesuffix(".md") for name in pages}
+    algorithms = {cls.__module__ for cls in ALGORITHMS.values()}
+    assert algorithms <= listed and "flowmdp.mdp.solver" in listed
+    assert {name for name in modules - listed if not name.startswith("flowmdp.cli")} == {
+        "flowmdp.env"
+    }
+    assert "[`flowmdp.env`](#flowmdp.env)" in pages["flowmdp.md"]
+    assert "[`DFDir`](#flowmdp.agents.df_dir.DFDir)" in pages["flowmdp.agents.md"]
