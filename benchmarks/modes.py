@@ -292,7 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--out", type=Path, default=Path("results/recorded/modes.jsonl"))
-    parser.add_argument("--figure", type=Path, default=Path("docs/modes.png"))
+    parser.add_argument("--figure", type=Path, default=Path("docs/lab/modes.png"))
     options = parser.parse_args()
     stored = read(options.out) if options.table else run_missing(options.out)
     print(tables(stored))
