@@ -3,13 +3,14 @@
 Plays the trained agent of every run folder with 1, 2, 3, 5, 10 and 20 Euler steps from noise to
 action (trained with 10), with Heun's method at 1, 2 and 5, and distilled into one network: a
 `DistilledField` that regresses to the agent's own map from (state, noise) to action, on the data's
-states. Writes one JSON per run into benchmarks/recorded/few_steps (--out) and prints the means.
+states. Writes a line per run into results/recorded/few_steps.jsonl (--out) and prints the means.
 """
 
 from __future__ import annotations
 
 import argparse
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.networks import Descent, frozen_copy
 from flowmdp.agents.core.one_step import DistilledField, SampledField
 from flowmdp.envs.robots.outer import make_outer
-from flowmdp.files import read_json, write_json
+from flowmdp.files import put_line, read_json
 from flowmdp.runs.config import make_data
 from flowmdp.runs.evaluate import Policy, evaluate
 from flowmdp.runs.play import open_agent
@@ -91,13 +92,12 @@ def main() -> None:
     """Measure, store, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders that `flowmdp train` made")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/recorded/few_steps"))
+    parser.add_argument("--out", type=Path, default=Path("results/recorded/few_steps.jsonl"))
     parser.add_argument("--episodes", type=int, default=20)
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     for run in options.runs:
         result = measure(run, options.episodes)
-        write_json(options.out / f"{run.name}.json", result)
+        put_line(options.out, {"run": run.name, **result}, itemgetter("run"))
         cells = [f"{name} {way['mean_return']:.0f}" for name, way in result["ways"].items()]
         print(f"{run.name}: {', '.join(cells)}", flush=True)
 

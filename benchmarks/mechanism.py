@@ -16,8 +16,8 @@ step k:
 For DF-div also flow policy iteration: from the behaviour, under the run's critic and a fixed rho,
 G_0 on fixed states and noises after every round of evaluation and improvement.
 
-Writes RUN's name.json into benchmarks/recorded/mechanism, prints a table and draws
-docs/mechanism.png:
+Writes a line per RUN into results/recorded/mechanism.jsonl, prints a table and draws
+docs/lab/mechanism.png:
 
     python -m benchmarks.mechanism        # draw only
 """
@@ -25,6 +25,7 @@ docs/mechanism.png:
 from __future__ import annotations
 
 import argparse
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ from flowmdp.agents.core.decision_flow import DecisionFlow, Rollout
 from flowmdp.agents.core.flow_policy_iteration import FlowPolicyIteration
 from flowmdp.agents.core.networks import FlowCritic
 from flowmdp.agents.df_div import flow_returns
-from flowmdp.files import read_json, write_json
+from flowmdp.files import put_line, read_json, read_lines
 from flowmdp.mdp.divergences import DIVERGENCES
 from flowmdp.runs.config import make_data
 from flowmdp.runs.folder import RunFolder
@@ -57,7 +58,7 @@ ITERATION: dict[str, Any] = {
     "precision": "float32",
     "ema_rate": 0.05,  # the policy that is evaluated follows the one that is improved closely
 }
-RESULTS, FIGURE = Path("benchmarks/recorded/mechanism"), Path("docs/mechanism.png")
+RESULTS, FIGURE = Path("results/recorded/mechanism.jsonl"), Path("docs/lab/mechanism.png")
 
 
 def endpoints(rollout: Rollout) -> Tensor:
@@ -346,10 +347,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--figure", type=Path, default=FIGURE)
     options = parser.parse_args()
-    options.results.mkdir(parents=True, exist_ok=True)
     for run in options.runs:
-        write_json(options.results / f"{run.name}.json", examine(run))
-    stored = [read_json(path) for path in sorted(options.results.glob("*.json"))]
+        put_line(options.results, {"run": run.name, **examine(run)}, itemgetter("run"))
+    stored = read_lines(options.results)
     print(table(stored))
     draw(stored, options.figure)
 

@@ -3,7 +3,7 @@
 Every agent learns the bandit of `benchmarks.mode_problem`, whose contexts have 1, 2, 4 and 8 modes,
 and two equally good ones among four, over three seeds, with the best of five settings on another
 seed. All start from the same critic and the same behaviour flow, as far as they use one. Runs are
-kept in benchmarks/recorded/modes.json; what is there is not run again.
+kept in results/recorded/modes.jsonl; what is there is not run again.
 
     python -m benchmarks.modes            # run what is missing, print the tables, draw the picture
     python -m benchmarks.modes --table    # print and draw from the stored runs alone
@@ -23,7 +23,7 @@ from benchmarks.mode_problem import PROBLEMS, REACH, TURNS, ModeProblem, make_da
 from flowmdp.agents.core.acting import OuterPolicy
 from flowmdp.agents.core.actor_critic import ActorCritic
 from flowmdp.env import FlowMDPEnv
-from flowmdp.files import read_json, write_json
+from flowmdp.files import read_lines, write_lines
 from flowmdp.runs.config import get_algorithm
 
 if TYPE_CHECKING:
@@ -161,9 +161,28 @@ def mean_reward(row: dict[str, Any]) -> float:
     return float(np.mean([measures["reward"] for measures in row["problems"].values()]))
 
 
+def read(path: Path) -> dict[str, Any]:
+    """What is stored: the settings that all share, the search and the runs."""
+    stored: dict[str, Any] = {"shared": {}, "search": [], "runs": []}
+    for row in read_lines(path) if path.exists() else ():
+        part = row.pop("part")
+        if part == "shared":
+            stored[part] = row
+        else:
+            stored[part].append(row)
+    return stored
+
+
+def write(path: Path, stored: dict[str, Any]) -> None:
+    """Store it, a line per row."""
+    rows = [("shared", stored["shared"])]
+    rows += [(part, row) for part in ("search", "runs") for row in stored[part]]
+    write_lines(path, [{"part": part, **row} for part, row in rows])
+
+
 def run_missing(path: Path) -> dict[str, Any]:
     """Search and run what the file lacks; it is written after every agent."""
-    stored = read_json(path) if path.exists() else {"search": [], "runs": []}
+    stored = read(path)
     stored["shared"] = SHARED | {"steps": STEPS, "flow_steps": FLOW_STEPS, "n": TRANSITIONS}
     with tempfile.TemporaryDirectory() as folder:
 
@@ -171,7 +190,7 @@ def run_missing(path: Path) -> dict[str, Any]:
             key = (name, setting, seed)
             if key not in [(row["method"], row["setting"], row["seed"]) for row in stored[part]]:
                 stored[part] += run(name, setting, seed, Path(folder))
-                write_json(path, stored)
+                write(path, stored)
 
         for name, method in METHODS.items():
             for setting in method.search:
@@ -272,10 +291,10 @@ def main() -> None:
     """Run, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--table", action="store_true", help="run nothing")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/recorded/modes.json"))
-    parser.add_argument("--figure", type=Path, default=Path("docs/modes.png"))
+    parser.add_argument("--out", type=Path, default=Path("results/recorded/modes.jsonl"))
+    parser.add_argument("--figure", type=Path, default=Path("docs/lab/modes.png"))
     options = parser.parse_args()
-    stored = read_json(options.out) if options.table else run_missing(options.out)
+    stored = read(options.out) if options.table else run_missing(options.out)
     print(tables(stored))
     if any("points" in row for row in stored["runs"]):
         draw(stored, options.figure)

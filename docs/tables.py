@@ -90,7 +90,7 @@ def table(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
 def grouped(*names: str, acting: str = "published") -> Grouped:
     """The results of tables by dataset and label, as played that way."""
     found = load_results(*(ROOT / "results" / f"{name}.jsonl" for name in names))
-    return group([as_acting(one, acting) for one in found])
+    return group([way for one in found for way in as_acting(one, acting)])
 
 
 def runs(*names: str, acting: str = "published") -> dict[str, dict[str, list[Result]]]:

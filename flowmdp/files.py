@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,52 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file that has one per line; none where there is no file.
+
+    Raises:
+        CheckpointError: When a line holds something else.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not a JSON object")
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}, line {number} is damaged ({error}): remove the line or restore the file"
+            ) from error
+        rows.append(row)
+    return rows
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON objects, one per line; the old file stays until the new one is whole."""
+    encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = "".join(f"{encoder.encode(row)}\n" for row in rows)
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def put_line(path: Path, row: dict[str, Any], key: Callable[[dict[str, Any]], Any]) -> None:
+    """Add a JSON object to a file that has one per line, in the order of their keys.
+
+    It replaces the one of the same key. Several processes may do this at once: the file's folder,
+    which is made if need be, is locked meanwhile.
+
+    Raises:
+        CheckpointError: When a line of the file is damaged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        rows = {key(one): one for one in [*read_lines(path), row]}
+        write_lines(path, (rows[one] for one in sorted(rows)))
+    finally:
+        os.close(folder)
 
 
 @contextmanager

@@ -340,16 +340,15 @@ class Plot:
 class Bench:
     """Run a table of jobs, tasks x algorithms x seeds: those that are not done yet.
 
-    Every job is one `flowmdp train` in a process of its own. A finished one leaves one small JSON
-    file among the results, which says that it is done; `flowmdp report` reads those files. Ctrl-C
-    saves every running job, and the same command goes on where it stopped. A job that fails stops
-    no other. The table is a TOML file:
+    Every job is one `flowmdp train` in a process of its own. A finished one leaves a line in the
+    file of results, which says that it is done; `flowmdp report` reads that file. Ctrl-C saves
+    every running job, and the same command goes on where it stopped. A job that fails stops no
+    other. The table is a TOML file:
 
       [run]                       # for every job; any of these may be left out
       seeds = [1, 2, 3]
-      episodes = 50               # also steps, flow_steps, eval_every, eval_episodes,
-                                  # save_every, device: options of `flowmdp train`
-      set = { net_arch = [512, 512] }     # an algorithm's own `set` adds to it, and goes before
+      episodes = 50               # any option of `flowmdp train ALGORITHM`, by its name there;
+      net_arch = [512, 512]       # an algorithm that has no such option goes without it
       [[tasks]]
       task = "hopper-medium"
       [[tasks]]
@@ -358,8 +357,9 @@ class Bench:
 
       [algorithms.df-dir]                 # the name is the label in the report
       [algorithms.df-div]
-      steps = 5000                        # any option of [run] but the seeds
-      set = { rho = 0.3 }
+      steps = 5000                        # goes before what [run] says
+      rho = 0.3
+      budget = "None"                     # no value
       [algorithms."df-div T=5"]           # a variant under its own label
       algorithm = "df-div"
       flow_steps = 5
@@ -367,13 +367,13 @@ class Bench:
     For example:
       flowmdp bench table.toml --list
       flowmdp bench table.toml --jobs 2
-      flowmdp bench table.toml --only seed1 --results results
+      flowmdp bench table.toml --only seed1 --results results/first.jsonl
     """
 
     table: Annotated[Positional[Path], arg(metavar="TABLE.toml")]
     """The table."""
-    results: Folder = None
-    """Where one JSON file per finished job goes; results/TABLE when not given."""
+    results: File = None
+    """File of the finished jobs, one line each; results/TABLE.jsonl when not given."""
     runs: Folder = None
     """Where the run folders and logs go; runs/bench/TABLE when not given."""
     jobs: Number = None
@@ -390,8 +390,8 @@ class Bench:
 class Report:
     """Compare finished runs: per dataset, over datasets with intervals, and against each other.
 
-    Reads every result.json, or file that `flowmdp bench` left, below folders and prints Markdown:
-    for each dataset and label the mean return over seeds and their standard deviation, first in
+    Reads files that `flowmdp bench` wrote, and the result.json of runs, and prints Markdown: for
+    each dataset and label the mean return over seeds and their standard deviation, first in
     short, then with the score, the data's return and the clone's; over the datasets that all labels
     share the mean and the interquartile mean of the normalised score with 95 % bootstrap intervals;
     and differences between labels with theirs. Runs that carry no label go under their algorithm's
@@ -399,17 +399,17 @@ class Report:
 
     For example:
       flowmdp report results
-      flowmdp report results/table --against df-div --figures figures --csv runs.csv
-      flowmdp report results/table --reference flow-bc "df-div T=5"
-      flowmdp report results/table results/other --only df-div "df-div T=*"
-      flowmdp report results/table --acting noiseless
-      flowmdp report results/table --commands
+      flowmdp report results/table.jsonl --against df-div --figures figures --csv runs.csv
+      flowmdp report results/table.jsonl --reference flow-bc "df-div T=5"
+      flowmdp report results/table.jsonl results/other.jsonl --only df-div "df-div T=*"
+      flowmdp report runs/hopper-medium --acting noiseless
+      flowmdp report results/table.jsonl --commands
     """
 
     results: Annotated[
         Positional[tuple[Path, ...]], arg(metavar="RESULTS ...", help_behavior_hint="")
     ]
-    """Folders of results, at any depth, or files."""
+    """Files of results (TABLE.jsonl), run folders, or folders of either."""
     against: Annotated[Name, arg(metavar="LABEL")] = None
     """The label that all others are compared with; the best on average when not given."""
     only: Annotated[Words, arg(metavar="LABEL", help_behavior_hint="")] = ()

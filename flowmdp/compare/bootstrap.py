@@ -49,32 +49,22 @@ def interquartile_mean(scores: Scores) -> Array:
 
 
 def over_seeds(scores: Scores, statistic: Statistic, seed: int = 0) -> Estimate:
-    """A statistic and its stratified bootstrap interval.
+    """`mean` or `interquartile_mean` of one label, and its stratified bootstrap interval.
 
-    Resampled: the seeds, with replacement, within each dataset by itself. The datasets stay, so the
-    interval speaks of other seeds on these datasets, not of other datasets.
-
-    Args:
-        scores: Of one label; at least one dataset, each of at least one seed.
-        statistic: `mean` or `interquartile_mean`.
-        seed: Of the bootstrap.
+    Resampled: the seeds within each dataset. The datasets stay, so the interval speaks of other
+    seeds on these datasets, not of other datasets.
     """
     rng = np.random.default_rng(seed)
     return _estimate(statistic(scores), statistic([_draw(values, rng) for values in scores]))
 
 
 def difference(scores: Scores, against: Scores, seed: int = 0) -> Estimate:
-    """Difference of the two labels' means, paired by dataset, and its bootstrap interval.
+    """Difference of two labels' means on the same datasets, and its bootstrap interval.
 
-    Resampled: first the datasets, with replacement and the same ones for both labels; then, for
-    every dataset so drawn, each label's seeds, with replacement and independently of the other
-    label's and of the same dataset's other appearances. Seeds are not paired: the interval is wider
-    than it could be for two agents that start from the same behaviour flow.
-
-    Args:
-        scores: Of one label.
-        against: Of the other, on the same datasets in the same order.
-        seed: Of the bootstrap.
+    Resampled: first the datasets, the same ones for both labels; then, for every dataset so drawn,
+    each label's seeds, independently of the other label's and of the same dataset's other
+    appearances. Seeds are not paired: the interval is wider than it could be for two agents that
+    start from the same behaviour flow.
 
     Raises:
         ValueError: When the two have different numbers of datasets.
@@ -106,7 +96,7 @@ def _draw(values: Array, rng: np.random.Generator) -> Array:
 
 
 def _means(values: Array, rng: np.random.Generator) -> Array:
-    """Their means, shape (DRAWS,); column by column, which is faster than along so short an axis."""
+    """Mean of every bootstrap sample, shape (DRAWS,): by columns, faster than along short rows."""
     return np.asarray(sum(_draw(values, rng).T) / len(values))
 
 

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flowmdp.compare.bootstrap import interquartile_mean, mean, over_seeds
+from flowmdp.compare.bootstrap import Estimate, interquartile_mean, mean, over_seeds
 from flowmdp.compare.report import Comparison, scores_of
 from flowmdp.compare.results import Grouped
 from flowmdp.files import replace_file
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BLACK = "#000000"
 ROW = 0.24
 """Inches per row of a picture."""
-
 COLUMNS = 4
 """Panels side by side."""
 
@@ -35,29 +35,20 @@ def draw_figures(grouped: Grouped, comparison: Comparison, folder: Path) -> list
     Returns:
         The pictures' paths.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    colors = _colors(grouped, comparison)
-    drawn = []
-    if any(scores_of(runs) for labels in grouped.values() for runs in labels.values()):
-        drawn.append(folder / "scores.png")
-        replace_file(drawn[-1], _scores(grouped, colors).savefig)
-    if comparison.datasets:
-        drawn.append(folder / "aggregate.png")
-        replace_file(drawn[-1], _aggregate(comparison, colors).savefig)
-    return drawn
-
-
-def _colors(grouped: Grouped, comparison: Comparison) -> dict[str, object]:
-    """Label -> colour, in alphabetical order."""
     from matplotlib import colormaps
 
-    labels = sorted({label for runs in grouped.values() for label in runs})
+    folder.mkdir(parents=True, exist_ok=True)
     compared = sorted(comparison.scores)
     palette = colormaps["tab10" if len(compared) <= 10 else "tab20"]
-    return {
-        label: palette(compared.index(label) % palette.N) if label in compared else BLACK
-        for label in labels
-    }
+    colors: dict[str, object] = {label: palette(n % palette.N) for n, label in enumerate(compared)}
+    figures = {}
+    if any(scores_of(runs) for labels in grouped.values() for runs in labels.values()):
+        figures[folder / "scores.png"] = _scores(grouped, colors)
+    if comparison.datasets:
+        figures[folder / "aggregate.png"] = _aggregate(comparison, colors)
+    for path, figure in figures.items():
+        replace_file(path, figure.savefig)
+    return list(figures)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -68,6 +59,23 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _bar(axes: Axes, y: int, estimate: Estimate, color: object) -> None:
+    """An interval, and a stroke at the value."""
+    value, low, high = estimate
+    axes.plot([low, high], [y, y], lw=6, solid_capstyle="butt", color=color, alpha=0.35)
+    axes.plot(value, y, "|", color=color, ms=12, mew=2.5)
+
+
+def _rows(axes: Axes, labels: list[str], title: str) -> None:
+    """One row per label, from the top."""
+    axes.set_title(title, fontsize=8)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _scores(grouped: Grouped, colors: dict[str, object]) -> Figure:
@@ -85,18 +93,11 @@ def _scores(grouped: Grouped, colors: dict[str, object]) -> Figure:
     for axes in panels[len(scored) :]:
         axes.set_axis_off()
     for axes, (dataset, by_label) in zip(panels, scored.items(), strict=False):
+        _rows(axes, order, f"{dataset.dataset_id}\n{dataset.task}")
         for label, scores in by_label.items():
-            y, color = order.index(label), colors[label]
-            low, high = over_seeds([np.array(scores)], mean)[1:]
-            axes.plot([low, high], [y, y], lw=6, solid_capstyle="butt", color=color, alpha=0.3)
-            axes.plot(float(np.mean(scores)), y, "|", color=color, ms=12, mew=2.5)
+            y, color = order.index(label), colors.get(label, BLACK)
+            _bar(axes, y, over_seeds([np.array(scores)], mean), color)
             axes.plot(scores, [y] * len(scores), "o", color=color, ms=3.5)
-        axes.set_title(f"{dataset.dataset_id}\n{dataset.task}", fontsize=8)
-        axes.set_yticks(range(len(order)), order, fontsize=8)
-        axes.set_ylim(len(order) - 0.4, -0.6)
-        axes.tick_params(axis="x", labelsize=8)
-        axes.grid(axis="x", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("normalised score: seeds, mean and its 95 % interval", fontsize=9)
     return figure
 
@@ -107,17 +108,10 @@ def _aggregate(comparison: Comparison, colors: dict[str, object]) -> Figure:
     count = len(comparison.datasets)
     figure.suptitle(f"normalised score over {count} dataset{'s' * (count > 1)}, 95 %", size=11)
     order = list(comparison.estimates(mean))
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
     statistics = {"mean": mean, "interquartile mean": interquartile_mean}
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (name, statistic) in zip(panels, statistics.items(), strict=True):
-        for y, label in enumerate(order):
-            value, low, high = over_seeds(comparison.scores[label], statistic)
-            axes.plot(
-                [low, high], [y, y], lw=6, solid_capstyle="butt", color=colors[label], alpha=0.4
-            )
-            axes.plot(value, y, "|", ms=12, mew=2.5, color=colors[label])
-        axes.set_yticks(range(len(order)), order, fontsize=9)
-        axes.set(title=name, ylim=(len(order) - 0.4, -0.6))
-        axes.grid(axis="x", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        _rows(axes, order, name)
+        for label, estimate in comparison.estimates(statistic).items():
+            _bar(axes, order.index(label), estimate, colors[label])
     return figure

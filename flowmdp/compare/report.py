@@ -10,21 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from flowmdp.compare.bootstrap import (
-    Array,
-    Estimate,
-    difference,
-    difference_over_seeds,
-    interquartile_mean,
-    mean,
-    over_seeds,
-)
+from flowmdp.compare import bootstrap
+from flowmdp.compare.bootstrap import Array, Estimate, interquartile_mean, mean
 from flowmdp.compare.results import (
     Dataset,
     Grouped,
     Result,
     as_acting,
-    both_ways,
     group,
     load_results,
     mixed_settings,
@@ -40,19 +32,16 @@ FEW_NOTE = f"†: fewer than {FEW} seeds; spread and interval say little."
 
 @dataclass
 class Comparison:
-    """The normalised scores of the labels that are compared, on the datasets that all have.
-
-    Attributes:
-        scores: Label -> one array of shape (seeds,) per dataset.
-        datasets: In the arrays' order.
-        left_out: The other datasets -> why.
-        rare: The labels that stay out, since they are on too few datasets -> on how many.
-    """
+    """The normalised scores of the labels that are compared, on the datasets that all have."""
 
     scores: dict[str, list[Array]]
+    """Label -> one array of shape (seeds,) per dataset."""
     datasets: list[Dataset]
+    """In the arrays' order."""
     left_out: dict[Dataset, str]
+    """The other datasets -> why."""
     rare: dict[str, int]
+    """The labels that stay out, since they are on too few datasets -> on how many."""
 
     @classmethod
     def of(cls, grouped: Grouped, labels: list[str], share: float = 0.5) -> Comparison:
@@ -69,14 +58,16 @@ class Comparison:
                 left_out[dataset] = "no reference scores to normalise with"
         datasets = [dataset for dataset in grouped if dataset not in left_out]
         scores = {
-            label: [np.array(scores_of(grouped[dataset][label])) for dataset in datasets]
+            label: [np.array(scores_of(grouped[one][label])) for one in datasets]
             for label in labels
         }
         return cls(scores, datasets, left_out, rare)
 
     def estimates(self, statistic: Any) -> dict[str, Estimate]:
         """Label -> the statistic over datasets, the best first."""
-        found = {label: over_seeds(scores, statistic) for label, scores in self.scores.items()}
+        found = {
+            label: bootstrap.over_seeds(scores, statistic) for label, scores in self.scores.items()
+        }
         return dict(sorted(found.items(), key=lambda item: -item[1].value))
 
 
@@ -91,25 +82,15 @@ def run_report(
     figures: Path | None = None,
     commands: bool = False,
 ) -> None:
-    """Print the tables, and write what else was asked for.
-
-    Args:
-        results: Files and folders, see `load_results`.
-        against: Label that the others are compared with; the best if not given.
-        only: Labels to read, with wildcards; none for all.
-        reference: Labels that are shown per dataset and stay out of the comparison.
-        acting: "published", "sampled", "noiseless" or "both".
-        csv: File to write, one row per run.
-        figures: Folder to draw the pictures into.
-        commands: Print every run's command too.
+    """Print the tables, and write what else was asked for; `flowmdp report --help` says the rest.
 
     Raises:
         ConfigurationError: For a folder without results, or a label that does not occur.
         CheckpointError: When a file is damaged.
     """
-    runs = chosen_results(results, only, acting)
-    grouped = group(runs)
-    labels = sorted({run["label"] for run in runs})
+    found = [way for run in _named(results, only) for way in as_acting(run, acting)]
+    grouped = group(found)
+    labels = sorted({run["label"] for run in found})
     for label in (*reference, *([against] if against else [])):
         if label not in labels:
             raise ConfigurationError(f"no label {label!r}: there are {', '.join(labels)}")
@@ -129,8 +110,8 @@ def run_report(
         parts.append(command_list(grouped))
     print("\n\n".join(parts))
     if csv is not None:
-        write_csv(runs, csv)
-        print(f"\n{len(runs)} rows in {csv}")
+        write_csv(found, csv)
+        print(f"\n{len(found)} rows in {csv}")
     if figures is not None:
         from flowmdp.compare.figures import draw_figures
 
@@ -138,18 +119,16 @@ def run_report(
         print(f"\ndrawn into {', '.join(str(path) for path in drawn)}")
 
 
-def chosen_results(paths: Sequence[Path], only: Sequence[str], acting: str) -> list[Result]:
-    """The results whose label is one of `only`, wildcards included, as played that way."""
+def _named(paths: Sequence[Path], only: Sequence[str]) -> list[Result]:
+    """The results whose label is one of `only`, wildcards included."""
     if not paths:
         raise ConfigurationError("name a folder of results, for instance `flowmdp report results`")
-    runs = load_results(*paths)
+    found = load_results(*paths)
     if only:
-        runs = [run for run in runs if any(fnmatchcase(run["label"], label) for label in only)]
-    if not runs:
+        found = [run for run in found if any(fnmatchcase(run["label"], label) for label in only)]
+    if not found:
         raise ConfigurationError(f"--only leaves nothing: no label is {' or '.join(only)}")
-    if acting == "both":
-        return [way for run in runs for way in both_ways(run)]
-    return [as_acting(run, acting) for run in runs]
+    return found
 
 
 def scores_of(runs: list[Result]) -> list[float] | None:
@@ -186,7 +165,7 @@ def dataset_table(grouped: Grouped) -> str:
             best = [run.get("best_evaluation") for run in runs]
             scores = scores_of(runs)
             count = f"{len(runs)}{_mark(len(runs))}"
-            outcome = _returns(behavior), _returns(runs), scores and spread(scores, digits=1) or "-"
+            outcome = _returns(behavior), _returns(runs), spread(scores, 1) if scores else "-"
             rows.append((*dataset, label, count, data_return(labels), *outcome, _returns(best)))
             if mixed := mixed_settings(runs):
                 notes.append(f"{label} on {dataset.dataset_id} mixes {', '.join(mixed)}.")
@@ -207,8 +186,7 @@ def _returns(outcomes: Sequence[Result | None]) -> str:
 
 def _improves(run: Result) -> bool:
     """Whether the run has a behaviour flow beside its policy; a clone, say, is the flow itself."""
-    behavior = run.get("behavior")
-    names = "mean_return", "returns"
+    behavior, names = run.get("behavior") or {}, ("mean_return", "returns")
     return bool(behavior) and any(behavior.get(name) != run.get(name) for name in names)
 
 
@@ -224,18 +202,20 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 
 def aggregate_table(comparison: Comparison) -> str:
     """One row per label: mean and interquartile mean over the datasets all labels share."""
-    left_out = [
+    notes = [
         f"Left out: {dataset.dataset_id} ({dataset.task}, {dataset.source}): {why}."
         for dataset, why in comparison.left_out.items()
     ]
-    rare = [
+    count = len(comparison.datasets)
+    if notes and count:
+        notes.append("--reference keeps a label out of the comparison.")
+    notes += [
         f"Not compared: {label}, on {n} dataset{'s' * (n > 1)} only; --only compares what it names."
         for label, n in comparison.rare.items()
     ]
-    count = len(comparison.datasets)
     if not count:
         nothing = "No dataset has a normalised score of every label: nothing to compare."
-        return "\n".join([nothing, *left_out, *rare])
+        return "\n".join([nothing, *notes])
     middles = comparison.estimates(interquartile_mean)
     rows = []
     for label, estimate in comparison.estimates(mean).items():
@@ -243,14 +223,12 @@ def aggregate_table(comparison: Comparison) -> str:
         number = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
         cells = *interval(estimate), *interval(middles[label])
         rows.append((label, number + _mark(seeds[0]), *cells))
-    notes = [
+    notes.insert(
+        0,
         f"Normalised score over {count} dataset{'s' * (count > 1)}: mean over datasets of the mean "
         "over seeds; IQM: mean of the middle half of all runs. 95 %: bootstrap that resamples the "
         "seeds within each dataset.",
-        *left_out,
-        *(["--reference keeps a label out of the comparison."] if left_out else []),
-        *rare,
-    ]
+    )
     return markdown(("label", "seeds", "mean", "95 %", "IQM", "95 %"), rows, text=1, notes=notes)
 
 
@@ -264,16 +242,18 @@ def difference_table(comparison: Comparison, against: str | None) -> str:
         if label != against:
             scores = comparison.scores[label]
             ahead = sum(a.mean() > b.mean() for a, b in zip(scores, other, strict=True))
-            value, here = interval(difference_over_seeds(scores, other), sign="+")
-            _, elsewhere = interval(difference(scores, other), sign="+")
+            value, here = interval(bootstrap.difference_over_seeds(scores, other), sign="+")
+            _, elsewhere = interval(bootstrap.difference(scores, other), sign="+")
             rows.append((label, value, here, elsewhere, f"{ahead} of {len(other)}"))
     notes = [
         "Difference of the means above, paired by dataset. Other seeds: bootstrap that resamples "
         "both labels' seeds within each dataset. Other datasets: one that first resamples the "
-        "datasets too.",
-        *([f"{against} was chosen because it is the best here: against it."] if best else []),
-        *(["One dataset: the intervals say nothing of others."] if len(other) == 1 else []),
+        "datasets too."
     ]
+    if best:
+        notes.append(f"{against} was chosen because it is the best here: against it.")
+    if len(other) == 1:
+        notes.append("One dataset: the intervals say nothing of others.")
     spans = "95 %, other seeds", "95 %, other datasets"
     columns = ("label", f"minus {against}", *spans, "datasets ahead")
     return markdown(columns, rows, text=1, notes=notes)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import fcntl
-import json
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowmdp.errors import CheckpointError, ConfigurationError
-from flowmdp.files import read_json, replace_file
+from flowmdp.errors import ConfigurationError
+from flowmdp.files import read_json, read_lines, replace_file
 
 Result = dict[str, Any]
 
@@ -45,43 +43,24 @@ def key_of(result: Result) -> Key:
     return dataset_of(result), result["label"], result["seed"]
 
 
-def read_rows(path: Path) -> list[Result]:
-    """The rows of a table's results; none where there is no such file.
+def read_results(path: Path) -> dict[Key, Result]:
+    """The rows of a table's results, by what there is once; none where there is no such file.
 
     Raises:
-        CheckpointError: When a line is damaged, or no result.
+        CheckpointError: When a line is damaged.
+        ConfigurationError: When one is no result, or two are of the same run.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    return [_row(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
-
-
-def _row(line: bytes, where: str) -> Result:
-    cure = "remove the line and let `flowmdp bench` run that job again, or restore the file"
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise CheckpointError(f"{where} is damaged ({error}): {cure}") from error
-    missing = [name for name in (*NEEDED, "label") if not isinstance(row, dict) or name not in row]
-    if missing:
-        raise CheckpointError(f"{where} is no result of a run (it lacks {missing[0]}): {cure}")
-    return dict(row)
-
-
-def put_row(path: Path, row: Result) -> None:
-    """Add a row to a table's results, or replace the row of the same dataset, label and seed.
-
-    The file is whole at any time, and several processes may do this at once: the folder is locked.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        rows = {**{key_of(one): one for one in read_rows(path)}, key_of(row): row}
-        compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-        text = "".join(f"{compact.encode(rows[key])}\n" for key in sorted(rows))
-        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    finally:
-        os.close(folder)
+    found: dict[Key, Result] = {}
+    for number, row in enumerate(read_lines(path), 1):
+        where = f"{path}, line {number}"
+        _check(row, where, (*NEEDED, "label"))
+        if key_of(row) in found:
+            raise ConfigurationError(
+                f"{where} repeats {row['label']} with seed {row['seed']} on {row['dataset_id']}: "
+                "remove one of the lines"
+            )
+        found[key_of(row)] = row
+    return found
 
 
 def load_results(*paths: Path) -> list[Result]:
@@ -95,15 +74,21 @@ def load_results(*paths: Path) -> list[Result]:
         ConfigurationError: When there is none, one is no result, or two are of the same run.
         CheckpointError: When a file is damaged.
     """
-    files = {file.resolve(): file for path in paths for file in _files(path)}
     found: dict[Key, Result] = {}
-    for result in (result for file in files.values() for result in _load(file)):
-        other = found.setdefault(key_of(result), result)
-        if other is not result:
-            raise ConfigurationError(
-                f"{other['file']} and {result['file']} are both {result['label']} with seed "
-                f"{result['seed']} on {result['dataset_id']}: keep one of them"
-            )
+    for file in {file.resolve(): file for path in paths for file in _files(path)}.values():
+        if file.suffix == ".jsonl":
+            rows = list(read_results(file).values())
+        else:
+            rows = [read_json(file)]
+            _check(rows[0], str(file), NEEDED)
+        for row in rows:
+            result = {"label": row["algorithm"], **row, "file": str(file)}
+            other = found.setdefault(key_of(result), result)
+            if other is not result:
+                raise ConfigurationError(
+                    f"{other['file']} and {file} are both {result['label']} with seed "
+                    f"{result['seed']} on {result['dataset_id']}: keep one of them"
+                )
     return list(found.values())
 
 
@@ -111,64 +96,51 @@ def _files(path: Path) -> list[Path]:
     """The files with results at or below a path."""
     if not path.exists():
         raise ConfigurationError(f"{path} does not exist: name a file or a folder of results")
-    if not path.is_dir():
-        return [path]
-    files = [*sorted(path.glob("*.jsonl")), *sorted(path.rglob("result.json"))]
+    folder = path.is_dir()
+    files = (
+        [*sorted(path.glob("*.jsonl")), *sorted(path.rglob("result.json"))] if folder else [path]
+    )
     if not files:
         raise ConfigurationError(
-            f"{path} holds no results: name a run's folder, or the file or folder that `flowmdp "
-            "bench` writes"
+            f"{path} holds no results: name what `flowmdp train` or `flowmdp bench` wrote"
         )
     return files
 
 
-def _load(file: Path) -> list[Result]:
-    if file.suffix == ".jsonl":
-        rows = read_rows(file)
-    else:
-        result = read_json(file)
-        missing = [name for name in NEEDED if name not in result]
-        if missing:
-            raise ConfigurationError(
-                f"{file} is no result of `flowmdp train` (it lacks {missing[0]}): move it elsewhere"
-            )
-        rows = [{"label": result["algorithm"], **result}]
-    return [{**row, "file": str(file)} for row in rows]
+def _check(result: Result, where: str, names: tuple[str, ...]) -> None:
+    missing = [name for name in names if name not in result]
+    if missing:
+        raise ConfigurationError(
+            f"{where} is no result of `flowmdp train` (it lacks {missing[0]}): take it out"
+        )
 
 
-def as_acting(result: Result, way: str) -> Result:
-    """The result with the returns, the behaviour's too, of another way of acting.
+def as_acting(result: Result, way: str) -> list[Result]:
+    """The result as its policy plays another way, the behaviour too.
 
     Evaluations during training were played in the published way only, and are left out.
 
     Args:
         result: Of `flowmdp train`.
-        way: "sampled" or "noiseless"; "published" leaves the result as it is.
+        way: "sampled" or "noiseless"; "published" leaves the result as it is; "both" has, where
+            that is from noise, `<label> noiseless` beside it.
 
     Raises:
         ConfigurationError: When the run was not evaluated that way.
     """
     if way == "published":
-        return result
+        return [result]
+    if way == "both":
+        (still,) = as_acting(result, "noiseless")
+        other = [{**still, "label": f"{result['label']} noiseless"}]
+        return [result, *(other if still["returns"] != result["returns"] else [])]
     if way not in result:
         raise ConfigurationError(f"{result['file']} was not evaluated {way}: leave --acting out")
     behavior = result.get("behavior")
     if behavior:
         behavior = {**behavior, **behavior[way]} if way in behavior else None
     during = dict.fromkeys(("best_evaluation", "last_evaluations"))
-    return {**result, **result[way], **during, "behavior": behavior}
-
-
-def both_ways(result: Result) -> list[Result]:
-    """The result as published and, where that is from noise, `<label> noiseless` beside it.
-
-    Raises:
-        ConfigurationError: When the run was not evaluated without noise.
-    """
-    noiseless = as_acting(result, "noiseless")
-    if noiseless["returns"] == result["returns"]:
-        return [result]
-    return [result, {**noiseless, "label": f"{result['label']} noiseless"}]
+    return [{**result, **result[way], **during, "behavior": behavior}]
 
 
 def group(results: list[Result]) -> Grouped:
@@ -197,7 +169,7 @@ def mixed_settings(runs: list[Result]) -> list[str]:
 
 def write_csv(results: list[Result], path: Path) -> None:
     """One row per run with all scalar fields; nested ones as `behavior.mean_return`."""
-    rows = [_scalars(result) for result in results]
+    rows = [dict(_scalars(result)) for result in results]
     columns = list(dict.fromkeys(name for row in rows for name in row))
 
     def write(temporary: Path) -> None:
@@ -209,12 +181,10 @@ def write_csv(results: list[Result], path: Path) -> None:
     replace_file(path, write)
 
 
-def _scalars(fields: Result, prefix: str = "") -> dict[str, Any]:
+def _scalars(fields: Result, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All fields that are not lists, those of nested objects after a dot."""
-    row: dict[str, Any] = {}
     for name, value in fields.items():
         if isinstance(value, dict):
-            row |= _scalars(value, f"{prefix}{name}.")
+            yield from _scalars(value, f"{prefix}{name}.")
         elif not isinstance(value, list):
-            row[prefix + name] = value
-    return row
+            yield prefix + name, value

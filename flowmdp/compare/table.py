@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,15 @@ from flowmdp.compare.results import OF_A_MACHINE, Key, Result, key_of
 from flowmdp.envs.data.store import dataset_folder
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import ConfigurationError, FlowMDPError
-from flowmdp.runs.config import get_algorithm, make_config
+from flowmdp.runs.config import FLOW, get_algorithm, make_config
 
-NUMBERS = ("steps", "flow_steps", "episodes", "eval_every", "eval_episodes", "save_every")
-FLAGS = ("include_time", "include_previous_action", "quick", "paper")
-DATA = ("task", "dataset", "source")
-OPTIONS = (*NUMBERS, *FLAGS, "noise_scale", "velocity_scale", "device")
+OPTIONS = (
+    *("steps", "episodes", "eval_every", "eval_episodes", "save_every", "device"),
+    *("quick", "paper", *FLOW),
+)
 """Options of `flowmdp train` beside the hyper-parameters that a table may name."""
-KINDS: dict[str, tuple[type, str]] = {
-    **dict.fromkeys(NUMBERS, (int, "a whole number")),
-    **dict.fromkeys(FLAGS, (bool, "true or false")),
-    **dict.fromkeys((*DATA, "algorithm", "device"), (str, "a word in quotes")),
-}
-"""The type of an option and how to say it; those of other options are checked by `make_config`."""
+DATA = ("task", "dataset", "source")
+DEVICES = ("auto", "cpu", "cuda")
 RECORDED = ("algorithm", "task", "source", "dataset_id", "seed", "steps")
 """Fields of a run's config and result by which it is recognised, beside `flow` and `config`."""
 
@@ -64,34 +61,36 @@ class Job:
     def command(self) -> list[str]:
         """The words of `flowmdp train ...` that begin this run, without its --out."""
         options = dict(self.options)
-        words = ["flowmdp", "train", options.pop("algorithm"), options.pop("task")]
+        algorithm = options.pop("algorithm")
+        defaults = {"include_time": True, **vars(get_algorithm(algorithm).config_class())}
+        words = ["flowmdp", "train", algorithm, options.pop("task")]
         for name, value in options.items():
             option = name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{option}" if value else f"--no-{option}")
-            else:
+            if not isinstance(value, bool):
                 values = value if isinstance(value, list) else [value]
                 words += [f"--{option}", *map(str, values)]
+            elif value != defaults.get(name, False):
+                words.append(f"--{option}" if value else f"--no-{option}")
         return words
 
     def check(self, found: Result, where: str) -> None:
         """Refuse a run or a result that other settings made, under this job's name.
 
-        Older results record only the hyper-parameters that their command named; of those that
-        neither they nor the table name nothing is known.
+        Results of older versions record only the hyper-parameters that were named then; nothing is
+        known of the others.
 
         Raises:
             ConfigurationError: Naming the first field that differs.
         """
-        named = ("episodes",) if "episodes" in self.options else ()
-        pairs = [(name, found.get(name), self.config[name]) for name in (*RECORDED, *named)]
+        names = [*RECORDED, *(("episodes",) if "episodes" in self.options else ())]
+        pairs = [(name, found.get(name), self.config[name]) for name in names]
         for part in ("flow", "config"):
             there, here = found.get(part, {}), self.config[part]
-            for name in {**there, **{name: 0 for name in here if name in self.options}}:
-                if name in self.options or name not in OF_A_MACHINE:
-                    pairs.append((name, there.get(name), here.get(name)))
+            named = [name for name in here if name in self.options]
+            recorded = [name for name in there if name not in (*OF_A_MACHINE, *named)]
+            pairs += [(name, there.get(name), here.get(name)) for name in named + recorded]
         for name, value, wanted in pairs:
-            if value != (list(wanted) if isinstance(wanted, tuple) else wanted):
+            if value != wanted:
                 raise ConfigurationError(
                     f"{where} has {name} {value!r}, the table {wanted!r}: give the algorithm "
                     "another name in the table, or remove what is there"
@@ -125,26 +124,24 @@ def _jobs(table: dict[str, Any]) -> list[Job]:
     if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
         raise ConfigurationError(f"[run] seeds is {seeds!r}: write numbers, as in seeds = [1, 2]")
     tasks = [_task(entry) for entry in _section(table, "tasks", list)]
-    sections = _section(table, "algorithms", dict)
-    algorithms = {label: _algorithm(label, entry) for label, entry in sections.items()}
+    algorithms = _section(table, "algorithms", dict)
+    algorithms = {label: _algorithm(label, entry) for label, entry in algorithms.items()}
     for section, entries in (("[[tasks]]", tasks), ("[algorithms.NAME]", algorithms)):
         if not entries:
             raise ConfigurationError(f"there is no {section}: add at least one")
     known = {label: _known(options["algorithm"]) for label, options in algorithms.items()}
     run = _options("[run]", run, [name for names in known.values() for name in names])
-    jobs = {}
-    for seed in seeds:
-        for label, options in algorithms.items():
-            shared = {name: value for name, value in run.items() if name in known[label]}
-            for task in tasks:
-                start = {"algorithm": options["algorithm"], **task, "seed": seed}
-                job = _job(label, start | shared | options)
-                if job.name in jobs:
-                    raise ConfigurationError(
-                        f"two jobs are called {job.name}: name each seed, dataset and algorithm "
-                        "once, and labels so that they differ in their letters"
-                    )
-                jobs[job.name] = job
+    jobs: dict[str, Job] = {}
+    for seed, (label, own), task in product(seeds, algorithms.items(), tasks):
+        shared = {name: value for name, value in run.items() if name in known[label]}
+        start = {"algorithm": own["algorithm"], **task, "seed": seed}
+        job = _job(label, start | shared | own)
+        if job.name in jobs:
+            raise ConfigurationError(
+                f"two jobs are called {job.name}: name each seed, dataset and algorithm once, and "
+                "labels so that they differ in their letters"
+            )
+        jobs[job.name] = job
     return list(jobs.values())
 
 
@@ -181,12 +178,19 @@ def _check_names(where: str, section: Any, known: Collection[str]) -> None:
 
 
 def _options(where: str, section: Any, known: Collection[str]) -> dict[str, Any]:
-    """Checked options of `flowmdp train`. TOML has no null: "None" is None, as when typed."""
+    """Options of `flowmdp train`; `make_config` checks the others and all ranges.
+
+    TOML has no null: "None" is None, as when typed.
+    """
     _check_names(where, section, known)
     for name, value in section.items():
-        kind, said = KINDS.get(name, (object, ""))
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ConfigurationError(f"{where} {name} is {value!r}: write {said}")
+        if name in (*DATA, "algorithm") and not isinstance(value, str):
+            raise ConfigurationError(f"{where} {name} is {value!r}: write a word in quotes")
+        if name in ("quick", "paper") and not isinstance(value, bool):
+            raise ConfigurationError(f"{where} {name} is {value!r}: write true or false")
+        if name == "device" and value not in DEVICES:
+            choices = ", ".join(DEVICES)
+            raise ConfigurationError(f"{where} device is {value!r}: choose one of {choices}")
     return {name: None if value == "None" else value for name, value in section.items()}
 
 

@@ -23,7 +23,10 @@ def write(
     dataset: str = "zoo/hopper/medium-v0",
     **more: Any,
 ) -> None:
-    """One result per score, with seeds 0, 1, 2 ...; the return is ten times the score."""
+    """One result per score, with seeds 0, 1, 2 ...; the return is ten times the score.
+
+    Those with a label are rows of a table's results, the others lie in run folders.
+    """
     for seed, score in enumerate(scores):
         result = {
             "task": "hopper-medium",
@@ -38,15 +41,19 @@ def write(
             "best_evaluation": {"mean_return": 10 * (score or 0) + 5, "step": 50},
             "behavior": {"mean_return": 100.0 + seed},
             "data": {"mean_return": 200.0},
-            "arguments": {"rho": 0.5},
+            "flow": {"flow_steps": 10},
+            "config": {"rho": 0.5, "net_arch": [16, 16]},
             "command": f"flowmdp train df-div hopper-medium --seed {seed}",
             **more,
         }
         if label is not None:
-            result["label"] = label
-        name = f"{dataset}_{label}_{seed}.json".replace("/", "-")
-        folder.mkdir(exist_ok=True, parents=True)
-        (folder / name).write_text(json.dumps(result))
+            folder.mkdir(exist_ok=True, parents=True)
+            with (folder / "table.jsonl").open("a") as file:
+                file.write(json.dumps({"label": label, **result}) + "\n")
+        else:
+            run = folder / f"{dataset}_{seed}".replace("/", "-")
+            run.mkdir(parents=True)
+            (run / "result.json").write_text(json.dumps(result))
 
 
 @pytest.fixture
@@ -64,11 +71,14 @@ def report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_one_row_per_dataset_and_label(tmp_path: Path, report: Any) -> None:
-    write(tmp_path / "results" / "deep" / "down", "a|b", [10, 20, 30])
-    write(tmp_path / "results", None, [40, 60], "zoo/hopper/expert-v0", best_evaluation=None)
+    write(tmp_path / "results", "a|b", [10, 20, 30])
+    runs = tmp_path / "results" / "deep" / "down"
+    write(runs, None, [40, 60], "zoo/hopper/expert-v0", best_evaluation=None)
     lines = report()
     assert lines[0].split(" | ")[3:6] == ["label", "seeds", "data"]
     assert report(str(tmp_path / "results" / "deep")) == lines, "a folder in it adds nothing"
+    assert report(str(tmp_path / "results" / "table.jsonl")) == lines, "nor does a file"
+    assert report(str(next(runs.rglob("result.json")))) == lines
     left = "| hopper-medium | builtin | zoo/hopper"
     assert lines[2:4] == [
         f"{left}/expert-v0 | df-div | 2 † | 200 | 100 ± 1 | 500 ± 141 | 50.0 ± 14.1 | - |",
@@ -179,12 +189,18 @@ def test_runs_of_other_settings_under_one_label_are_named(tmp_path: Path, report
     write(tmp_path / "results", "a", [1, 2])
     write(tmp_path / "results", "b", [1], steps=500)
     assert not any("mixes" in line for line in report())
-    write(tmp_path / "results" / "more", "b", [1], steps=600, seed=7)
+    write(tmp_path / "results", "b", [1], steps=600, seed=7)
     assert any("b on zoo/hopper/medium-v0 mixes steps." in line for line in report())
     for seed, expectile in enumerate((0.7, 0.9)):
-        own = {"seed": seed, "precision": ("bfloat16", "float32")[seed], "expectile": expectile}
-        write(tmp_path / "results" / str(seed), "c", [1], seed=seed, hyperparameters=own)
-    assert any("c on zoo/hopper/medium-v0 mixes expectile." in line for line in report())
+        own = {"precision": ("bfloat16", "float32")[seed], "expectile": expectile}
+        write(tmp_path / "results", "c", [1], seed=seed, config=own)
+        write(tmp_path / "results", "d", [1], seed=seed, config=own if seed else {})
+        flow = {"flow_steps": 10, "noise_scale": expectile}
+        write(tmp_path / "results", "e", [1], seed=seed, flow=flow)
+    text = "\n".join(report())
+    assert "c on zoo/hopper/medium-v0 mixes expectile." in text
+    assert "d on" not in text, "what an older version has not recorded is no disagreement"
+    assert "e on zoo/hopper/medium-v0 mixes noise_scale." in text
 
 
 def test_csv_commands_and_figures(tmp_path: Path, report: Any) -> None:
@@ -195,7 +211,7 @@ def test_csv_commands_and_figures(tmp_path: Path, report: Any) -> None:
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5 and rows[1]["behavior.mean_return"] == "101.0"
-    assert rows[0]["arguments.rho"] == "0.5" and "returns" not in rows[0]
+    assert rows[0]["config.rho"] == "0.5" and "returns" not in rows[0]
     place = lines.index("# zoo/hopper/medium-v0, b, seed 1")
     assert lines[place + 1] == "flowmdp train df-div hopper-medium --seed 1"
     for name in ("scores.png", "aggregate.png"):
@@ -204,23 +220,25 @@ def test_csv_commands_and_figures(tmp_path: Path, report: Any) -> None:
 
 
 def test_run_folders_are_read_by_their_result(tmp_path: Path, report: Any) -> None:
-    write(tmp_path / "results" / "run", "a", [1])
-    for name in ("config.json", "history.json"):
-        (tmp_path / "results" / "run" / name).write_text("{}")
-    assert "| a | 1 † |" in report()[2]
+    write(tmp_path / "results", None, [1])
+    (run,) = (tmp_path / "results").iterdir()
+    for name in ("config.json", "history.json", "other.json"):
+        (run / name).write_text("{}")
+    assert "| df-div | 1 † |" in report()[2]
 
 
 def test_the_results_of_the_repository(capsys: pytest.CaptureFixture[str]) -> None:
-    """All of them in one report, which prints the means of the files."""
-    folders = [ROOT / "results", ROOT / "benchmarks" / "results"]
-    assert main(["report", *map(str, folders)]) == 0
+    """All of them in one report, which prints the means of the rows."""
+    assert main(["report", str(ROOT / "results")]) == 0
     printed = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
     rows = {(cells[2], cells[3]): cells for cells in printed if len(cells) == 10}
     returns: dict[tuple[str, str], list[float]] = {}
-    for path in (file for folder in folders for file in folder.rglob("*.json")):
-        result = json.loads(path.read_text())
-        label = result.get("label", result["algorithm"])
-        returns.setdefault((result["dataset_id"], label), []).append(result["mean_return"])
+    for path in (ROOT / "results").glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            result = json.loads(line)
+            key = result["dataset_id"], result["label"]
+            returns.setdefault(key, []).append(result["mean_return"])
+    assert sum(map(len, returns.values())) >= 1021
     for key, values in returns.items():
         assert rows[key][7].split(" ± ")[0] == f"{sum(values) / len(values):.0f}"
 
@@ -231,7 +249,7 @@ def test_the_main_table_is_what_the_results_say(capsys: pytest.CaptureFixture[st
     labels = [cell.strip().lower().replace("flowbc", "flow-bc") for cell in header.split("|")][4:-1]
     last = next(line for line in lines if line.startswith("| **mean score** |"))
     published = dict(zip(labels, (cell.strip(" *") for cell in last.split("|")[4:-1]), strict=True))
-    assert main(["report", str(ROOT / "results")]) == 0
+    assert main(["report", str(ROOT / "results" / "main.jsonl")]) == 0
     printed = capsys.readouterr().out
     rows = [
         line.split(" | ") for line in printed[printed.index("| label | seeds | mean") :].split("\n")
@@ -246,9 +264,15 @@ BAD = {
     "--reference c": "no label 'c'",
     "--reference a b": "leaves nothing to compare",
     "--against a --reference a": "leaves nothing to compare",
-    "twice": "are both a with seed 0 on zoo/hopper/medium-v0",
-    "foreign": "is no result of `flowmdp train`",
-    "damaged": "is damaged",
+    "twice": "are both df-div with seed 0 on zoo/hopper/medium-v0",
+    "repeated": "table.jsonl, line 6 repeats a with seed 0 on zoo/hopper/medium-v0: remove one",
+    "foreign": "table.jsonl, line 6 is no result of `flowmdp train` (it lacks task): take it out",
+    "nameless": "table.jsonl, line 6 is no result of `flowmdp train` (it lacks label)",
+    "half": "table.jsonl, line 6 is damaged (Unterminated string",
+    "list": "table.jsonl, line 6 is damaged (not a JSON object): remove the line or restore",
+    "binary": "table.jsonl, line 6 is damaged ('utf-8' codec",
+    "foreign run": "run/result.json is no result of `flowmdp train` (it lacks task)",
+    "damaged run": "run/result.json is damaged",
 }
 
 
@@ -260,11 +284,22 @@ def test_bad_input_gets_one_line(
     folder.mkdir()
     if case:
         write(folder, "a", [1, 2, 3])
-        write(folder, "b", [1, 2, 3])
+        write(folder, "b", [1, 2])
+    table = folder / "table.jsonl"
     if case == "twice":
-        write(folder / "again", "a", [1])
-    if case in ("foreign", "damaged"):
-        (folder / "x.json").write_text("{}" if case == "foreign" else "{")
+        for name in ("first", "again"):
+            write(folder / name, None, [1])
+    if case == "repeated":
+        write(folder, "a", [1])
+    first = table.read_bytes().splitlines()[0] if case else b""
+    unlabelled = json.dumps({**json.loads(first or b"{}"), "label": None})
+    lines = {"foreign": b"{}", "half": b'{"task": "hop', "list": b"[]", "binary": b'{"task": "\xff'}
+    lines["nameless"] = unlabelled.replace('"label": null, ', "").encode()
+    if case in lines:
+        table.write_bytes(table.read_bytes() + lines[case])
+    if case.endswith(" run"):
+        (folder / "run").mkdir()
+        (folder / "run" / "result.json").write_text("{}" if case == "foreign run" else "{")
     options = case.split() if case.startswith("--") else []
     assert main(["report", str(folder), *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
