@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import flowmdp  # noqa: F401  (registers the environments)
 from flowmdp.agents import FlowBC
 from flowmdp.agents.core.batch import DeviceDataset
-from flowmdp.agents.flow_bc import flow_matching_loss
+from flowmdp.agents.core.flow_matching import FlowNoise, flow_matching_loss
 from flowmdp.envs.data import load_dataset
 from flowmdp.transitions import TransitionDataset
 
@@ -43,12 +43,11 @@ def split(dataset: TransitionDataset, seed: int) -> tuple[TransitionDataset, Tra
 @torch.no_grad()
 def loss_on(agent: FlowBC, dataset: TransitionDataset) -> float:
     """Flow-matching loss of the moving average, the same draws at every call."""
-    data = DeviceDataset(dataset, agent.spec, agent.policy.normalizer, agent.gamma, agent.device)
+    data = DeviceDataset(dataset, agent.spec, agent.policy.normalizer, None, agent.device)
     generator = torch.Generator(agent.device).manual_seed(0)
     batch = data.sample(ROWS, generator)
-    x_0 = torch.randn(batch.actions.shape, generator=generator, device=agent.device)
-    t = torch.rand((ROWS, 1), generator=generator, device=agent.device)
-    return flow_matching_loss(agent.policy.ema, batch.contexts, batch.actions, x_0, t).item()
+    noise = FlowNoise.draw(batch.actions, generator)
+    return flow_matching_loss(agent.policy.ema, batch, noise)[0].item()
 
 
 def main() -> None:

@@ -46,7 +46,9 @@ def distill(agent: FlowAlgorithm, data: TransitionDataset) -> tuple[DistilledFie
     generator = torch.Generator(agent.device).manual_seed(0)
     teacher = SampledField(agent.policy.ema, spec.flow_steps)
     states = torch.as_tensor(data.observations, device=agent.device)
-    field = DistilledField(spec.context_dim, spec.action_dim, agent.net_arch).to(agent.device)
+    field = DistilledField(spec.context_dim, spec.action_dim, agent.config.net_arch).to(
+        agent.device
+    )
     average = frozen_copy(field)
     descent = Descent(field, DISTILL_RATE, 1.0, average)
 

@@ -37,9 +37,8 @@ from torch.nn import functional as F
 from flowmdp.agents import DFDiv, load_agent
 from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.decision_flow import DecisionFlow, Rollout
-from flowmdp.agents.core.flow_policy_iteration import FlowPolicyIteration
 from flowmdp.agents.core.networks import FlowCritic
-from flowmdp.agents.df_div import flow_returns
+from flowmdp.agents.df_div import FlowRows, flow_returns
 from flowmdp.files import put_line, read_json, read_lines
 from flowmdp.mdp.divergences import DIVERGENCES
 from flowmdp.runs.config import make_data
@@ -143,7 +142,7 @@ def value_along_chains(agent: DFDiv, rollout: Rollout, noises: int = NOISES) -> 
     `noises` chains that follow each other begin in the same state.
     """
     flow_steps, reference = len(rollout.velocities), fields_at(agent.behavior, rollout)
-    divergence = DIVERGENCES[agent.divergence](rollout.velocities, reference)
+    divergence = DIVERGENCES[agent.config.divergence](rollout.velocities, reference)
     rho = agent.anchor.rho
     terminal = agent.critic.advantages(rollout.observations, rollout.actions)
     returns = flow_returns(divergence, terminal, rho)
@@ -196,12 +195,12 @@ def iterate(path: Path, data: Any, rho: float, seed: int) -> dict[str, Any]:
     agent.generator.manual_seed(seed)
     torch.manual_seed(seed)
     widths = agent.spec.context_dim, agent.spec.action_dim
-    value = FlowCritic(*widths, agent.net_arch, sees_velocity=False)
+    value = FlowCritic(*widths, agent.config.net_arch, sees_velocity=False)
     agent.value.load_state_dict(value.state_dict())
     for field in (agent.policy.field, agent.policy.ema):
         field.load_state_dict(agent.behavior.state_dict())
     agent.anchor.log_rho.fill_(float(np.log(rho)))
-    for descent in (agent.descent, agent.value_descent):
+    for descent in (agent.policy_optimizer, agent.value_optimizer):
         descent.adam.state.clear()
     iteration = FlowPolicyIteration(agent, states=ITERATED_STATES)
     values = [iteration.value()]
@@ -213,6 +212,41 @@ def iterate(path: Path, data: Any, rho: float, seed: int) -> dict[str, Any]:
     values = [round(value, 4) for value in values]
     print(f"rho {rho} seed {seed}: G_0 {values[0]:.3f} -> {values[-1]:.3f}, {falls(values)} falls")
     return {"rho": rho, "seed": seed, "g_0": values, "falls": falls(values)}
+
+
+class FlowPolicyIteration:
+    """DF-div's two halves in turns, under a critic and a rho that stay as they are.
+
+    Args:
+        agent: Pre-trained; its policy and flow value are changed in place.
+        states: Fixed states and noises on which `value` measures.
+    """
+
+    def __init__(self, agent: DFDiv, states: int = 1024) -> None:
+        self.agent = agent
+        batch = agent.data.sample(states, agent.generator)
+        self._fixed = (*batch.flow_states, agent.starts_like(batch.actions))
+
+    def evaluate(self, n: int) -> None:
+        """Fit the flow value to the policy's returns, `n` steps."""
+        for _ in range(n):
+            self.agent.evaluate(self._rows())
+
+    def improve(self, m: int) -> None:
+        """Climb the flow value, `m` steps of the policy."""
+        for _ in range(m):
+            self.agent.improve(self._rows())
+
+    def value(self) -> float:
+        """Mean return G_0 of the flow MDP on the fixed states and noises."""
+        rollout = self.agent.roll_out(self.agent.policy.ema, *self._fixed)
+        return float(self.agent.score(rollout)[1]["g_0"])
+
+    def _rows(self) -> FlowRows:
+        batch = self.agent.sample()
+        x_0 = self.agent.starts_like(batch.actions)
+        rollout = self.agent.roll_out(self.agent.policy.ema, *batch.flow_states, x_0)
+        return self.agent.score(rollout)[0]
 
 
 def label_of(folder: str, dataset_id: str, seed: int) -> str:

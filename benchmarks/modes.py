@@ -21,9 +21,10 @@ import numpy as np
 
 from benchmarks.mode_problem import PROBLEMS, REACH, TURNS, ModeProblem, make_dataset, observe
 from flowmdp.agents.core.acting import OuterPolicy
-from flowmdp.agents.core.actor_critic import ActorCritic
+from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.env import FlowMDPEnv
 from flowmdp.files import read_lines, write_lines
+from flowmdp.runs import cache
 from flowmdp.runs.config import get_algorithm
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ TRANSITIONS, SAMPLES = 4_000, 1_000
 """Per problem, of the data and of a policy."""
 FLOW_STEPS, STEPS = 10, 1_000
 SHARED: dict[str, Any] = {
-    "policy_kwargs": {"net_arch": [128, 128]},
+    "net_arch": (128, 128),
     "batch_size": 128,
     "learning_rate": 1e-3,
     "ema_rate": 0.02,
@@ -72,13 +73,12 @@ def grid(name: str, *values: float) -> tuple[dict[str, Any], ...]:
 
 FREE = {"budget": None}
 DECADES = (0.0001, 0.001, 0.01, 0.1, 1.0)
-SAMPLING = {"sampling_steps": FLOW_STEPS}
-BEST_OF = SAMPLING | {"critic_steps": SHARED["critic_steps"] + STEPS, "expectile": 0.9}
+BEST_OF = {"critic_steps": SHARED["critic_steps"] + STEPS, "expectile": 0.9}
 """Of IFQL, where nothing else learns; the expectile is its paper's."""
 METHODS = {
     "IQL": Method("iql", {}, grid("beta", 0.3, 1.0, 3.0, 10.0, 30.0)),
     "ReBRAC": Method("rebrac", {}, grid("actor_bc", *DECADES)),
-    "FQL": Method("fql", SAMPLING, grid("alpha", 0.01, 0.1, 1.0, 10.0, 100.0)),
+    "FQL": Method("fql", {}, grid("alpha", 0.01, 0.1, 1.0, 10.0, 100.0)),
     "IFQL": Method("ifql", BEST_OF, grid("samples", 8, 32, 64, 128, 256), 0),
     "IFQL, N=4": Method("ifql", BEST_OF | {"samples": 4}, (), 0),
     "IFQL, N=32": Method("ifql", BEST_OF | {"samples": 32}, (), 0),
@@ -102,21 +102,17 @@ COLUMNS = {
 }
 
 
-def train(method: Method, setting: dict[str, Any], seed: int, parts: Path) -> ActorCritic:
+def train(method: Method, setting: dict[str, Any], seed: int, parts: Path) -> FlowAlgorithm:
     """A trained agent; behaviour flow and critic come from the folder `parts` where they are."""
     cls = get_algorithm(method.algorithm)
     data = make_dataset(TRANSITIONS, seed)
     steps = cls.only_flow_steps or FLOW_STEPS
     env = FlowMDPEnv(states="dataset", reward="data", dataset=data, flow_steps=steps)
-    agent = cls("MlpPolicy", env, seed=seed, **(SHARED | method.fixed | setting))
-    assert isinstance(agent, ActorCritic)
-    paths = {part: parts / f"{part}-{agent.part_key(part)}.zip" for part in agent.parts}
-    known = [part for part, path in paths.items() if path.exists()]
-    for part in known:
-        agent.load_part(part, paths[part])
+    shared = {name: v for name, v in SHARED.items() if name in cls.config_class.names()}
+    agent = cls("MlpPolicy", env, seed=seed, **(shared | method.fixed | setting))
+    cache.restore(agent, parts)
     agent.pretrain()
-    for part in set(paths).difference(known):
-        agent.save_part(part, paths[part])
+    cache.store(agent, parts)
     return agent.learn(method.steps, log_interval=0)
 
 
@@ -142,7 +138,7 @@ def run(name: str, setting: dict[str, Any], seed: int, parts: Path) -> list[dict
     policies = {name: (agent.outer_policy(**options), False)}
     if name in EXTRA:
         policies[EXTRA[name]] = (
-            (agent.behavior_policy(), False) if agent.clones else (agent.outer_policy(), True)
+            (agent.behavior_policy(), False) if name == "IFQL" else (agent.outer_policy(), True)
         )
     seconds = round(time.process_time() - start, 1)
     rows = [

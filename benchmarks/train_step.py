@@ -83,7 +83,7 @@ def measure(cls: type[FlowAlgorithm], repeats: int, **kwargs: Any) -> tuple[floa
     agent = cls("MlpPolicy", env, batch_size=256, seed=0, device="cpu", **kwargs)
     agent.learn(5, log_interval=0)  # places the data, makes the optimisers' state
     with Products() as products:
-        agent._update()
+        agent.update()
 
     def replay() -> None:
         for product, operands in products.calls:
@@ -95,7 +95,7 @@ def measure(cls: type[FlowAlgorithm], repeats: int, **kwargs: Any) -> tuple[floa
         for _ in range(3):  # turn about, so that both meet the same machine
             bare.append(seconds(replay, repeats))
             with torch.enable_grad():
-                update.append(seconds(agent._update, repeats))
+                update.append(seconds(agent.update, repeats))
     return 1 / min(update), min(bare) / min(update)
 
 
@@ -104,7 +104,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=20, help="updates per timing, three times")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; all by default")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -118,7 +117,6 @@ def main() -> None:
                     cls,
                     options.repeats,
                     precision=precision,
-                    compile=options.compile,
                     policy_kwargs={"net_arch": net_arch},
                     **kwargs,
                     **steps,

@@ -518,7 +518,8 @@ class FlowAlgorithm(BaseAlgorithm):
         if best_of > 1:
             observations = np.repeat(observations, best_of, axis=0)
             previous = None if previous is None else np.repeat(previous, best_of, axis=0)
-        actions = self.chain(observations, noise, previous, n_steps, solver, field)[-1].clip(-1, 1)
+        points = self.chain(observations, noise, previous, n_steps, solver, field)
+        actions: Array = points[-1].clip(-1, 1)
         if best_of == 1:
             return actions
         values = self.q_values(observations, actions).reshape(-1, best_of)
@@ -607,6 +608,7 @@ class FlowAlgorithm(BaseAlgorithm):
         force_reset: bool = True,
         tensorboard_log: str | None = None,
         verbose: int = 0,
+        seed: int | None = None,
         **hyperparameters: Any,
     ) -> Self:
         """Make the agent again from a checkpoint; no code from the file is run.
@@ -621,6 +623,7 @@ class FlowAlgorithm(BaseAlgorithm):
             force_reset: For SB3's signature only; learning takes no step of `env`.
             tensorboard_log: Folder for TensorBoard files.
             verbose: 1 prints the log to the terminal.
+            seed: None keeps the file's.
             **hyperparameters: Override those of the file, by name.
 
         Raises:
@@ -643,8 +646,8 @@ class FlowAlgorithm(BaseAlgorithm):
                 "load it with its own class or with load_agent"
             )
         with checkpoint.refusing_damage(content.name):
-            config, seed = cls.config_class.of(manifest["config"]), manifest["seed"]
-            check_seed(seed)
+            config, stored_seed = cls.config_class.of(manifest["config"]), manifest["seed"]
+            check_seed(stored_seed)
         agent = cls(
             "MlpPolicy",
             env,
@@ -652,7 +655,7 @@ class FlowAlgorithm(BaseAlgorithm):
             dataset=dataset,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
-            seed=seed,
+            seed=stored_seed if seed is None else seed,
             device=device,
             _init_setup_model=False,
         )

@@ -41,13 +41,18 @@ class AgentConfig:
         check_fields(self)
 
     @classmethod
+    def names(cls) -> list[str]:
+        """Names of the hyper-parameters."""
+        return [field.name for field in dataclasses.fields(cls)]
+
+    @classmethod
     def of(cls, values: Mapping[str, Any], base: Self | None = None) -> Self:
         """A config from named values; the others are those of `base`, or the defaults.
 
         Raises:
             ConfigurationError: For an unknown name, or a value out of range.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
+        known = cls.names()
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)

@@ -114,7 +114,8 @@ def _parse_train(argv: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     from flowmdp.runs.config import base_config, get_algorithm
 
     algorithm, *rest = argv
-    form: Any = cli.TrainOne.__class_getitem__(get_algorithm(algorithm).config_class)
+    generic: Any = cli.TrainOne
+    form = generic[get_algorithm(algorithm).config_class]
 
     def read(paper: bool, quick: bool) -> Any:
         base = base_config(algorithm, paper, quick)

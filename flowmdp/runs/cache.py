@@ -25,15 +25,15 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else platformdirs.user_cache_path("flowmdp")
 
 
-def cached_file(part: Part) -> Path:
+def cached_file(part: Part, folder: Path | None) -> Path:
     """Where a part of an agent's pre-training lies, or would."""
-    return cache_folder() / "pretrained" / f"{part.name}-{part.key()}.zip"
+    return (folder or cache_folder() / "pretrained") / f"{part.name}-{part.key()}.zip"
 
 
-def restore(agent: FlowAlgorithm) -> None:
-    """Take what the cache holds of the agent's pre-training."""
+def restore(agent: FlowAlgorithm, folder: Path | None = None) -> None:
+    """Take what the cache, or another folder, holds of the agent's pre-training."""
     for part in agent.parts:
-        path = cached_file(part)
+        path = cached_file(part, folder)
         if not path.is_file():
             continue
         try:
@@ -45,13 +45,13 @@ def restore(agent: FlowAlgorithm) -> None:
                 path.unlink()
 
 
-def store(agent: FlowAlgorithm) -> None:
-    """Put into the cache what it lacks of the agent's pre-training, each file whole or not at all.
+def store(agent: FlowAlgorithm, folder: Path | None = None) -> None:
+    """Put into the cache, or another folder, what it lacks of the agent's pre-training, each file whole or not at all.
 
     A folder that cannot be written only costs time later; that is said on stderr.
     """
     for part in agent.parts:
-        path = cached_file(part)
+        path = cached_file(part, folder)
         if not path.is_file():
             try:
                 part.save(path)

@@ -42,8 +42,7 @@ def base_config(algorithm: str, paper: bool = False, quick: bool = False) -> Age
     cls = get_algorithm(algorithm)
     if paper and not cls.paper:
         raise ConfigurationError(f"--paper: {algorithm} has no other setting; leave it out")
-    known = {field.name for field in dataclasses.fields(cls.config_class)}
-    brief = {name: n for name, n in QUICK.items() if name in known} if quick else {}
+    brief = {name: n for name, n in QUICK.items() if quick and name in cls.config_class.names()}
     return cls.config_class.of({**(cls.paper if paper else {}), **brief})
 
 
@@ -92,7 +91,8 @@ def make_config(
     """
     cls, base = get_algorithm(algorithm), base_config(algorithm, paper, quick)
     flow = {name: others.pop(name, None) for name in FLOW}
-    flow["flow_steps"] = flow["flow_steps"] or cls.only_flow_steps
+    if flow["flow_steps"] is None:
+        flow["flow_steps"] = cls.only_flow_steps
     own = {} if paper else cls.environment
     settings = {**own, **{name: value for name, value in flow.items() if value is not None}}
     checked = FlowSettings.of(settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,7 @@ SMALL: dict[str, Any] = {
 
 def known(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Without the hyper-parameters that the algorithm does not have."""
-    others = {field.name for field in dataclasses.fields(cls.config_class)}
-    others |= {"policy_kwargs", "device", "seed"}
+    others = {*cls.config_class.names(), "policy_kwargs", "device", "seed"}
     return {name: value for name, value in values.items() if name in others}
 
 

@@ -43,7 +43,7 @@ def flow_env(name: str = "flow-bc", **settings: Any) -> FlowMDPEnv:
 
 def make(name: str, env: FlowMDPEnv | None = None, **kwargs: Any) -> Any:
     cls = ALGORITHMS[name]
-    known = {field.name for field in dataclasses.fields(cls.config_class)}
+    known = cls.config_class.names()
     few = {"behavior_steps": 4, "critic_steps": 4, "value_steps": 2}
     steps = {field: n for field, n in few.items() if field in known}
     return cls("MlpPolicy", env or flow_env(name), **{**TINY, **steps, **kwargs})

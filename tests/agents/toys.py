@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.env import FlowMDPEnv
+from flowmdp.runs import cache
 from flowmdp.transitions import TransitionDataset
 
 STEPS = 5
@@ -125,13 +126,9 @@ def follow(gains: list[tuple[float, float]], x_0: Tensor) -> Tensor:
 
 def pretrain(agent: FlowAlgorithm, folder: Path) -> None:
     """Fit the agent's parts, or take them from the folder where equal ones are kept."""
-    paths = {part: folder / f"{part.name}-{part.key()}.zip" for part in agent.parts}
-    known = [part for part, path in paths.items() if path.exists()]
-    for part in known:
-        part.load(paths[part])
+    cache.restore(agent, folder)
     agent.pretrain()
-    for part in set(paths).difference(known):
-        part.save(paths[part])
+    cache.store(agent, folder)
 
 
 def noise(n: int = 2000) -> NDArray[np.float32]:

@@ -13,7 +13,8 @@ from unittest import mock
 import gymnasium as gym
 import pytest
 
-from examples import custom_loop, draw_flow, record_video, sb3_style, train_behavior
+from benchmarks import train_behavior
+from examples import custom_loop, draw_flow, record_video, sb3_style
 from flowmdp.agents import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parents[2]

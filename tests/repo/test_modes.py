@@ -22,7 +22,7 @@ from benchmarks.mode_problem import (
     make_dataset,
     observe,
 )
-from flowmdp.runs.config import constructor_arguments, get_algorithm
+from flowmdp.runs.config import get_algorithm
 
 
 def contexts_of(n: int) -> Any:
@@ -104,7 +104,7 @@ def test_the_dataset_is_all_problems_at_once() -> None:
 def test_every_method_is_searched_over_as_many_settings_and_arguments_exist() -> None:
     assert {len(method.search) for method in modes.METHODS.values()} == {0, 5}
     for method in modes.METHODS.values():
-        known = constructor_arguments(get_algorithm(method.algorithm))
+        known = set(get_algorithm(method.algorithm).config_class.names())
         for setting in ({}, *method.search):
             assert set(method.fixed | setting) <= known
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from flowmdp.agents import ALGORITHMS
@@ -12,7 +11,7 @@ def tiny_run(
     algorithm: str, out: Path, *more: str, steps: int = 20, task: str = "hopper-medium"
 ) -> list[str]:
     """Arguments of the command; it takes a second or two on the small hopper-medium dataset."""
-    known = {field.name for field in dataclasses.fields(ALGORITHMS[algorithm].config_class)}
+    known = ALGORITHMS[algorithm].config_class.names()
     budget = [
         word
         for name in ("behavior_steps", "critic_steps")
