@@ -28,7 +28,7 @@ from flowmdp.agents.core.batch import Batch, DeviceDataset, check_fit
 from flowmdp.agents.core.config import AgentConfig, documented
 from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.graphs import CudaGraphs
-from flowmdp.agents.core.networks import Descent, Info
+from flowmdp.agents.core.networks import Descent, Info, VelocityField
 from flowmdp.agents.core.parts import Part
 from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.agents.core.precision import autocast, choose_precision, matmul_precision
@@ -147,7 +147,6 @@ class FlowAlgorithm(BaseAlgorithm):
             policy,
             env,
             getattr(self.config, "learning_rate", 0.0),
-            policy_kwargs={"net_arch": self.config.net_arch},
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=device,
@@ -182,7 +181,7 @@ class FlowAlgorithm(BaseAlgorithm):
             self.action_space,
             lambda _: 0.0,  # the optimisers are the algorithm's
             spec=self.spec,
-            **self.policy_kwargs,
+            field=self.make_field(),
         ).to(self.device)
         self.saved = checkpoint.Registry()
         self.saved.modules["policy"] = self.policy
@@ -195,6 +194,10 @@ class FlowAlgorithm(BaseAlgorithm):
 
     def build(self) -> None:
         """Make parts, networks and optimisers, and register them in `saved`."""
+
+    def make_field(self) -> nn.Module:
+        """The policy's network."""
+        return self.velocity_field()
 
     def prepare(self) -> None:
         """What happens once, between pre-training and the policy's first step."""
@@ -261,6 +264,12 @@ class FlowAlgorithm(BaseAlgorithm):
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Matrix products in the agent's precision."""
         return autocast(self.precision, self.device)
+
+    def velocity_field(self) -> VelocityField:
+        """A new u(s, x_t, t)."""
+        widths, arch = (self.spec.context_dim, self.spec.action_dim), self.config.net_arch
+        field = VelocityField(*widths, arch, include_time=self.spec.include_time)
+        return field.to(self.device)
 
     def descent(self, name: str, module: nn.Module, learning_rate: float) -> Descent:
         """An optimiser for networks beside the policy, registered under a name."""

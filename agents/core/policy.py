@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from flowmdp.agents.core.networks import Normalizer, VelocityField, frozen_copy
+from flowmdp.agents.core.networks import Normalizer, frozen_copy
 from flowmdp.mdp.solver import integrate
 from flowmdp.mdp.spec import FlowSpec
 
@@ -29,7 +28,7 @@ class FlowPolicy(BasePolicy):
         action_space: Of the flow environment.
         lr_schedule: Unused; the optimisers belong to the algorithm.
         spec: The flow environment's specification.
-        net_arch: Hidden widths of the velocity field.
+        field: The velocity field, called as `VelocityField` is.
     """
 
     def __init__(
@@ -39,20 +38,13 @@ class FlowPolicy(BasePolicy):
         lr_schedule: Schedule,
         *,
         spec: FlowSpec,
-        net_arch: Sequence[int] = (256, 256, 256),
+        field: nn.Module,
     ) -> None:
         super().__init__(observation_space, action_space)
         self.spec = spec
         self.normalizer = Normalizer(spec.observation_dim)
-        self.field = self.make_field(net_arch)
-        self.ema = frozen_copy(self.field)
-
-    def make_field(self, net_arch: Sequence[int]) -> nn.Module:
-        """The velocity field: called with contexts, points and flow times as `VelocityField` is."""
-        spec = self.spec
-        return VelocityField(
-            spec.context_dim, spec.action_dim, net_arch, include_time=spec.include_time
-        )
+        self.field = field
+        self.ema = frozen_copy(field)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Flow observations (batch, flow_obs_dim) -> flow actions (batch, action_dim)."""

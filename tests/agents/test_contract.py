@@ -21,6 +21,7 @@ from stable_baselines3.common.monitor import Monitor
 
 import flowmdp
 from flowmdp.agents import ALGORITHMS, IFQL, IQL, DFDir, DFDiv, FlowBC, load_agent
+from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import CheckpointError, ConfigurationError, DatasetError
 from flowmdp.runs.config import get_algorithm
@@ -108,7 +109,7 @@ def test_evaluate_policy_plays_both_levels(name: str) -> None:
         (PointRobot(), agent),
         (PointRobot(), agent.outer_policy()),
     ]
-    if name in ("iql", "rebrac"):
+    if ALGORITHMS[name].behavior_field is FlowAlgorithm.behavior_field:
         with pytest.raises(ConfigurationError, match="no behaviour flow"):
             agent.behavior_policy()
     else:

@@ -81,10 +81,9 @@ def test_main_job_leaves_everything(runs: dict[str, Path], algorithm: str) -> No
     ways = result["sampled"], result["noiseless"]
     assert all(len(way["returns"]) == 2 for way in ways)
     assert result["returns"] in [way["returns"] for way in ways]
-    has_flow = algorithm in ("flow-bc", "df-dir", "df-div")
-    assert bool(result["behavior"]) == has_flow and result["data"]["episodes"] > 1
-    one_step = algorithm in ("iql", "rebrac", "fql", "ifql")
-    assert result["flow"]["flow_steps"] == (1 if one_step else 10)
+    assert bool(result["behavior"]) == ALGORITHMS[algorithm].shows_behavior
+    assert result["data"]["episodes"] > 1
+    assert result["flow"]["flow_steps"] == (ALGORITHMS[algorithm].only_flow_steps or 10)
     assert result["updates_per_second"] > 0 and result["wall_seconds"] > 0
     assert {"python", "torch", "mujoco", "flowmdp"} <= set(result["versions"])
     agent = load_agent(folder / "checkpoint.zip")
