@@ -206,7 +206,7 @@ class ReturnCritic(Part):
         self.expectiles = expectiles
         spec, expectile = agent.spec, getattr(config, "expectile", 0.5)
         with self.first_weights():
-            agent.velocity_field()  # draws what a clone draws: the critic is the same beside one and alone
+            agent.velocity_field()  # draws as a clone does: a critic is the same with and without
             self.critic = Critic(
                 spec.observation_dim,
                 spec.action_dim,

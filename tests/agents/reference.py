@@ -150,6 +150,8 @@ def main() -> None:
 if __name__ == "__main__":
     if any(os.environ.get(name) != value for name, value in PORTABLE.items()):
         os.execve(
-            sys.executable, [sys.executable, "-m", "tests.agents.reference"], os.environ | PORTABLE
+            sys.executable,
+            [sys.executable, "-m", "tests.agents.reference", *sys.argv[1:]],
+            os.environ | PORTABLE,
         )
     main()

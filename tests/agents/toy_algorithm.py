@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from torch import Tensor
 
@@ -26,17 +26,11 @@ class ToyBCConfig(PolicyConfig):
     """Of the distance between actions [ours]."""
 
 
-class Networks(NamedTuple):
-    """What the loss reads."""
-
-    policy: DeterministicField
-
-
 def policy_loss(
-    networks: Networks, batch: Batch, noise: None = None, *, power: float
+    policy: DeterministicField, batch: Batch, noise: None = None, *, power: float
 ) -> tuple[Tensor, Info]:
     """Mean of |a(s) - a_data|^power, summed over dimensions."""
-    distance = (networks.policy.mean(batch.contexts) - batch.actions).abs()
+    distance = (policy.mean(batch.contexts) - batch.actions).abs()
     loss = distance.pow(power).sum(-1).mean()
     return loss, {"policy_loss": loss.detach()}
 
@@ -54,7 +48,5 @@ class ToyBC(FlowAlgorithm, name="toy-bc"):
         self.policy_optimizer = self.policy_descent()
 
     def update(self) -> Info:
-        networks = Networks(self.policy.field)  # type: ignore[arg-type]
-        return self.minimize(
-            self.policy_optimizer, policy_loss, networks, self.sample(), power=self.config.power
-        )
+        field, power = self.policy.field, self.config.power
+        return self.minimize(self.policy_optimizer, policy_loss, field, self.sample(), power=power)

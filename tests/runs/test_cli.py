@@ -201,9 +201,7 @@ def test_eval_and_its_options(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "hopper-medium" in capsys.readouterr().out
 
 
-def test_best_of_needs_a_critic(
-    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_best_of_needs_a_critic(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     line = failure(capsys, "eval", str(runs["flow-bc"]), "--best-of", "2")
     assert "--best-of" in line and "flow-bc" in line and "leave it out" in line
     assert main(["eval", str(runs["iql"]), "--best-of", "2", "--episodes", "1"]) == 0
