@@ -34,6 +34,7 @@ from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.agents.core.precision import autocast, choose_precision, matmul_precision
 from flowmdp.arguments import check_integers
 from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.mdp.solver import integrate
 from flowmdp.mdp.spec import FlowSpec
 from flowmdp.transitions import TransitionDataset
 
@@ -273,15 +274,16 @@ class FlowAlgorithm(BaseAlgorithm):
 
     def descent(self, name: str, module: nn.Module, learning_rate: float) -> Descent:
         """An optimiser for networks beside the policy, registered under a name."""
-        descent = Descent(module, learning_rate, 10.0)
-        self.saved.optimizers[name] = descent.adam
-        return descent
+        return self._registered(name, Descent(module, learning_rate, 10.0))
 
     def policy_descent(self) -> Descent:
         """The policy's optimiser, registered as "field"; it moves the average that acts."""
         config, policy = self.config, self.policy
         descent = Descent(policy.field, config.learning_rate, 1.0, policy.ema, config.ema_rate)
-        self.saved.optimizers["field"] = descent.adam
+        return self._registered("field", descent)
+
+    def _registered(self, name: str, descent: Descent) -> Descent:
+        self.saved.optimizers[name] = descent.adam
         return descent
 
     def minimize(
@@ -460,6 +462,7 @@ class FlowAlgorithm(BaseAlgorithm):
             return self.outer_policy().predict(observation, state, episode_start, deterministic)
         return self.policy.predict(observation, state, episode_start, deterministic)
 
+    @torch.no_grad()
     def chain(
         self,
         observations: Array,
@@ -469,32 +472,51 @@ class FlowAlgorithm(BaseAlgorithm):
         solver: str = "euler",
         field: nn.Module | None = None,
     ) -> Array:
-        """Points of whole chains, shape (n_steps + 1, n, action_dim); see `FlowPolicy.chain`.
+        """The points of whole chains, noise first, the action before clipping last.
 
         Args:
             observations: The robot's, shape (n, observation_dim).
             noise: x_0, shape (n, action_dim); None draws what the flow environment would.
-            previous: Previous actions and flags, where the flow state includes them.
+            previous: Previous actions and flags, shape (n, action_dim + 1), where the flow state
+                includes them; None means the start of an episode.
             n_steps: Flow steps, None for the environment's.
             solver: "euler", "midpoint" or "heun".
-            field: The velocity field, None for the acting one.
+            field: The velocity field to follow, None for the acting one.
+
+        Returns:
+            Shape (n_steps + 1, n, action_dim), float32.
 
         Raises:
             ConfigurationError: If an agent of one step is asked for more, or for a solver.
         """
-        only = self.only_flow_steps
+        only, spec, policy = self.only_flow_steps, self.spec, self.policy
         if only is not None and (n_steps not in (None, only) or solver != "euler"):
             raise ConfigurationError(
                 f"{type(self).__name__} acts in {only} step: leave out flow steps and solver"
             )
+        shape, device = (len(observations), spec.action_dim), self.device
         if noise is None:
-            shape = (len(observations), self.spec.action_dim)
-            x_0 = torch.randn(shape, generator=self.act_generator, device=self.device)
-            x_0 = self.spec.noise_scale * x_0
+            x_0 = torch.randn(shape, generator=self.act_generator, device=device)
+            x_0 = spec.noise_scale * x_0
         else:
-            x_0 = torch.as_tensor(noise, dtype=torch.float32, device=self.device)
-        field = self.policy.ema if field is None else field
-        return self.policy.chain(field, observations, x_0, previous, n_steps, solver)
+            x_0 = torch.as_tensor(noise, dtype=torch.float32, device=device)
+        context = policy.normalizer(torch.as_tensor(observations, device=device).float())
+        if spec.include_previous_action:
+            seen = np.zeros((len(x_0), shape[1] + 1)) if previous is None else previous
+            flagged = torch.as_tensor(seen, dtype=torch.float32, device=device)
+            context = torch.cat([context, flagged], 1)
+        steps, asked = spec.flow_steps if n_steps is None else n_steps, list[Tensor]()
+        acting = policy.ema if field is None else field
+
+        def velocity(x_t: Tensor, t: float) -> Tensor:
+            asked.append(x_t)
+            result: Tensor = acting(context, x_t, t)
+            return result
+
+        x_1 = integrate(velocity, x_0, steps, solver)
+        evaluations = len(asked) // steps  # a second-order solver asks twice per step
+        points: Array = torch.stack([*asked[::evaluations], x_1]).cpu().numpy()
+        return points
 
     def act(
         self,
@@ -506,22 +528,11 @@ class FlowAlgorithm(BaseAlgorithm):
         field: nn.Module | None = None,
         best_of: int = 1,
     ) -> Array:
-        """The robot's actions by whole chains; `chain` explains the other arguments.
+        """The robot's actions by whole chains, shape (n, action_dim), in [-1, 1].
 
-        Args:
-            observations: Shape (n, observation_dim).
-            n_steps: Flow steps, None for the environment's.
-            solver: "euler", "midpoint" or "heun".
-            noise: x_0, shape (n * best_of, action_dim); None draws it.
-            previous: Previous actions and flags, where the flow state includes them.
-            field: The velocity field, None for the acting one.
-            best_of: Chains per observation; the action that the critic values most is taken.
-
-        Returns:
-            Shape (n, action_dim), in [-1, 1].
-
-        Raises:
-            ConfigurationError: If `best_of` is below 1, or above it without a critic.
+        Arguments and errors are those of `chain`, and `best_of`, at least 1: so many chains for
+        every observation, of whose actions the critic's favourite is taken; noise then has n *
+        best_of rows.
         """
         check_integers(1, best_of=best_of)
         if best_of > 1:

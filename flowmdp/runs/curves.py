@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.files import read_json, replace_file
 from flowmdp.runs.folder import RunFolder, read_progress
-from flowmdp.errors import CheckpointError, ConfigurationError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

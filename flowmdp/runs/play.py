@@ -9,13 +9,13 @@ from typing import Any
 
 from flowmdp.agents import load_agent
 from flowmdp.agents.core.algorithm import FlowAlgorithm
-from flowmdp.runs.evaluate import evaluate
-from flowmdp.runs.folder import RunFolder
 from flowmdp.arguments import check_integers
-from flowmdp.runs.config import check_device
-from flowmdp.runs.summary import print_table, summarize
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.runs.config import check_device
+from flowmdp.runs.evaluate import evaluate
+from flowmdp.runs.folder import RunFolder
+from flowmdp.runs.summary import print_table, summarize
 
 
 def open_agent(run_folder: Path, task: str | None, device: str) -> FlowAlgorithm:

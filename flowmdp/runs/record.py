@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flowmdp.arguments import check_integers
-from flowmdp.runs.overlay import FlowOverlay
-from flowmdp.runs.scene import actuator_names, prepare_scene
-from flowmdp.files import replace_file
 from flowmdp.envs.robots.rendering import choose_backend
 from flowmdp.errors import ConfigurationError, RenderingError
+from flowmdp.files import replace_file
+from flowmdp.runs.overlay import FlowOverlay
+from flowmdp.runs.scene import actuator_names, prepare_scene
 
 SIZE = (640, 480)
 FORMATS = (".mp4", ".mkv", ".mov")

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from flowmdp.agents import ALGORITHMS, load_agent
-
 from flowmdp.agents.core import checkpoint
 from flowmdp.agents.core.config import documented
 from flowmdp.cli import main, parse
