@@ -70,7 +70,7 @@ def policy_loss(
     return loss, {"policy_loss": loss.detach(), "distill_loss": distance.detach()}
 
 
-class FQL(FlowAlgorithm, name="fql"):
+class FQL(FlowAlgorithm[FQLConfig], name="fql"):
     """Flow Q-learning (Park et al. 2025, arXiv:2502.02538)."""
 
     config_class = FQLConfig

@@ -99,7 +99,7 @@ def shifted_noises(x_0: Tensor, shifts: Tensor, noise_scale: float) -> Tensor:
     return torch.where(shifts == 0, x_0[:, None], wrapped)
 
 
-class IFQL(FlowAlgorithm, name="ifql"):
+class IFQL(FlowAlgorithm[IFQLConfig], name="ifql"):
     """Best of N from a behaviour flow by IQL's critic (Park et al. 2025, arXiv:2502.02538)."""
 
     config_class = IFQLConfig

@@ -74,7 +74,7 @@ def advantage_weights(advantages: Tensor, beta: float) -> Tensor:
     return (beta * advantages / unit).exp().clamp(max=MAX_WEIGHT)
 
 
-class IQL(FlowAlgorithm, name="iql"):
+class IQL(FlowAlgorithm[IQLConfig], name="iql"):
     """Implicit Q-learning (Kostrikov et al. 2022, arXiv:2110.06169)."""
 
     config_class = IQLConfig

@@ -70,7 +70,7 @@ def policy_loss(
     return loss, {"policy_loss": loss.detach(), "bc_loss": bc.detach()}
 
 
-class ReBRAC(FlowAlgorithm, name="rebrac"):
+class ReBRAC(FlowAlgorithm[ReBRACConfig], name="rebrac"):
     """Behaviour-regularised actor-critic, revisited (Tarasov et al. 2023, arXiv:2305.09836)."""
 
     config_class = ReBRACConfig

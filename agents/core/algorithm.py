@@ -8,7 +8,7 @@ import inspect
 import textwrap
 import time
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, ClassVar, Generic, Self, get_type_hints
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +21,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger, get_system_info
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from typing_extensions import TypeVar
 
 from flowmdp.agents.core import checkpoint
 from flowmdp.agents.core.acting import OuterPolicy, State
@@ -42,11 +43,13 @@ Array = NDArray[np.float32]
 Loss = Callable[..., tuple[Tensor, Info]]
 """loss(networks, batch, noise, **weights) -> (scalar to descend, what to log); draws nothing."""
 
-ALGORITHMS: dict[str, type[FlowAlgorithm]] = {}
+Config = TypeVar("Config", bound=AgentConfig, default=Any)
+
+ALGORITHMS: dict[str, type[FlowAlgorithm[Any]]] = {}
 """Name on the command line -> class; a class enters itself by `class DFDir(..., name="df-dir")`."""
 
 
-class FlowAlgorithm(BaseAlgorithm):
+class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
     """Base of the agents: data on the device, the learning loop, acting, exact checkpoints.
 
     One timestep of `learn` is one gradient step of the policy. Learning never steps the robot;
@@ -72,7 +75,7 @@ class FlowAlgorithm(BaseAlgorithm):
         DatasetError: If the dataset does not fit the environment.
     """
 
-    config_class: ClassVar[type[AgentConfig]] = AgentConfig
+    config_class: ClassVar[type[Any]] = AgentConfig
     name: ClassVar[str]
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": FlowPolicy}
     policy: FlowPolicy
@@ -122,7 +125,7 @@ class FlowAlgorithm(BaseAlgorithm):
         self,
         policy: str | type[FlowPolicy],
         env: Any,
-        config: AgentConfig | None = None,
+        config: Config | None = None,
         *,
         dataset: TransitionDataset | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -138,9 +141,8 @@ class FlowAlgorithm(BaseAlgorithm):
                 f"config is {config!r}: pass a {self.config_class.__name__}, or name "
                 "hyper-parameters, as in learning_rate=1e-3"
             )
-        self.config: Any = self.config_class.of(
-            {**(policy_kwargs or {}), **hyperparameters}, config
-        )
+        named = {**(policy_kwargs or {}), **hyperparameters}
+        self.config: Config = self.config_class.of(named, config)
         check_seed(seed)
         if isinstance(env, str):
             env = gym.make(env, **(self.environment if "FlowMDP-" in env else {}))
@@ -278,7 +280,8 @@ class FlowAlgorithm(BaseAlgorithm):
 
     def policy_descent(self) -> Descent:
         """The policy's optimiser, registered as "field"; it moves the average that acts."""
-        config, policy = self.config, self.policy
+        config: Any = self.config
+        policy = self.policy
         descent = Descent(policy.field, config.learning_rate, 1.0, policy.ema, config.ema_rate)
         return self._registered("field", descent)
 

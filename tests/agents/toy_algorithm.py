@@ -35,7 +35,7 @@ def policy_loss(
     return loss, {"policy_loss": loss.detach()}
 
 
-class ToyBC(FlowAlgorithm, name="toy-bc"):
+class ToyBC(FlowAlgorithm[ToyBCConfig], name="toy-bc"):
     """Regression to the data's actions."""
 
     config_class = ToyBCConfig
