@@ -44,10 +44,14 @@ def flow_env(name: str = "flow-bc", **settings: Any) -> FlowMDPEnv:
 
 def make(name: str, env: FlowMDPEnv | None = None, **kwargs: Any) -> Any:
     cls = ALGORITHMS[name]
-    known = cls.config_class.names()
-    few = {"behavior_steps": 4, "critic_steps": 4, "value_steps": 2}
-    steps = {field: n for field, n in few.items() if field in known}
+    steps = few(name, behavior_steps=4, critic_steps=4, value_steps=2)
     return cls("MlpPolicy", env or flow_env(name), **{**TINY, **steps, **kwargs})
+
+
+def few(name: str, **steps: int) -> dict[str, int]:
+    """Those of the numbers that the algorithm has."""
+    names = ALGORITHMS[name].config_class.names()
+    return {field: n for field, n in steps.items() if field in names}
 
 
 def weights(agent: Any) -> list[torch.Tensor]:
