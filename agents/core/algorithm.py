@@ -102,18 +102,17 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             ALGORITHMS[name] = cls
         own = inspect.signature(FlowAlgorithm.__init__).parameters.values()
         keyword, first = inspect.Parameter.KEYWORD_ONLY, ("policy", "env", "config")
-        hints = get_type_hints(cls.config_class)
+        hints, texts = get_type_hints(cls.config_class), documented(cls.config_class)
         named = [
             inspect.Parameter(
-                field.name, keyword, default=field.default, annotation=hints[field.name]
+                field, keyword, default=getattr(cls.config_class, field), annotation=hints[field]
             )
-            for field in dataclasses.fields(cls.config_class)
+            for field in texts
         ]
         others = [one for one in own if one.kind is keyword and not one.name.startswith("_")]
         cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [*(one for one in own if one.name in first), *named, *others]
         )
-        texts = documented(cls.config_class)
         lines = [
             textwrap.fill(f"{field}: {text}", 96, initial_indent=" " * 4, subsequent_indent=" " * 8)
             for field, text in texts.items()

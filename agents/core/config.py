@@ -114,12 +114,12 @@ class ExpectileConfig(CriticConfig):
 
 
 def documented(cls: type[AgentConfig]) -> dict[str, str]:
-    """Field -> the text below it in the source of the config or a base; empty where there is none.
+    """Field -> the text below it in the source of the config or a base; the config's own first.
 
     `dataclasses.fields` gives no such texts, and at run time Python has dropped them.
     """
     texts: dict[str, str] = {}
-    for base in (base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)):
+    for base in (base for base in cls.__mro__ if dataclasses.is_dataclass(base)):
         with contextlib.suppress(OSError):  # typed at a prompt: there is no source
             body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
             for field, text in itertools.pairwise(body):

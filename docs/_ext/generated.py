@@ -101,14 +101,10 @@ def hyperparameter_table(cls: Any) -> str:
 
     config = cls.config_class
     hints, meanings = get_type_hints(config, include_extras=True), documented(config)
+    fields = {field.name: field for field in dataclasses.fields(config)}
     rows = [
-        (
-            f"`{field.name}`",
-            type_text(hints[field.name]),
-            code(default_of(field)),
-            plain(meanings[field.name]),
-        )
-        for field in dataclasses.fields(config)
+        (f"`{name}`", type_text(hints[name]), code(default_of(fields[name])), plain(meaning))
+        for name, meaning in meanings.items()
     ]
     return table(("Name", "Type and range", "Default", "Meaning"), rows)
 
