@@ -124,7 +124,6 @@ def documented(cls: type[AgentConfig]) -> dict[str, str]:
             body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
             for field, text in itertools.pairwise(body):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                    texts[ast.unparse(field.target)] = " ".join(
-                        ast.literal_eval(text.value).split()
-                    )
-    return {field.name: texts.get(field.name, "") for field in dataclasses.fields(cls)}
+                    words = str(ast.literal_eval(text.value)).split()
+                    texts.setdefault(ast.unparse(field.target), " ".join(words))
+    return texts | {name: "" for name in cls.names() if name not in texts}
