@@ -19,6 +19,7 @@ from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.parts import Part
 from flowmdp.errors import CheckpointError
 
+
 def cache_folder() -> Path:
     """Folder of the cache; it need not exist."""
     chosen = os.environ.get("FLOWMDP_CACHE")

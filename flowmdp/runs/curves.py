@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.files import read_json, replace_file
 from flowmdp.runs.folder import RunFolder, read_progress
-from flowmdp.errors import CheckpointError, ConfigurationError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,17 @@ PHASES = {
 
 
 def plot(run_folder: Path, *, out: Path | None = None) -> None:
-    """`flowmdp plot`: draw a run's curves and print where."""
+    """Draw a run's curves again: returns beside data and behaviour, Q(pi) - Q(data), losses.
+
+    For example:
+      flowmdp plot runs/hopper-medium/df-div-seed0
+      flowmdp plot runs/my-run --out figure.pdf
+
+    Args:
+        run_folder: The run; whatever it holds already is drawn.
+        out: Picture to write; curves.png in the run's folder when not given. The suffix gives the
+            format.
+    """
     print(draw_run(run_folder, out))
 
 

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flowmdp.arguments import check_integers
-from flowmdp.runs.overlay import FlowOverlay
-from flowmdp.runs.scene import actuator_names, prepare_scene
-from flowmdp.files import replace_file
 from flowmdp.envs.robots.rendering import choose_backend
 from flowmdp.errors import ConfigurationError, RenderingError
+from flowmdp.files import replace_file
+from flowmdp.runs.config import Device
+from flowmdp.runs.overlay import FlowOverlay
+from flowmdp.runs.scene import actuator_names, prepare_scene
 
 SIZE = (640, 480)
 FORMATS = (".mp4", ".mkv", ".mov")
@@ -58,9 +59,27 @@ def record(
     behavior: bool = False,
     task: str | None = None,
     plain: bool = False,
-    device: str = "cpu",
+    device: Device = "cpu",
 ) -> None:
-    """Play one episode and write the video; see `flowmdp record --help`.
+    """Record a video: the robot, and over it each action's flow from noise to action.
+
+    Needs no display: rendering goes through GLFW, EGL or OSMesa (MUJOCO_GL chooses, else whichever
+    works). The video runs at the robot's own frame rate.
+
+    For example:
+      flowmdp record runs/hopper-medium/df-div-seed0 --out video.mp4
+      flowmdp record runs/my-run --behavior --out behavior.mp4
+      flowmdp record runs/my-run --steps 250 --seed 3
+
+    Args:
+        run_folder: Run folder, or a checkpoint file.
+        out: The video file to write.
+        steps: Longest length, in steps of the robot.
+        seed: Seed of start and noise.
+        behavior: Play the behaviour flow instead of the trained policy.
+        task: Refuse the checkpoint unless it belongs to this task.
+        plain: Only the robot, without the flow drawn over it.
+        device: Where the policy runs.
 
     Raises:
         RenderingError: When there is no OpenGL, or ffmpeg cannot write; an older video stays.

@@ -18,7 +18,15 @@ from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.files import read_json, write_json
 from flowmdp.runs import cache
 from flowmdp.runs.callbacks import Interruptible, Keeper
-from flowmdp.runs.config import check_config, make_agent, make_config, make_data, make_env, versions
+from flowmdp.runs.config import (
+    Device,
+    check_config,
+    make_agent,
+    make_config,
+    make_data,
+    make_env,
+    versions,
+)
 from flowmdp.runs.curves import draw_run
 from flowmdp.runs.evaluate import evaluate
 from flowmdp.runs.folder import RunFolder, free_folder
@@ -35,41 +43,53 @@ DECIDING = ("algorithm", "task", "source", "dataset_id", "seed", "steps", "quick
 FRESH: dict[str, Any] = {"evaluations": [], "updates": 0, "update_seconds": 0.0, "seconds": 0.0}
 
 
-def train(
-    algorithm: str,
-    task: str,
-    *,
-    out: Path | None = None,
-    verbose: bool = False,
-    **options: Any,
-) -> None:
-    """Run the whole job in a new folder.
+def train(*, out: Path | None = None, verbose: bool = False, **options: Any) -> None:
+    """Train an agent offline: data, behaviour flow, critic, policy, evaluation, curves.
+
+    One command does the whole job. It builds the dataset if it must, fits the behaviour flow and
+    the critic (kept in FLOWMDP_CACHE, or ~/.cache/flowmdp, and reused by the next run with the same
+    settings), trains the policy, plays the robot with both flows and prints their returns beside
+    the data's. The run folder then holds config.json, checkpoint.zip, progress.csv, history.json,
+    curves.png, result.json, and TensorBoard files where tensorboard is installed.
+
+    With the name of an algorithm before its --help, as in `flowmdp train df-div --help`, this text
+    shows its hyper-parameters too. df-dir, df-div, fql, ifql and rql start their flows from noise
+    of 0.3; --noise-scale 1.0 takes the full Gaussian. Ctrl-C saves and prints the command that
+    continues: `flowmdp train --resume DIR`, which takes --steps to raise the goal, --device and
+    --verbose.
+
+    For example:
+      flowmdp train df-div hopper-medium --quick
+      flowmdp train df-dir hopper-medium --seed 1 --out runs/my-run
+      flowmdp train df-div hopper-medium --dataset zoo/hopper/medium-v0
+      flowmdp train df-div hopper-medium --rho 0.3 --batch-size 512
+      flowmdp train df-div hopper-medium --paper
+      flowmdp train --resume runs/my-run
+      flowmdp train --resume runs/my-run --steps 40000
 
     Args:
-        algorithm: Name in `ALGORITHMS`.
-        task: Name of the task.
-        out: Run folder; None takes runs/TASK/ALGORITHM-seedS, or the next free one.
-        verbose: Print the logged numbers too.
+        out: Run folder; runs/TASK/ALGORITHM-seedS when not given, or the next free one.
+        verbose: Print the logged numbers as tables too.
         **options: Of `make_config`.
     """
     start = time.perf_counter()
-    config = make_config(algorithm, task, **options)
-    default = Path("runs") / task / f"{algorithm}-seed{config['seed']}"
+    config = make_config(**options)
+    default = Path("runs") / config["task"] / f"{config['algorithm']}-seed{config['seed']}"
     folder = RunFolder(out or free_folder(default))
     folder.check_free()
     _work(folder, config, True, verbose, start)
 
 
 def resume(
-    resume: Path, *, steps: int | None = None, device: str = "auto", verbose: bool = False
+    *, resume: Path, steps: int | None = None, device: Device = "auto", verbose: bool = False
 ) -> None:
     """Continue a run; only its goal and its device may change.
 
     Args:
         resume: Its folder.
         steps: A goal that is not below the run's own.
-        device: "auto" keeps the run's.
-        verbose: Print the logged numbers too.
+        device: auto keeps the run's.
+        verbose: Print the logged numbers as tables too.
     """
     start = time.perf_counter()
     folder, config = RunFolder.open(resume)
