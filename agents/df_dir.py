@@ -133,7 +133,7 @@ def critic_objective(
     return gain
 
 
-class DFDir(DecisionFlow, name="df-dir"):
+class DFDir(DecisionFlow[DFDirConfig], name="df-dir"):
     """Direction-oriented Decision Flow (Hu et al. 2025, arXiv:2505.20350, section 4.2)."""
 
     config_class = DFDirConfig

@@ -118,7 +118,7 @@ def policy_loss(
     return loss, {"policy_loss": loss.detach()}
 
 
-class DFDiv(DecisionFlow, name="df-div"):
+class DFDiv(DecisionFlow[DFDivConfig], name="df-div"):
     """Divergence-oriented Decision Flow (Hu et al. 2025, arXiv:2505.20350, section 4.3).
 
     With an environment that has `include_previous_action`, policy and value see a_{n-1}, the

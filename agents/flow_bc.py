@@ -34,7 +34,7 @@ class FlowBCConfig(PolicyConfig):
     """Path from noise to action on which the flow is matched to the data."""
 
 
-class FlowBC(FlowAlgorithm, name="flow-bc"):
+class FlowBC(FlowAlgorithm[FlowBCConfig], name="flow-bc"):
     """Clones the data's behaviour with a flow policy."""
 
     config_class = FlowBCConfig

@@ -31,7 +31,7 @@ from flowmdp.agents.core.batch import Batch
 from flowmdp.agents.core.config import CloneConfig, CriticConfig, PolicyConfig
 from flowmdp.agents.core.critics import Critic, td_loss
 from flowmdp.agents.core.networks import Info
-from flowmdp.agents.core.one_step import DistilledField, DistilledPolicy, SampledField
+from flowmdp.agents.core.one_step import DistilledField, SampledField
 from flowmdp.agents.core.parts import Clone, ReturnCritic
 from flowmdp.arguments import Range
 
@@ -70,14 +70,17 @@ def policy_loss(
     return loss, {"policy_loss": loss.detach(), "distill_loss": distance.detach()}
 
 
-class FQL(FlowAlgorithm, name="fql"):
+class FQL(FlowAlgorithm[FQLConfig], name="fql"):
     """Flow Q-learning (Park et al. 2025, arXiv:2502.02538)."""
 
     config_class = FQLConfig
-    policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": DistilledPolicy}
     default_steps = 15_000
     only_flow_steps = 1
     environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
+
+    def make_field(self) -> DistilledField:
+        """The policy."""
+        return DistilledField(self.spec.context_dim, self.spec.action_dim, self.config.net_arch)
 
     def build(self) -> None:
         """The teacher, the critic, and the policy's optimiser."""

@@ -18,7 +18,6 @@ Logged (train/):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -31,7 +30,6 @@ from flowmdp.agents.core.critics import Critic, expectile_loss
 from flowmdp.agents.core.networks import Info
 from flowmdp.agents.core.one_step import SampledField
 from flowmdp.agents.core.parts import Clone, ReturnCritic
-from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.arguments import AtLeast, Range
 
 
@@ -101,22 +99,17 @@ def shifted_noises(x_0: Tensor, shifts: Tensor, noise_scale: float) -> Tensor:
     return torch.where(shifts == 0, x_0[:, None], wrapped)
 
 
-class ChoosingPolicy(FlowPolicy):
-    """Has no network of its own; the algorithm sets `ema` to a `BestOfField`."""
-
-    def make_field(self, net_arch: Sequence[int]) -> nn.Module:
-        """None."""
-        return nn.Identity()
-
-
-class IFQL(FlowAlgorithm, name="ifql"):
+class IFQL(FlowAlgorithm[IFQLConfig], name="ifql"):
     """Best of N from a behaviour flow by IQL's critic (Park et al. 2025, arXiv:2502.02538)."""
 
     config_class = IFQLConfig
-    policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": ChoosingPolicy}
     default_steps = 2_000
     only_flow_steps = 1
     environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
+
+    def make_field(self) -> nn.Module:
+        """Nothing is trained; `build` sets what acts."""
+        return nn.Identity()
 
     def build(self) -> None:
         """The flow, the critic, and the choice."""

@@ -19,7 +19,7 @@ Logged (train/):
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from flowmdp.agents.core.batch import Batch
 from flowmdp.agents.core.config import ExpectileConfig, PolicyConfig
 from flowmdp.agents.core.critics import Critic, expectile_loss
 from flowmdp.agents.core.networks import Info
-from flowmdp.agents.core.one_step import GaussianField, GaussianPolicy
+from flowmdp.agents.core.one_step import GaussianField
 from flowmdp.agents.core.parts import ReturnCritic
 from flowmdp.arguments import AtLeast, Range
 
@@ -74,14 +74,17 @@ def advantage_weights(advantages: Tensor, beta: float) -> Tensor:
     return (beta * advantages / unit).exp().clamp(max=MAX_WEIGHT)
 
 
-class IQL(FlowAlgorithm, name="iql"):
+class IQL(FlowAlgorithm[IQLConfig], name="iql"):
     """Implicit Q-learning (Kostrikov et al. 2022, arXiv:2110.06169)."""
 
     config_class = IQLConfig
-    policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": GaussianPolicy}
     default_steps = 30_000
     only_flow_steps = 1
     acts_at_mean = True
+
+    def make_field(self) -> GaussianField:
+        """The policy."""
+        return GaussianField(self.spec.context_dim, self.spec.action_dim, self.config.net_arch)
 
     def build(self) -> None:
         """The critic, and the policy's optimiser."""

@@ -22,7 +22,7 @@ Logged (train/):
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from flowmdp.agents.core.batch import Batch
 from flowmdp.agents.core.config import CriticConfig, PolicyConfig
 from flowmdp.agents.core.critics import Critic, smoothed, td_loss
 from flowmdp.agents.core.networks import Info
-from flowmdp.agents.core.one_step import DeterministicField, DeterministicPolicy
+from flowmdp.agents.core.one_step import DeterministicField
 from flowmdp.agents.core.parts import ReturnCritic
 from flowmdp.arguments import Range
 
@@ -70,14 +70,17 @@ def policy_loss(
     return loss, {"policy_loss": loss.detach(), "bc_loss": bc.detach()}
 
 
-class ReBRAC(FlowAlgorithm, name="rebrac"):
+class ReBRAC(FlowAlgorithm[ReBRACConfig], name="rebrac"):
     """Behaviour-regularised actor-critic, revisited (Tarasov et al. 2023, arXiv:2305.09836)."""
 
     config_class = ReBRACConfig
-    policy_aliases: ClassVar[dict[str, Any]] = {"MlpPolicy": DeterministicPolicy}
     default_steps = 30_000
     only_flow_steps = 1
     acts_at_mean = True
+
+    def make_field(self) -> DeterministicField:
+        """The policy."""
+        return DeterministicField(self.spec.context_dim, self.spec.action_dim, self.config.net_arch)
 
     def build(self) -> None:
         """The critic, and the policy's optimiser."""

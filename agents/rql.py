@@ -126,7 +126,7 @@ def policy_loss(
     return loss, {"policy_loss": loss.detach(), "bc_loss": bc.detach()}
 
 
-class RQL(FlowAlgorithm, name="rql"):
+class RQL(FlowAlgorithm[RQLConfig], name="rql"):
     """Reversal Q-learning (Oberai, Park and Levine 2026, arXiv:2606.17551)."""
 
     config_class = RQLConfig

@@ -27,6 +27,9 @@ os.environ.pop("DISPLAY", None)
 os.environ.pop("WAYLAND_DISPLAY", None)
 
 
+import tests.agents.toy_algorithm  # noqa: E402, F401  (registers an algorithm of our own)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def offline() -> Iterator[None]:
     """Connections to other machines fail at once; pipes and the loopback stay open."""

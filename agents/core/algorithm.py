@@ -8,7 +8,7 @@ import inspect
 import textwrap
 import time
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, ClassVar, Generic, Self, get_type_hints
 
 import gymnasium as gym
 import numpy as np
@@ -21,6 +21,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger, get_system_info
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from typing_extensions import TypeVar
 
 from flowmdp.agents.core import checkpoint
 from flowmdp.agents.core.acting import OuterPolicy, State
@@ -28,12 +29,13 @@ from flowmdp.agents.core.batch import Batch, DeviceDataset, check_fit
 from flowmdp.agents.core.config import AgentConfig, documented
 from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.graphs import CudaGraphs
-from flowmdp.agents.core.networks import Descent, Info
+from flowmdp.agents.core.networks import Descent, Info, VelocityField
 from flowmdp.agents.core.parts import Part
 from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.agents.core.precision import autocast, choose_precision, matmul_precision
 from flowmdp.arguments import check_integers
 from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.mdp.solver import integrate
 from flowmdp.mdp.spec import FlowSpec
 from flowmdp.transitions import TransitionDataset
 
@@ -41,11 +43,13 @@ Array = NDArray[np.float32]
 Loss = Callable[..., tuple[Tensor, Info]]
 """loss(networks, batch, noise, **weights) -> (scalar to descend, what to log); draws nothing."""
 
-ALGORITHMS: dict[str, type[FlowAlgorithm]] = {}
+Config = TypeVar("Config", bound=AgentConfig, default=Any)
+
+ALGORITHMS: dict[str, type[FlowAlgorithm[Any]]] = {}
 """Name on the command line -> class; a class enters itself by `class DFDir(..., name="df-dir")`."""
 
 
-class FlowAlgorithm(BaseAlgorithm):
+class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
     """Base of the agents: data on the device, the learning loop, acting, exact checkpoints.
 
     One timestep of `learn` is one gradient step of the policy. Learning never steps the robot;
@@ -71,7 +75,7 @@ class FlowAlgorithm(BaseAlgorithm):
         DatasetError: If the dataset does not fit the environment.
     """
 
-    config_class: ClassVar[type[AgentConfig]] = AgentConfig
+    config_class: ClassVar[type[Any]] = AgentConfig
     name: ClassVar[str]
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": FlowPolicy}
     policy: FlowPolicy
@@ -121,7 +125,7 @@ class FlowAlgorithm(BaseAlgorithm):
         self,
         policy: str | type[FlowPolicy],
         env: Any,
-        config: AgentConfig | None = None,
+        config: Config | None = None,
         *,
         dataset: TransitionDataset | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -137,9 +141,8 @@ class FlowAlgorithm(BaseAlgorithm):
                 f"config is {config!r}: pass a {self.config_class.__name__}, or name "
                 "hyper-parameters, as in learning_rate=1e-3"
             )
-        self.config: Any = self.config_class.of(
-            {**(policy_kwargs or {}), **hyperparameters}, config
-        )
+        named = {**(policy_kwargs or {}), **hyperparameters}
+        self.config: Config = self.config_class.of(named, config)
         check_seed(seed)
         if isinstance(env, str):
             env = gym.make(env, **(self.environment if "FlowMDP-" in env else {}))
@@ -147,7 +150,6 @@ class FlowAlgorithm(BaseAlgorithm):
             policy,
             env,
             getattr(self.config, "learning_rate", 0.0),
-            policy_kwargs={"net_arch": self.config.net_arch},
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=device,
@@ -182,7 +184,7 @@ class FlowAlgorithm(BaseAlgorithm):
             self.action_space,
             lambda _: 0.0,  # the optimisers are the algorithm's
             spec=self.spec,
-            **self.policy_kwargs,
+            field=self.make_field(),
         ).to(self.device)
         self.saved = checkpoint.Registry()
         self.saved.modules["policy"] = self.policy
@@ -195,6 +197,10 @@ class FlowAlgorithm(BaseAlgorithm):
 
     def build(self) -> None:
         """Make parts, networks and optimisers, and register them in `saved`."""
+
+    def make_field(self) -> nn.Module:
+        """The policy's network."""
+        return self.velocity_field()
 
     def prepare(self) -> None:
         """What happens once, between pre-training and the policy's first step."""
@@ -262,17 +268,25 @@ class FlowAlgorithm(BaseAlgorithm):
         """Matrix products in the agent's precision."""
         return autocast(self.precision, self.device)
 
+    def velocity_field(self) -> VelocityField:
+        """A new u(s, x_t, t)."""
+        widths, arch = (self.spec.context_dim, self.spec.action_dim), self.config.net_arch
+        field = VelocityField(*widths, arch, include_time=self.spec.include_time)
+        return field.to(self.device)
+
     def descent(self, name: str, module: nn.Module, learning_rate: float) -> Descent:
         """An optimiser for networks beside the policy, registered under a name."""
-        descent = Descent(module, learning_rate, 10.0)
-        self.saved.optimizers[name] = descent.adam
-        return descent
+        return self._registered(name, Descent(module, learning_rate, 10.0))
 
     def policy_descent(self) -> Descent:
         """The policy's optimiser, registered as "field"; it moves the average that acts."""
-        config, policy = self.config, self.policy
+        config: Any = self.config
+        policy = self.policy
         descent = Descent(policy.field, config.learning_rate, 1.0, policy.ema, config.ema_rate)
-        self.saved.optimizers["field"] = descent.adam
+        return self._registered("field", descent)
+
+    def _registered(self, name: str, descent: Descent) -> Descent:
+        self.saved.optimizers[name] = descent.adam
         return descent
 
     def minimize(
@@ -451,6 +465,7 @@ class FlowAlgorithm(BaseAlgorithm):
             return self.outer_policy().predict(observation, state, episode_start, deterministic)
         return self.policy.predict(observation, state, episode_start, deterministic)
 
+    @torch.no_grad()
     def chain(
         self,
         observations: Array,
@@ -460,32 +475,51 @@ class FlowAlgorithm(BaseAlgorithm):
         solver: str = "euler",
         field: nn.Module | None = None,
     ) -> Array:
-        """Points of whole chains, shape (n_steps + 1, n, action_dim); see `FlowPolicy.chain`.
+        """The points of whole chains, noise first, the action before clipping last.
 
         Args:
             observations: The robot's, shape (n, observation_dim).
             noise: x_0, shape (n, action_dim); None draws what the flow environment would.
-            previous: Previous actions and flags, where the flow state includes them.
+            previous: Previous actions and flags, shape (n, action_dim + 1), where the flow state
+                includes them; None means the start of an episode.
             n_steps: Flow steps, None for the environment's.
             solver: "euler", "midpoint" or "heun".
-            field: The velocity field, None for the acting one.
+            field: The velocity field to follow, None for the acting one.
+
+        Returns:
+            Shape (n_steps + 1, n, action_dim), float32.
 
         Raises:
             ConfigurationError: If an agent of one step is asked for more, or for a solver.
         """
-        only = self.only_flow_steps
+        only, spec, policy = self.only_flow_steps, self.spec, self.policy
         if only is not None and (n_steps not in (None, only) or solver != "euler"):
             raise ConfigurationError(
                 f"{type(self).__name__} acts in {only} step: leave out flow steps and solver"
             )
+        shape, device = (len(observations), spec.action_dim), self.device
         if noise is None:
-            shape = (len(observations), self.spec.action_dim)
-            x_0 = torch.randn(shape, generator=self.act_generator, device=self.device)
-            x_0 = self.spec.noise_scale * x_0
+            x_0 = torch.randn(shape, generator=self.act_generator, device=device)
+            x_0 = spec.noise_scale * x_0
         else:
-            x_0 = torch.as_tensor(noise, dtype=torch.float32, device=self.device)
-        field = self.policy.ema if field is None else field
-        return self.policy.chain(field, observations, x_0, previous, n_steps, solver)
+            x_0 = torch.as_tensor(noise, dtype=torch.float32, device=device)
+        context = policy.normalizer(torch.as_tensor(observations, device=device).float())
+        if spec.include_previous_action:
+            seen = np.zeros((len(x_0), shape[1] + 1)) if previous is None else previous
+            flagged = torch.as_tensor(seen, dtype=torch.float32, device=device)
+            context = torch.cat([context, flagged], 1)
+        steps, asked = spec.flow_steps if n_steps is None else n_steps, list[Tensor]()
+        acting = policy.ema if field is None else field
+
+        def velocity(x_t: Tensor, t: float) -> Tensor:
+            asked.append(x_t)
+            result: Tensor = acting(context, x_t, t)
+            return result
+
+        x_1 = integrate(velocity, x_0, steps, solver)
+        evaluations = len(asked) // steps  # a second-order solver asks twice per step
+        points: Array = torch.stack([*asked[::evaluations], x_1]).cpu().numpy()
+        return points
 
     def act(
         self,
@@ -497,22 +531,11 @@ class FlowAlgorithm(BaseAlgorithm):
         field: nn.Module | None = None,
         best_of: int = 1,
     ) -> Array:
-        """The robot's actions by whole chains; `chain` explains the other arguments.
+        """The robot's actions by whole chains, shape (n, action_dim), in [-1, 1].
 
-        Args:
-            observations: Shape (n, observation_dim).
-            n_steps: Flow steps, None for the environment's.
-            solver: "euler", "midpoint" or "heun".
-            noise: x_0, shape (n * best_of, action_dim); None draws it.
-            previous: Previous actions and flags, where the flow state includes them.
-            field: The velocity field, None for the acting one.
-            best_of: Chains per observation; the action that the critic values most is taken.
-
-        Returns:
-            Shape (n, action_dim), in [-1, 1].
-
-        Raises:
-            ConfigurationError: If `best_of` is below 1, or above it without a critic.
+        Arguments and errors are those of `chain`, and `best_of`, at least 1: so many chains for
+        every observation, of whose actions the critic's favourite is taken; noise then has n *
+        best_of rows.
         """
         check_integers(1, best_of=best_of)
         if best_of > 1:

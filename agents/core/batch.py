@@ -49,9 +49,6 @@ class DeviceDataset:
         normalizer: Applied to the observations, once.
         gamma: Discount, by which rewards are scaled to returns of order one; None leaves them.
         device: Where the tensors live.
-
-    Raises:
-        DatasetError: If the dataset is empty or does not fit the environment.
     """
 
     def __init__(
@@ -62,8 +59,6 @@ class DeviceDataset:
         gamma: float | None,
         device: torch.device,
     ) -> None:
-        check_fit(dataset, spec)
-
         def tensor(array: NDArray[Any]) -> Tensor:
             return torch.as_tensor(array, dtype=torch.float32, device=device)
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.anchor import Anchor
@@ -73,6 +74,9 @@ class DecisionFlowConfig(PolicyConfig, CloneConfig, ExpectileConfig):
             raise ConfigurationError('critic_noise needs critic="iql"')
 
 
+Shared = TypeVar("Shared", bound=DecisionFlowConfig, default=Any)
+
+
 class Rollout(NamedTuple):
     """Chains of a velocity field; no gradient."""
 
@@ -93,10 +97,10 @@ class Rollout(NamedTuple):
         )
 
 
-class DecisionFlow(FlowAlgorithm):
+class DecisionFlow(FlowAlgorithm[Shared]):
     """Base of DF-dir and DF-div."""
 
-    config_class: ClassVar[type[DecisionFlowConfig]] = DecisionFlowConfig
+    config_class = DecisionFlowConfig
     shows_behavior = True
     default_steps = 9_000  # 12,000 gain nothing more (lab book)
     default_weight: ClassVar[float]

@@ -8,14 +8,12 @@ environments, and are evaluated by the same code, as the flows they are compared
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
 from flowmdp.agents.core.networks import EnsembleMlp
-from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.mdp.solver import integrate
 
 LOG_STD_RANGE = (-5.0, 2.0)
@@ -113,32 +111,3 @@ class SampledField(OneStepField):
         (flow,) = self._flow
         x_1: Tensor = integrate(lambda x, t: flow(context, x, t), x_0, self.flow_steps)
         return x_1.clamp(-1, 1)
-
-
-class OneStepPolicy(FlowPolicy):
-    """A policy for the flow MDP of one step; subclasses name their field."""
-
-    field_class: ClassVar[type[Any]]
-
-    def make_field(self, net_arch: Sequence[int]) -> nn.Module:
-        """Of the class's kind."""
-        field: nn.Module = self.field_class(self.spec.context_dim, self.spec.action_dim, net_arch)
-        return field
-
-
-class DeterministicPolicy(OneStepPolicy):
-    """An action for every state."""
-
-    field_class = DeterministicField
-
-
-class GaussianPolicy(OneStepPolicy):
-    """A Gaussian around an action for every state."""
-
-    field_class = GaussianField
-
-
-class DistilledPolicy(OneStepPolicy):
-    """A flow, distilled."""
-
-    field_class = DistilledField

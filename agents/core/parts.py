@@ -28,7 +28,7 @@ from flowmdp.agents.core.critics import (
     return_targets,
 )
 from flowmdp.agents.core.flow_matching import FlowNoise, flow_matching_loss
-from flowmdp.agents.core.networks import Descent, Info, VelocityField, frozen_copy
+from flowmdp.agents.core.networks import Descent, Info, frozen_copy
 from flowmdp.errors import CheckpointError
 from flowmdp.mdp.path import PATHS
 
@@ -93,16 +93,6 @@ class Part:
             torch.manual_seed(self.agent.seed or 0)
             yield
 
-    def field(self) -> VelocityField:
-        """A new velocity field u(s, x_t, t)."""
-        spec = self.agent.spec
-        return VelocityField(
-            spec.context_dim,
-            spec.action_dim,
-            self.agent.config.net_arch,
-            include_time=spec.include_time,
-        ).to(self.agent.device)
-
     # -- sharing ------------------------------------------------------------------------------
 
     def key(self) -> str:
@@ -165,7 +155,7 @@ class Clone(Part):
         config: Any = agent.config
         super().__init__(agent, config.behavior_steps)
         with self.first_weights():
-            self.flow = self.field()
+            self.flow = agent.velocity_field()
         self.average = frozen_copy(self.flow)
         self.path = PATHS[config.path]
         self.descent = Descent(self.flow, config.behavior_learning_rate, 1.0, self.average)
@@ -216,7 +206,7 @@ class ReturnCritic(Part):
         self.expectiles = expectiles
         spec, expectile = agent.spec, getattr(config, "expectile", 0.5)
         with self.first_weights():
-            self.field()  # draws what a clone draws: the critic is the same beside one and alone
+            agent.velocity_field()  # draws as a clone does: a critic is the same with and without
             self.critic = Critic(
                 spec.observation_dim,
                 spec.action_dim,

@@ -47,9 +47,10 @@ def restore(agent: FlowAlgorithm, folder: Path | None = None) -> None:
 
 
 def store(agent: FlowAlgorithm, folder: Path | None = None) -> None:
-    """Put into the cache, or another folder, what it lacks of the agent's pre-training, each file whole or not at all.
+    """Put into the cache, or another folder, what it lacks of the agent's pre-training.
 
-    A folder that cannot be written only costs time later; that is said on stderr.
+    Each file is whole or not there. A folder that cannot be written only costs time later; that is
+    said on stderr.
     """
     for part in agent.parts:
         path = cached_file(part, folder)

@@ -44,7 +44,8 @@ def base_config(algorithm: str, paper: bool = False, quick: bool = False) -> Age
     if paper and not cls.paper:
         raise ConfigurationError(f"--paper: {algorithm} has no other setting; leave it out")
     brief = {name: n for name, n in QUICK.items() if quick and name in cls.config_class.names()}
-    return cls.config_class.of({**(cls.paper if paper else {}), **brief})
+    base: AgentConfig = cls.config_class.of({**(cls.paper if paper else {}), **brief})
+    return base
 
 
 def make_config(

@@ -77,6 +77,7 @@ def measure(case: str, changes: dict[str, Any]) -> dict[str, Any]:
     from stable_baselines3.common.logger import KVWriter, Logger
 
     from flowmdp.agents import ALGORITHMS
+    from flowmdp.agents.core.algorithm import FlowAlgorithm
     from flowmdp.env import FlowMDPEnv
 
     cls: Any = ALGORITHMS[case.split()[0]]
@@ -99,8 +100,8 @@ def measure(case: str, changes: dict[str, Any]) -> dict[str, Any]:
         def close(self) -> None:
             pass
 
-    budget = {} if case == "flow-bc" else {"critic_steps": 60}
-    budget |= {} if case in ("flow-bc", "iql", "rebrac") else {"behavior_steps": 60}
+    names = cls.config_class.names()
+    budget = {name: 60 for name in ("behavior_steps", "critic_steps") if name in names}
     agent = cls(
         "MlpPolicy",
         env,
@@ -124,7 +125,7 @@ def measure(case: str, changes: dict[str, Any]) -> dict[str, Any]:
                 agent.policy.normalizer(torch.tensor(states)), torch.tensor(noise)
             )
             found["critic"] = q.tolist()
-        if case.split()[0] not in ("iql", "rebrac"):
+        if cls.behavior_field is not FlowAlgorithm.behavior_field:
             behavior = agent.behavior_policy().predict(states, deterministic=True)[0]
             found["behavior"] = behavior.tolist()
         return found
@@ -140,7 +141,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    found = {case: measure(case, changes) for case, changes in CASES.items()}
+    chosen = sys.argv[1:] or list(CASES)
+    found = {case: measure(case, CASES[case]) for case in chosen}
     json.dump({"torch": torch.__version__, "cases": found}, sys.stdout, indent=1)
     print()
 
@@ -148,6 +150,8 @@ def main() -> None:
 if __name__ == "__main__":
     if any(os.environ.get(name) != value for name, value in PORTABLE.items()):
         os.execve(
-            sys.executable, [sys.executable, "-m", "tests.agents.reference"], os.environ | PORTABLE
+            sys.executable,
+            [sys.executable, "-m", "tests.agents.reference", *sys.argv[1:]],
+            os.environ | PORTABLE,
         )
     main()

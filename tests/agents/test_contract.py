@@ -21,6 +21,7 @@ from stable_baselines3.common.monitor import Monitor
 
 import flowmdp
 from flowmdp.agents import ALGORITHMS, IFQL, IQL, DFDir, DFDiv, FlowBC, load_agent
+from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import CheckpointError, ConfigurationError, DatasetError
 from flowmdp.runs.config import get_algorithm
@@ -43,10 +44,14 @@ def flow_env(name: str = "flow-bc", **settings: Any) -> FlowMDPEnv:
 
 def make(name: str, env: FlowMDPEnv | None = None, **kwargs: Any) -> Any:
     cls = ALGORITHMS[name]
-    known = cls.config_class.names()
-    few = {"behavior_steps": 4, "critic_steps": 4, "value_steps": 2}
-    steps = {field: n for field, n in few.items() if field in known}
+    steps = few(name, behavior_steps=4, critic_steps=4, value_steps=2)
     return cls("MlpPolicy", env or flow_env(name), **{**TINY, **steps, **kwargs})
+
+
+def few(name: str, **steps: int) -> dict[str, int]:
+    """Those of the numbers that the algorithm has."""
+    names = ALGORITHMS[name].config_class.names()
+    return {field: n for field, n in steps.items() if field in names}
 
 
 def weights(agent: Any) -> list[torch.Tensor]:
@@ -108,7 +113,7 @@ def test_evaluate_policy_plays_both_levels(name: str) -> None:
         (PointRobot(), agent),
         (PointRobot(), agent.outer_policy()),
     ]
-    if name in ("iql", "rebrac"):
+    if ALGORITHMS[name].behavior_field is FlowAlgorithm.behavior_field:
         with pytest.raises(ConfigurationError, match="no behaviour flow"):
             agent.behavior_policy()
     else:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flowmdp.agents.core.graphs import WARM_UP
 from flowmdp.agents.core.networks import Info
 from flowmdp.errors import ConfigurationError
-from tests.agents.test_contract import flow_env, make, weights
+from tests.agents.test_contract import few, flow_env, make, weights
 
 ASKING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "lift_fresh", "unique_dim"}
 """Operations whose result the host waits for, or to which it brings a value."""
@@ -68,7 +68,7 @@ class Operations(TorchDispatchMode):
 def test_updates_of_one_phase_are_alike_and_ask_nothing_of_the_host(
     name: str, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = {} if name == "flow-bc" else {"behavior_steps": 8, "critic_steps": 16}
+    steps = few(name, behavior_steps=8, critic_steps=16)
     agent = make(name, **{**steps, **arguments})
     seen: dict[Hashable, list[Operations]] = defaultdict(list)
 
@@ -98,7 +98,7 @@ def test_a_number_taken_from_a_tensor_is_seen() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @each_variant
 def test_replays_do_what_updates_do(name: str, arguments: dict[str, Any]) -> None:
-    steps = {} if name == "flow-bc" else {"behavior_steps": 20, "critic_steps": 20}
+    steps = few(name, behavior_steps=20, critic_steps=20)
     ends = []
     for graphs in (True, False):
         agent = make(
@@ -130,13 +130,13 @@ def test_a_checkpoint_of_replays_goes_on_as_they_do(tmp_path: Any) -> None:
 
 def test_tfloat32_is_for_updates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = make("flow-bc", precision="tfloat32")
-    update, seen = agent._update, []
+    update, seen = agent.update, []
 
     def watched() -> Info:
         seen.append(torch.get_float32_matmul_precision())
         return update()  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(agent, "_update", watched)
+    monkeypatch.setattr(agent, "update", watched)
     before = torch.get_float32_matmul_precision()
     agent.learn(1, log_interval=0)
     assert seen == ["high"] != [before]
@@ -146,13 +146,13 @@ def test_tfloat32_is_for_updates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_an_update_that_asks_the_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = make("flow-bc", device="cuda")
-    update = agent._update
+    update = agent.update
 
     def asking() -> Info:
         info: Info = update()
         info["loss"].item()
         return info
 
-    monkeypatch.setattr(agent, "_update", asking)
+    monkeypatch.setattr(agent, "update", asking)
     with pytest.raises(ConfigurationError, match="cuda_graphs=False"):
         agent.learn(WARM_UP + 1, log_interval=0)

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from flowmdp.agents import ALGORITHMS, load_agent
-
 from flowmdp.agents.core import checkpoint
 from flowmdp.agents.core.config import documented
 from flowmdp.cli import main, parse
@@ -81,10 +80,9 @@ def test_main_job_leaves_everything(runs: dict[str, Path], algorithm: str) -> No
     ways = result["sampled"], result["noiseless"]
     assert all(len(way["returns"]) == 2 for way in ways)
     assert result["returns"] in [way["returns"] for way in ways]
-    has_flow = algorithm in ("flow-bc", "df-dir", "df-div")
-    assert bool(result["behavior"]) == has_flow and result["data"]["episodes"] > 1
-    one_step = algorithm in ("iql", "rebrac", "fql", "ifql")
-    assert result["flow"]["flow_steps"] == (1 if one_step else 10)
+    assert bool(result["behavior"]) == ALGORITHMS[algorithm].shows_behavior
+    assert result["data"]["episodes"] > 1
+    assert result["flow"]["flow_steps"] == (ALGORITHMS[algorithm].only_flow_steps or 10)
     assert result["updates_per_second"] > 0 and result["wall_seconds"] > 0
     assert {"python", "torch", "mujoco", "flowmdp"} <= set(result["versions"])
     agent = load_agent(folder / "checkpoint.zip")
@@ -202,9 +200,7 @@ def test_eval_and_its_options(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "hopper-medium" in capsys.readouterr().out
 
 
-def test_best_of_needs_a_critic(
-    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_best_of_needs_a_critic(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     line = failure(capsys, "eval", str(runs["flow-bc"]), "--best-of", "2")
     assert "--best-of" in line and "flow-bc" in line and "leave it out" in line
     assert main(["eval", str(runs["iql"]), "--best-of", "2", "--episodes", "1"]) == 0

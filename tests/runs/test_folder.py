@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowmdp.runs.log import ProgressFile
-from flowmdp.runs.summary import summarize, summarize_evaluations
+from flowmdp.errors import CheckpointError
 from flowmdp.files import read_json, replace_file, write_json
 from flowmdp.runs.folder import free_folder, read_progress
-from flowmdp.errors import CheckpointError
+from flowmdp.runs.log import ProgressFile
+from flowmdp.runs.summary import summarize, summarize_evaluations
 
 
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:

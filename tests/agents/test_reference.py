@@ -1,0 +1,44 @@
+"""Every algorithm computes what it computed when `reference.json` was recorded, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowmdp.agents import ALGORITHMS
+from tests.agents.reference import CASES, PORTABLE
+
+ROOT = Path(__file__).resolve().parents[2]
+STORED = json.loads(Path(__file__).with_name("reference.json").read_text())
+HALVES = list(CASES)[::2], list(CASES)[1::2]
+
+
+def test_every_algorithm_that_ships_has_a_case() -> None:
+    shipped = {name for name, cls in ALGORITHMS.items() if cls.__module__.startswith("flowmdp.")}
+    assert {case.split()[0] for case in CASES} == shipped
+    assert set(STORED["cases"]) == set(CASES)
+
+
+@pytest.mark.skipif(
+    torch.__version__ != STORED["torch"], reason=f"the bits are those of torch {STORED['torch']}"
+)
+@pytest.mark.parametrize("cases", HALVES, ids=["even", "odd"])
+def test_no_number_has_moved(cases: list[str]) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.agents.reference", *cases],
+        env={**os.environ, **PORTABLE},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(run.stdout)["cases"]
+    assert found == {case: STORED["cases"][case] for case in cases}
+    assert all(found[case]["learned"] != found[case]["pretrained"] for case in cases)
