@@ -41,27 +41,28 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], Any]) -> Any:
     """Let `write` fill a temporary file of the same suffix, then put it in `path`'s place.
 
     Whatever goes wrong, `path` is either as it was or whole and new, and no temporary file stays.
+    Returns what `write` returns.
 
     Raises:
         OSError: When it cannot be written, with its name and not the temporary file's.
     """
     if not path.parent.is_dir():
-        cause = "no such folder, create it"
-        raise FileNotFoundError(errno.ENOENT, cause, str(path.parent))
+        raise FileNotFoundError(errno.ENOENT, "no such folder, create it", str(path.parent))
     with naming(path):
         handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        write(temporary)
+        written = write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644 & ~_umask())
         os.replace(temporary, path)
+        return written
     finally:
         temporary.unlink(missing_ok=True)
 

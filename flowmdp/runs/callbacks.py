@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
 from typing import Any, Self
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -30,17 +29,12 @@ class Interruptible:
             self._before = None
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Give SIGINT back."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
+    def _request(self, *_: object) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
