@@ -89,8 +89,14 @@ def parse(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:
     count = 2 if argv[0] == "data" else 1
     name = " ".join(argv[:count])
     if name not in COMMANDS:
-        print_help(argv, count)
-        raise SystemExit(0)
+        names = [name for name in COMMANDS if count == 1 or name.startswith("data ")]
+        if argv[count - 1 : count] in ([], ["-h"], ["--help"]):
+            print(HELP, *(f"  flowmdp {name:14} {COMMANDS[name][1]}" for name in names), sep="\n")
+            sys.stdout.flush()
+            raise SystemExit(0)
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        raise ConfigurationError(f"unknown command {name!r}: {hint} (flowmdp --help)")
     if name == "train":
         return _parse_train(argv[1:])
     module, _, attribute = COMMANDS[name][0].partition(":")
@@ -133,23 +139,6 @@ def _parse_train(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:
         moved = base_config(algorithm, arguments["paper"], arguments["quick"])
         arguments = arguments_from(moved)
     return train, arguments
-
-
-def print_help(argv: Sequence[str], count: int) -> None:
-    """Print the list of commands, or of those that begin with `data`.
-
-    Raises:
-        ConfigurationError: When help is not what the user asked for.
-    """
-    asked = not argv[count - 1 :] or argv[count - 1] in ("-h", "--help")
-    names = [name for name in COMMANDS if count == 1 or name.startswith("data ")]
-    if not asked:
-        typed = " ".join(argv[:count])
-        near = difflib.get_close_matches(typed, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        raise ConfigurationError(f"unknown command {typed!r}: {hint} (flowmdp --help)")
-    print(HELP, *(f"  flowmdp {name:14} {COMMANDS[name][1]}" for name in names), sep="\n")
-    sys.stdout.flush()
 
 
 def print_versions() -> None:

@@ -9,6 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stable_baselines3.common.callbacks import BaseCallback
+from tqdm import tqdm
+
 from flowmdp.agents import load_agent
 from flowmdp.agents.core.acting import OuterPolicy
 from flowmdp.agents.core.algorithm import FlowAlgorithm
@@ -18,7 +21,6 @@ from flowmdp.envs.tasks import get_task
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.files import read_json, write_json
 from flowmdp.runs import cache
-from flowmdp.runs.callbacks import Interruptible, Keeper
 from flowmdp.runs.config import (
     Device,
     check_config,
@@ -31,6 +33,7 @@ from flowmdp.runs.config import (
 from flowmdp.runs.curves import draw_run
 from flowmdp.runs.evaluate import evaluate
 from flowmdp.runs.folder import RunFolder, free_folder
+from flowmdp.runs.interrupt import Interruptible
 from flowmdp.runs.log import ProgressFile, make_logger
 from flowmdp.runs.summary import print_table, summarize, summarize_evaluations
 from flowmdp.transitions import TransitionDataset
@@ -214,21 +217,10 @@ class _Run:
     def _train(self, interrupt: Interruptible) -> None:
         """The policy's gradient steps."""
         steps, now = self.config["steps"], self.agent.num_timesteps
-        tenth = max(1, steps // 10)
-        keeper = Keeper(
-            steps,
-            self.evaluate,
-            self.save,
-            self.history,
-            self.config["eval_every"] or tenth,
-            self.config["save_every"] or tenth,
-            interrupt,
-        )
-        interval = min(LOG_INTERVAL, tenth)
-        try:
+        interval = min(LOG_INTERVAL, max(1, steps // 10))
+        with tqdm(total=steps, initial=now, desc="training") as bar:
+            keeper = _Keeper(self, interrupt, bar)
             self.agent.learn(steps - now, keeper, log_interval=interval, reset_num_timesteps=False)
-        finally:
-            keeper.close()
         self.save()
 
     def _play(self, policy: OuterPolicy) -> dict[str, Any]:
@@ -277,3 +269,43 @@ class _Run:
         path = self.folder.path
         record = f"flowmdp record {shlex.quote(str(path))} --out video.mp4"
         print(f"results in {path}; watch it: {record}")
+
+
+class _Keeper(BaseCallback):
+    """Evaluates and saves every so many steps, shows progress, and stops when asked to."""
+
+    def __init__(self, run: _Run, interrupt: Interruptible, bar: Any) -> None:
+        super().__init__()
+        self.run, self.interrupt, self.bar = run, interrupt, bar
+        tenth = max(1, run.config["steps"] // 10)
+        self.eval_every = run.config["eval_every"] or tenth
+        self.save_every = run.config["save_every"] or tenth
+
+    def _on_training_start(self) -> None:
+        self._since, self._updates = time.perf_counter(), self.model.num_timesteps
+
+    def _on_step(self) -> bool:
+        self.bar.update()
+        evaluates = self.num_timesteps % self.eval_every == 0
+        saves = self.num_timesteps % self.save_every == 0
+        if evaluates or saves:
+            self._on_training_end()
+            if evaluates:
+                self._evaluate()
+            if saves:
+                self.run.save()
+            self._since = time.perf_counter()
+        return self.interrupt.go_on()
+
+    def _on_training_end(self) -> None:
+        """Count the updates since the clock ran, without what evaluation and saving take."""
+        history = self.run.history
+        history["update_seconds"] += time.perf_counter() - self._since
+        history["updates"] += self.num_timesteps - self._updates
+        self._updates = self.num_timesteps
+
+    def _evaluate(self) -> None:
+        returns = self.run.evaluate()
+        self.run.history["evaluations"].append({"step": self.num_timesteps, "returns": returns})
+        self.logger.record("evaluation/mean_return", sum(returns) / len(returns))
+        self.logger.dump(self.num_timesteps)
