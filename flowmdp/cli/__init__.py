@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import inspect
 import os
 import platform
 import sys
@@ -106,6 +107,7 @@ def parse(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:
 
 def _parse_train(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:
     """A run that is continued, or a new one with its algorithm's hyper-parameters."""
+    from flowmdp.agents import ALGORITHMS
     from flowmdp.agents.core.config import AgentConfig
     from flowmdp.runs.config import base_config, make_config
     from flowmdp.runs.train import resume, train
@@ -119,9 +121,10 @@ def _parse_train(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:
             )
         return resume, arguments
     if argv[:1] in (["-h"], ["--help"]):
-        return train, read(
-            train, argv, "flowmdp train", {"run": make_config, "config": AgentConfig()}
-        )
+        text = (inspect.getdoc(train) or "").partition("\nArgs:")[0]
+        text += f"\nALGORITHM is one of {', '.join(ALGORITHMS)}."
+        groups = {"run": make_config, "config": AgentConfig()}
+        return train, read(train, argv, "flowmdp train", groups, description=text)
     if not argv:
         raise ConfigurationError(
             "name an algorithm and a task, for instance `flowmdp train df-div hopper-medium`, "

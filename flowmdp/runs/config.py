@@ -73,7 +73,7 @@ def make_config(
     """The configuration of a new run, checked as far as that is possible without the data.
 
     Args:
-        algorithm: flow-bc, df-dir, df-div, iql, rebrac, fql, ifql or rql.
+        algorithm: Name of the algorithm.
         task: Name of the task; `flowmdp tasks` lists them.
         steps: Gradient steps of the policy; the algorithm's own number when not given.
         seed: Seed of networks, batches, noise and evaluation.
