@@ -13,7 +13,7 @@ import gymnasium as _gym
 
 from flowmdp.envs.tasks import TASKS as _TASKS
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def register_envs() -> None:
