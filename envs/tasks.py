@@ -16,11 +16,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from flowmdp.errors import DatasetError, UnknownTaskError
 
-SOURCES = ("builtin", "minari", "d4rl")
+Source = Literal["builtin", "minari", "d4rl"]
+SOURCES: tuple[str, ...] = get_args(Source)
 
 D4RL_GYM = "D4RL infos.py: random and expert policies on the -v2 Gym-MuJoCo environments"
 

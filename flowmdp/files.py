@@ -22,7 +22,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: When the file is absent or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return _object(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} does not exist: the run has not come that far; finish it with "
@@ -30,9 +30,6 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}): restore it or train again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged (not a JSON object): restore it or train again")
-    return value
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -41,27 +38,28 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], Any]) -> Any:
     """Let `write` fill a temporary file of the same suffix, then put it in `path`'s place.
 
     Whatever goes wrong, `path` is either as it was or whole and new, and no temporary file stays.
+    Returns what `write` returns.
 
     Raises:
         OSError: When it cannot be written, with its name and not the temporary file's.
     """
     if not path.parent.is_dir():
-        cause = "no such folder, create it"
-        raise FileNotFoundError(errno.ENOENT, cause, str(path.parent))
+        raise FileNotFoundError(errno.ENOENT, "no such folder, create it", str(path.parent))
     with naming(path):
         handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        write(temporary)
+        written = write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644 & ~_umask())
         os.replace(temporary, path)
+        return written
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -75,15 +73,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("not a JSON object")
+            rows.append(_object(line))
         except ValueError as error:
             raise CheckpointError(
                 f"{path}, line {number} is damaged ({error}): remove the line or restore the file"
             ) from error
-        rows.append(row)
     return rows
+
+
+def _object(text: str | bytes) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -256,9 +256,11 @@ def number(value: float | None) -> str:
 
 def command_reference() -> str:
     """Every subcommand's help, and that of `train` for every algorithm."""
+    from flowmdp.cli import COMMANDS
+
     parts = []
-    for words in subcommands(()):
-        parts += train_sections() if words == ("train",) else [help_section(words)]
+    for name in COMMANDS:
+        parts += train_sections() if name == "train" else [help_section(name)]
     return "\n\n".join(parts)
 
 
@@ -266,14 +268,14 @@ def train_sections() -> list[str]:
     """The help of `train`: what all algorithms share, then what each adds."""
     from flowmdp.agents import ALGORITHMS
 
-    helps = {name: Help.of(help_text(("train", name))) for name in ALGORITHMS}
+    helps = {name: Help.of(help_text(f"train {name}")) for name in ALGORITHMS}
     first = next(iter(helps.values()))
     shared = {
         title: options
         for title, options in first.options.items()
         if all(found.options.get(title) == options for found in helps.values())
     }
-    text = Help.of(help_text(("train",))).text
+    text = Help.of(help_text("train")).text
     parts = ["## flowmdp train", "```text\nflowmdp train ALGORITHM TASK [OPTIONS]\n```"]
     parts += [help_prose(text), help_options(shared)]
     for name, found in helps.items():
@@ -282,32 +284,23 @@ def train_sections() -> list[str]:
     return parts
 
 
-def help_text(words: tuple[str, ...]) -> str:
-    """What `flowmdp WORDS --help` prints, in one line per option."""
+def help_text(words: str) -> str:
+    """What `flowmdp WORDS --help` prints, its boxes in one column (tyro makes two from 130 on)."""
     from flowmdp.cli import main
 
     printed = io.BytesIO()
-    wide = mock.patch.dict(os.environ, {"COLUMNS": "2000"})
+    wide = mock.patch.dict(os.environ, {"COLUMNS": "129"})
     stream = io.TextIOWrapper(printed, encoding="utf-8", write_through=True)
     with wide, contextlib.redirect_stdout(stream), contextlib.suppress(SystemExit):
-        main([*words, "--help"])
+        main([*words.split(), "--help"])
     return printed.getvalue().decode()
 
 
-def subcommands(words: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Every subcommand below the words that has no subcommands of its own."""
-    usage = help_text(words).split("\n", 1)[0]
-    choices = re.search(r"\{([\w,-]+)\}$", usage.strip())
-    if choices is None or words == ("train",):
-        return [words]
-    return [found for word in choices[1].split(",") for found in subcommands((*words, word))]
-
-
-def help_section(words: tuple[str, ...]) -> str:
-    """The help of one subcommand as Markdown."""
-    found = Help.of(help_text(words))
+def help_section(name: str) -> str:
+    """The help of one command as Markdown."""
+    found = Help.of(help_text(name))
     usage = f"```text\n{found.usage}\n```"
-    parts = [f"## flowmdp {' '.join(words)}", usage, help_prose(found.text)]
+    parts = [f"## flowmdp {name}", usage, help_prose(found.text)]
     return "\n\n".join([*parts, help_options(found.options)])
 
 

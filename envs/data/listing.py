@@ -1,4 +1,4 @@
-"""What `flowmdp tasks` and `flowmdp data` do: one function per command, options as arguments."""
+"""What `flowmdp tasks` and `flowmdp data` do: one function per command, docstrings for `--help`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flowmdp.envs.data.sources.d4rl import import_d4rl
 from flowmdp.envs.data.sources.minari import download_dataset
 from flowmdp.envs.data.store import is_present, list_datasets, read_metadata, store_root
 from flowmdp.envs.robots.outer import EXTRAS
-from flowmdp.envs.tasks import SOURCES, TASKS
+from flowmdp.envs.tasks import SOURCES, TASKS, Source
 from flowmdp.errors import ConfigurationError
 
 GETS = {"builtin": "build", "minari": "download", "d4rl": "import"}
@@ -23,7 +23,14 @@ GETS = {"builtin": "build", "minari": "download", "d4rl": "import"}
 
 
 def print_tasks() -> None:
-    """One line per task, and one column per source of data."""
+    """List the tasks: robot, and for every source whether the data is here or what gets it.
+
+    A task is a robot and a kind of recorded behaviour. `hopper-medium` is the flow environment
+    FlowMDP-hopper-medium-v0 and what `flowmdp train df-div hopper-medium` trains on.
+
+    For example:
+      flowmdp tasks
+    """
     columns = [Column(name, no_wrap=True) for name in ("task", "robot", *SOURCES)]
     table = Table(*columns, box=None, pad_edge=False)  # fits into 80 columns
     for task in TASKS.values():
@@ -43,24 +50,71 @@ def print_tasks() -> None:
 
 
 def build(task: str, *, steps: int = 200_000, seed: int = 0, force: bool = False) -> None:
-    """Build a task's dataset and say where it lies."""
+    """Build a task's dataset from the behaviour that comes with the package.
+
+    Rolls policies or a planner out on this machine, without a network, into Minari's local store
+    (MINARI_DATASETS_PATH, or ~/.minari/datasets). The same seed gives the same bytes. A build that
+    is killed leaves nothing behind that loads as a dataset; just start it again.
+
+    For example:
+      flowmdp data build hopper-medium
+      flowmdp data build hopper-medium --force
+      flowmdp data build pointmaze-umaze
+
+    Args:
+        task: Name of the task; `flowmdp tasks` lists them.
+        steps: Transitions to record.
+        seed: Seed of the roll-outs.
+        force: Replace the dataset that is there; else one of another size or seed is kept and
+            reported.
+    """
     print(f"{build_dataset(task, steps, seed, force=force)} is in {store_root()}")
 
 
 def download(task: str, *, force: bool = False) -> None:
-    """Download a task's published dataset and say where it lies."""
+    """Download a task's published dataset, for `--source minari`.
+
+    Minari fetches it from Farama's store at Hugging Face; this needs a network and the extra `hf`
+    (pip install "flowmdp[hf]"). A download that breaks off leaves nothing behind.
+
+    For example:
+      flowmdp data download hopper-medium
+
+    Args:
+        task: Name of the task; `flowmdp tasks` lists them.
+        force: Replace the dataset that is there.
+    """
     print(f"{download_dataset(task, force)} is in {store_root()}")
 
 
 def import_file(file: Path, *, task: str, clip_actions: bool = False, force: bool = False) -> None:
-    """Import one of D4RL's files and say what came in."""
+    """Import one of D4RL's original HDF5 files, for `--source d4rl`.
+
+    Download the file yourself; d4rl, gym and mujoco_py are not needed. The dataset goes into
+    Minari's local store and belongs to the environment of D4RL's numbers: -v4 for Gym-MuJoCo, the
+    hand under D4RL's definitions for Adroit.
+
+    For example:
+      flowmdp data import hopper_medium-v2.hdf5 --task hopper-medium
+      flowmdp data import pen-human-v1.hdf5 --task pen-human
+
+    Args:
+        file: D4RL's file under D4RL's name, such as hopper_medium-v2.hdf5.
+        task: The task it belongs to.
+        clip_actions: Clip actions outside [-1, 1] instead of refusing the file.
+        force: Replace the dataset that was imported before.
+    """
     metadata = read_metadata(import_d4rl(file, task, clip_actions, force))
     counts = f"{metadata['total_episodes']:,} episodes, {metadata['total_steps']:,} steps"
     print(f"{metadata['dataset_id']} is in {store_root()}: {counts}")
 
 
 def print_datasets() -> None:
-    """One line per dataset of the local store."""
+    """List the datasets of Minari's local store.
+
+    For example:
+      flowmdp data list
+    """
     found = list_datasets()
     if not found:
         print(f"no datasets in {store_root()}: `flowmdp data build hopper-medium` builds one")
@@ -79,11 +133,24 @@ def print_datasets() -> None:
 def print_info(
     name: str,
     *,
-    source: str | None = None,
+    source: Source | None = None,
     dataset: str | None = None,
     plot: Path | None = None,
 ) -> None:
-    """What is known of one dataset."""
+    """Describe a dataset: episodes, steps, returns, spaces, who recorded it and how.
+
+    For example:
+      flowmdp data info hopper-medium
+      flowmdp data info zoo/hopper/medium-v0 --plot medium.png
+      flowmdp data info hopper-medium --dataset zoo/hopper/medium-v0
+
+    Args:
+        name: A task, or any dataset id of Minari's local store.
+        source: For a task: which of its datasets; the task's default when not given.
+        dataset: For a task: any other dataset, by its id, under the task's definition and
+            references.
+        plot: Draw returns, lengths and actions into this picture as well.
+    """
     if dataset is not None and "/" in name:
         raise ConfigurationError("--dataset needs a task before it: flowmdp data info TASK")
     transitions, info = open_dataset(name, source, dataset)

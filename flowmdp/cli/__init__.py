@@ -1,5 +1,7 @@
 """The `flowmdp` command: it parses, and calls the function that does the work.
 
+A command's options are the arguments of its function, its help text is the function's docstring.
+
 Exit codes: 0 done; 1 a job of `flowmdp bench` failed, or whoever reads the output has left; 2 the
 input, the folder or the disk does not allow it, with one line on stderr that says why and what
 mends it; 130 interrupted by Ctrl-C.
@@ -7,45 +9,47 @@ mends it; 130 interrupted by Ctrl-C.
 
 from __future__ import annotations
 
-import contextlib
+import difflib
 import errno
 import importlib
-import io
+import inspect
 import os
 import platform
-import re
 import sys
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import tyro
-
-from flowmdp.cli import options as cli
+from flowmdp.cli.parser import read
 from flowmdp.errors import ConfigurationError, FlowMDPError
 
-DESCRIPTION = """Train flow policies for robots offline, step by flow step.
+HELP = """usage: flowmdp COMMAND ...
+
+Train flow policies for robots offline, step by flow step.
 
 Start here:
   flowmdp train df-div hopper-medium --quick
-  flowmdp record runs/hopper-medium/df-div-seed0 --out video.mp4"""
+  flowmdp record runs/hopper-medium/df-div-seed0 --out video.mp4
 
-COMMANDS: dict[type, str] = {
-    cli.Tasks: "flowmdp.envs.data.listing:print_tasks",
-    cli.Build: "flowmdp.envs.data.listing:build",
-    cli.Download: "flowmdp.envs.data.listing:download",
-    cli.Import: "flowmdp.envs.data.listing:import_file",
-    cli.List: "flowmdp.envs.data.listing:print_datasets",
-    cli.Info: "flowmdp.envs.data.listing:print_info",
-    cli.TrainOne: "flowmdp.runs.train:train",
-    cli.Resume: "flowmdp.runs.train:resume",
-    cli.Eval: "flowmdp.runs.play:play",
-    cli.Record: "flowmdp.runs.record:record",
-    cli.Plot: "flowmdp.runs.curves:plot",
-    cli.Bench: "flowmdp.compare.runner:run_bench",
-    cli.Report: "flowmdp.compare.report:run_report",
+Commands; `flowmdp COMMAND --help` tells the rest:"""
+
+COMMANDS = {
+    "tasks": ("flowmdp.envs.data.listing:print_tasks", "List the tasks."),
+    "data build": ("flowmdp.envs.data.listing:build", "Build a task's dataset here."),
+    "data download": ("flowmdp.envs.data.listing:download", "Download a published dataset."),
+    "data import": ("flowmdp.envs.data.listing:import_file", "Import one of D4RL's files."),
+    "data list": ("flowmdp.envs.data.listing:print_datasets", "List the datasets that are here."),
+    "data info": ("flowmdp.envs.data.listing:print_info", "Describe a dataset."),
+    "train": ("flowmdp.runs.train:train", "Train an agent offline, the whole job."),
+    "eval": ("flowmdp.runs.play:play", "Play the robot with a trained agent."),
+    "record": ("flowmdp.runs.record:record", "Record a video: the robot and its flow."),
+    "plot": ("flowmdp.runs.curves:plot", "Draw a run's curves again."),
+    "bench": ("flowmdp.compare.runner:run_bench", "Run a table of jobs."),
+    "report": ("flowmdp.compare.report:run_report", "Compare finished runs."),
 }
-"""What the user typed -> the function that gets its fields as arguments."""
+"""What the user types -> the function that does it, and a line of help."""
+
+
+Function = Callable[..., int | None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,11 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code, see the module's text. `--help` leaves by SystemExit.
     """
     argv = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    if argv == ["--version"]:
-        print_versions()
-        return 0
     try:
-        status = dispatch(*parse(argv)) or 0
+        if argv == ["--version"]:
+            print_versions()
+            return 0
+        function, arguments = parse(argv)
+        status: int = function(**arguments) or 0
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader has had enough, as in `flowmdp bench --list | head`
@@ -76,98 +81,67 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def parse(argv: Sequence[str]) -> tuple[Any, dict[str, Any]]:
-    """The options' dataclass, and the arguments of its function.
+def parse(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:
+    """The function that does what the user typed, and its arguments.
 
     Raises:
-        ConfigurationError: For options that cannot be; `--help` leaves by SystemExit.
+        ConfigurationError: For words that cannot be; `--help` leaves by SystemExit.
     """
-    if argv[0] == "train" and {"-h", "--help"}.isdisjoint(argv[1:2]):
+    count = 2 if argv[0] == "data" else 1
+    name = " ".join(argv[:count])
+    if name not in COMMANDS:
+        names = [name for name in COMMANDS if count == 1 or name.startswith("data ")]
+        if argv[count - 1 : count] in ([], ["-h"], ["--help"]):
+            print(HELP, *(f"  flowmdp {name:14} {COMMANDS[name][1]}" for name in names), sep="\n")
+            sys.stdout.flush()
+            raise SystemExit(0)
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        raise ConfigurationError(f"unknown command {name!r}: {hint} (flowmdp --help)")
+    if name == "train":
         return _parse_train(argv[1:])
-    chosen = _tyro(cli.Command, argv, description=DESCRIPTION)
-    chosen = chosen.action if isinstance(chosen, cli.Data) else chosen
-    return type(chosen), {name: _flat(value) for name, value in vars(chosen).items()}
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    function: Function = getattr(importlib.import_module(module), attribute)
+    return function, read(function, argv[count:], f"flowmdp {name}")
 
 
-def dispatch(command: type, arguments: dict[str, Any]) -> int | None:
-    """Call the command's function; returns the exit code, or None for 0."""
-    module, _, name = COMMANDS[command].partition(":")
-    status: int | None = getattr(importlib.import_module(module), name)(**arguments)
-    return status
-
-
-def _parse_train(argv: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+def _parse_train(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:
     """A run that is continued, or a new one with its algorithm's hyper-parameters."""
+    from flowmdp.agents import ALGORITHMS
+    from flowmdp.agents.core.config import AgentConfig
+    from flowmdp.runs.config import base_config, make_config
+    from flowmdp.runs.train import resume, train
+
     if any(word.split("=")[0] == "--resume" for word in argv):
-        chosen, unknown = _tyro(cli.Resume, argv, prog="flowmdp train", return_unknown_args=True)
+        arguments, unknown = read(resume, argv, "flowmdp train", return_unknown_args=True)
         if unknown:
             raise ConfigurationError(
-                f"{' '.join(unknown)} cannot change in a run that is continued: with --resume give "
-                "only --steps, --device and --verbose, or start a new run"
+                f"{unknown[0]} cannot change in a run that is continued: with --resume give only "
+                "--steps, --device and --verbose, or start a new run"
             )
-        return cli.Resume, vars(chosen)
-    if len(argv) < 2:
+        return resume, arguments
+    if argv[:1] in (["-h"], ["--help"]):
+        text = (inspect.getdoc(train) or "").partition("\nArgs:")[0]
+        text += f"\nALGORITHM is one of {', '.join(ALGORITHMS)}."
+        groups = {"run": make_config, "config": AgentConfig()}
+        return train, read(train, argv, "flowmdp train", groups, description=text)
+    if not argv:
         raise ConfigurationError(
             "name an algorithm and a task, for instance `flowmdp train df-div hopper-medium`, "
             "or continue a run with --resume DIR"
         )
-    from flowmdp.runs.config import base_config, get_algorithm
-
     algorithm, *rest = argv
-    generic: Any = cli.TrainOne
-    form = generic[get_algorithm(algorithm).config_class]
 
-    def read(paper: bool, quick: bool) -> Any:
-        base = base_config(algorithm, paper, quick)
-        default = cli.TrainOne(tyro.MISSING, cli.RunOptions(), cli.FlowOptions(), base)
-        prog = f"flowmdp train {algorithm}"
-        return _tyro(form, rest, prog=prog, description=cli.Train.__doc__, default=default)
+    def arguments_from(config: AgentConfig) -> dict[str, Any]:
+        groups, known = {"run": make_config, "config": config}, {"algorithm": algorithm}
+        found: dict[str, Any] = read(train, rest, f"flowmdp train {algorithm}", groups, known)
+        return found
 
-    chosen = read(False, False)
-    if chosen.run.paper or chosen.run.quick:  # these move the defaults of the others
-        chosen = read(chosen.run.paper, chosen.run.quick)
-    groups = (vars(chosen.run), vars(chosen.flow), vars(chosen.config))
-    arguments = {name: value for group in groups for name, value in group.items()}
-    return cli.TrainOne, {"algorithm": algorithm, "task": chosen.task, **arguments}
-
-
-def _tyro(form: Any, argv: Sequence[str], **options: Any) -> Any:
-    """Tyro's parser, with its box of an error on one line."""
-    shown = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(shown):
-            return tyro.cli(
-                form,
-                **{"prog": "flowmdp", **options},
-                args=argv,
-                config=(
-                    tyro.conf.OmitArgPrefixes,
-                    tyro.conf.OmitSubcommandPrefixes,
-                    tyro.conf.FlagCreatePairsOff,
-                ),
-            )
-    except SystemExit as error:
-        if error.code in (0, None):
-            raise
-        raise ConfigurationError(_unboxed(shown.getvalue())) from None
-
-
-def _unboxed(box: str) -> str:
-    """The first paragraph of tyro's box, the options it suggests, and where help is."""
-    lines = [re.sub(r"^\W*│|│\W*$", "", line).strip() for line in box.splitlines()[1:-1]]
-    parts = [part.split() for part in re.split(r"─{3,}", " ".join(lines))]
-    first = " ".join(parts[0]).removeprefix("Error parsing config: ").partition(" Got errors:")[0]
-    near = [word for part in parts if part[:2] == ["Perhaps", "you"] for word in part]
-    near = list(dict.fromkeys(word for word in near if word.startswith("--")))
-    hint = f"; did you mean {' or '.join(near[:3])}?" if near else ""
-    return f"{first}{hint} ({' '.join(parts[-1])})".replace(" .", ".")
-
-
-def _flat(value: Any) -> Any:
-    """The words of all occurrences of a repeated option, in their order."""
-    if isinstance(value, tuple) and all(isinstance(words, tuple) for words in value):
-        return tuple(chain.from_iterable(value))
-    return value
+    arguments = arguments_from(base_config(algorithm))
+    if arguments["paper"] or arguments["quick"]:  # these move the defaults of the others
+        moved = base_config(algorithm, arguments["paper"], arguments["quick"])
+        arguments = arguments_from(moved)
+    return train, arguments
 
 
 def print_versions() -> None:

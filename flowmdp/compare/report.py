@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -72,17 +72,45 @@ class Comparison:
 
 
 def run_report(
-    results: Sequence[Path],
+    results: tuple[Path, ...],
     *,
     against: str | None = None,
-    only: Sequence[str] = (),
-    reference: Sequence[str] = (),
-    acting: str = "published",
+    only: tuple[str, ...] = (),
+    reference: tuple[str, ...] = (),
+    acting: Literal["published", "sampled", "noiseless", "both"] = "published",
     csv: Path | None = None,
     figures: Path | None = None,
     commands: bool = False,
 ) -> None:
-    """Print the tables, and write what else was asked for; `flowmdp report --help` says the rest.
+    """Compare finished runs: per dataset, over datasets with intervals, and against each other.
+
+    Reads files that `flowmdp bench` wrote, and the result.json of runs, and prints Markdown: for
+    each dataset and label the mean return over seeds and their standard deviation, first in
+    short, then with the score, the data's return and the clone's; over the datasets that all labels
+    share the mean and the interquartile mean of the normalised score with 95 % bootstrap intervals;
+    and differences between labels with theirs. Runs that carry no label go under their algorithm's
+    name.
+
+    For example:
+      flowmdp report results
+      flowmdp report results/table.jsonl --against df-div --figures figures --csv runs.csv
+      flowmdp report results/table.jsonl --reference flow-bc "df-div T=5"
+      flowmdp report results/table.jsonl results/other.jsonl --only df-div "df-div T=*"
+      flowmdp report runs/hopper-medium --acting noiseless
+      flowmdp report results/table.jsonl --commands
+
+    Args:
+        results: Files of results (TABLE.jsonl), run folders, or folders of either.
+        against: The label that all others are compared with; the best on average when not given.
+        only: Only these labels, with wildcards: "df-div*". Without it a label on fewer than half as
+            many datasets as the most frequent is shown, and not compared.
+        reference: Labels that are shown per dataset and stay out of the comparison over datasets.
+        acting: Which returns: as each algorithm's paper plays, from sampled noise x_0, or from
+            x_0 = 0; both: the first and, under a label of its own, the last.
+        csv: Write one row per run with all its numbers.
+        figures: Draw scores.png (seeds, means, intervals per dataset) and aggregate.png into this
+            folder.
+        commands: Print the command behind each run as well.
 
     Raises:
         ConfigurationError: For a folder without results, or a label that does not occur.

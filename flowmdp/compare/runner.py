@@ -45,7 +45,45 @@ def run_bench(
     only: tuple[str, ...] = (),
     list: bool = False,
 ) -> int:
-    """Run the missing jobs of a table, or list all; `flowmdp bench --help` says the rest.
+    """Run a table of jobs, tasks x algorithms x seeds: those that are not done yet.
+
+    Every job is one `flowmdp train` in a process of its own. A finished one leaves a line in the
+    file of results, which says that it is done; `flowmdp report` reads that file. Ctrl-C saves
+    every running job, and the same command goes on where it stopped. A job that fails stops no
+    other. The table is a TOML file:
+
+      [run]                       # for every job; any of these may be left out
+      seeds = [1, 2, 3]
+      episodes = 50               # any option of `flowmdp train ALGORITHM`, by its name there;
+      net_arch = [512, 512]       # an algorithm that has no such option goes without it
+      [[tasks]]
+      task = "hopper-medium"
+      [[tasks]]
+      task = "hopper-medium"
+      dataset = "zoo/hopper/medium-v0"    # or: source = "minari"
+
+      [algorithms.df-dir]                 # the name is the label in the report
+      [algorithms.df-div]
+      steps = 5000                        # goes before what [run] says
+      rho = 0.3
+      budget = "None"                     # no value
+      [algorithms."df-div T=5"]           # a variant under its own label
+      algorithm = "df-div"
+      flow_steps = 5
+
+    For example:
+      flowmdp bench table.toml --list
+      flowmdp bench table.toml --jobs 2
+      flowmdp bench table.toml --only seed1 --results results/first.jsonl
+
+    Args:
+        table: The table.
+        results: File of the finished jobs, one line each; results/TABLE.jsonl when not given.
+        runs: Where the run folders and logs go; runs/bench/TABLE when not given.
+        jobs: Processes at once; cores / threads when not given.
+        threads: Threads of each process.
+        only: Only jobs whose name (dataset, label, seed; see --list) contains one of these texts.
+        list: Print every job, whether it is done, and its exact command; run nothing.
 
     Returns:
         0, or 1 when a job failed or is still run by another bench.

@@ -20,15 +20,12 @@ from flowmdp.agents.core.parts import Part
 from flowmdp.errors import CheckpointError
 
 
-def cache_folder() -> Path:
-    """Folder of the cache; it need not exist."""
-    chosen = os.environ.get("FLOWMDP_CACHE")
-    return Path(chosen) if chosen else platformdirs.user_cache_path("flowmdp")
-
-
 def cached_file(part: Part, folder: Path | None) -> Path:
     """Where a part of an agent's pre-training lies, or would."""
-    return (folder or cache_folder() / "pretrained") / f"{part.name}-{part.key()}.zip"
+    if folder is None:
+        chosen = os.environ.get("FLOWMDP_CACHE")
+        folder = Path(chosen or platformdirs.user_cache_path("flowmdp")) / "pretrained"
+    return folder / f"{part.name}-{part.key()}.zip"
 
 
 def restore(agent: FlowAlgorithm, folder: Path | None = None) -> None:

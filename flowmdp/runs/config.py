@@ -8,7 +8,7 @@ import importlib.metadata
 import platform
 import shlex
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,7 +19,7 @@ from flowmdp.arguments import check_integers
 from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.data import load_dataset
 from flowmdp.envs.robots.outer import make_outer
-from flowmdp.envs.tasks import get_task
+from flowmdp.envs.tasks import Source, get_task
 from flowmdp.errors import ConfigurationError
 from flowmdp.mdp.spec import FlowSettings
 from flowmdp.transitions import TransitionDataset
@@ -29,8 +29,9 @@ QUICK = {"steps": 2_000, "behavior_steps": 10_000, "critic_steps": 5_000}
 PACKAGES = ("flowmdp", "gymnasium", "minari", "mujoco", "numpy", "stable-baselines3", "torch")
 FLOW = ("flow_steps", "noise_scale", "velocity_scale", "include_time", "include_previous_action")
 """Settings of the flow environment that a run may choose."""
+Device = Literal["auto", "cpu", "cuda"]
 AT_LEAST = {"steps": 0, "seed": 0, "episodes": 1, "eval_every": 1, "eval_episodes": 1}
-AT_LEAST |= {"save_every": 1, "flow_steps": 1}
+AT_LEAST |= {"save_every": 1}
 
 
 def base_config(algorithm: str, paper: bool = False, quick: bool = False) -> AgentConfig:
@@ -51,37 +52,50 @@ def make_config(
     algorithm: str,
     task: str,
     *,
-    source: str | None = None,
-    dataset: str | None = None,
-    seed: int = 0,
     steps: int | None = None,
+    seed: int = 0,
+    dataset: str | None = None,
+    source: Source | None = None,
+    device: Device = "auto",
+    quick: bool = False,
+    paper: bool = False,
     episodes: int = 20,
     eval_every: int | None = None,
     eval_episodes: int = 5,
     save_every: int | None = None,
-    device: str = "auto",
-    quick: bool = False,
-    paper: bool = False,
+    flow_steps: int | None = None,
+    noise_scale: float | None = None,
+    velocity_scale: float | None = None,
+    include_time: bool = True,
+    include_previous_action: bool = False,
     **others: Any,
 ) -> dict[str, Any]:
     """The configuration of a new run, checked as far as that is possible without the data.
 
     Args:
-        algorithm: Name in `ALGORITHMS`.
-        task: Name of the task.
-        source: "builtin", "minari" or "d4rl"; None takes the task's default.
-        dataset: Minari id of other data recorded on the task's robot.
-        seed: Of networks, batches, noise and evaluation.
-        steps: Gradient steps of the policy; None takes the algorithm's.
-        episodes: Of each evaluation at the end.
-        eval_every: Policy steps between evaluations; None takes a tenth of the steps.
-        eval_episodes: Of each evaluation during training.
-        save_every: Policy steps between checkpoints; None takes a tenth of the steps.
-        device: "auto", "cpu" or "cuda".
-        quick: Few updates.
-        paper: Start from the algorithm's own paper instead of the defaults.
-        **others: Settings of the flow environment (`FLOW`) and hyper-parameters, by name; those
-            that are None or absent take the algorithm's defaults.
+        algorithm: Name of the algorithm.
+        task: Name of the task; `flowmdp tasks` lists them.
+        steps: Gradient steps of the policy; the algorithm's own number when not given.
+        seed: Seed of networks, batches, noise and evaluation.
+        dataset: Id of any dataset of Minari's local store, instead of the task's own.
+        source: Where data and robot come from; the task's default when not given.
+        device: auto takes the GPU when there is one.
+        quick: The whole job in small: the full dataset, few updates; a look, not a result.
+        paper: Start from the setting of the algorithm's paper instead of the defaults, where these
+            are ours.
+        episodes: Episodes of each evaluation at the end: of both flows, with noise and without.
+        eval_every: Policy steps between evaluations during training; a tenth of the steps when not
+            given.
+        eval_episodes: Episodes of each evaluation during training.
+        save_every: Policy steps between checkpoints; a tenth of the steps when not given.
+        flow_steps: Euler steps from noise to action; 10 when not given, 1 where the algorithm
+            needs one.
+        noise_scale: Standard deviation of the noise that chains start from; the algorithm's own
+            when not given.
+        velocity_scale: Velocity of a flow action of 1; 6.5 when not given.
+        include_time: Let the policy see the flow time.
+        include_previous_action: Let the policy see the action before.
+        **others: Hyper-parameters by name; the algorithm's defaults for those that are absent.
 
     Returns:
         JSON-able; "flow" and "config" hold every setting and hyper-parameter.
@@ -91,22 +105,26 @@ def make_config(
         UnknownTaskError: For an unknown task or source.
     """
     cls, base = get_algorithm(algorithm), base_config(algorithm, paper, quick)
-    flow = {name: others.pop(name, None) for name in FLOW}
-    if flow["flow_steps"] is None:
-        flow["flow_steps"] = cls.only_flow_steps
+    flow = {
+        "flow_steps": cls.only_flow_steps if flow_steps is None else flow_steps,
+        "noise_scale": noise_scale,
+        "velocity_scale": velocity_scale,
+        "include_time": include_time,
+        "include_previous_action": include_previous_action,
+    }
     own = {} if paper else cls.environment
-    settings = {**own, **{name: value for name, value in flow.items() if value is not None}}
-    checked = FlowSettings.of(settings)
-    source = get_task(task).source(source)
+    given = {name: value for name, value in flow.items() if value is not None}
+    checked = FlowSettings.of({**own, **given})
+    chosen = get_task(task).source(source)
     default_steps = QUICK["steps"] if quick else cls.default_steps
     config = {
         "algorithm": algorithm,
         "task": task,
-        "source": source,
-        "dataset_id": dataset or get_task(task).datasets.get(source),
+        "source": chosen,
+        "dataset_id": dataset or get_task(task).datasets.get(chosen),
         "seed": seed,
         "steps": default_steps if steps is None else steps,
-        "flow": {name: getattr(checked, name) for name in FLOW},
+        "flow": {name: getattr(checked, name) for name in flow},
         "config": jsonable(cls.config_class.of(others, base)),
         "episodes": episodes,
         "eval_every": eval_every,
@@ -130,9 +148,8 @@ def jsonable(config: AgentConfig) -> dict[str, Any]:
 def check_config(config: dict[str, Any]) -> None:
     """Raise ConfigurationError for a number out of range, or a GPU that is not there."""
     for name, least in AT_LEAST.items():
-        value = config["flow"][name] if name in FLOW else config[name]
-        if value is not None:
-            check_integers(least, **{f"--{name.replace('_', '-')}": value})
+        if config[name] is not None:
+            check_integers(least, **{f"--{name.replace('_', '-')}": config[name]})
     check_device(config["device"])
 
 

@@ -25,21 +25,28 @@ PHASES = {
 
 
 def plot(run_folder: Path, *, out: Path | None = None) -> None:
-    """`flowmdp plot`: draw a run's curves and print where."""
+    """Draw a run's curves again: returns beside data and behaviour, Q(pi) - Q(data), losses.
+
+    For example:
+      flowmdp plot runs/hopper-medium/df-div-seed0
+      flowmdp plot runs/my-run --out figure.pdf
+
+    Args:
+        run_folder: The run; whatever it holds already is drawn.
+        out: Picture to write; curves.png in the run's folder when not given. The suffix gives the
+            format.
+    """
     print(draw_run(run_folder, out))
 
 
 def draw_run(path: Path, out: Path | None = None, quiet: bool = False) -> Path:
-    """Draw returns, Q(pi) - Q(data) and losses of a run.
+    """Draw a run as `plot` does; returns the picture's path.
 
     Args:
-        path: The run's folder; whatever it holds already is drawn.
-        out: The picture; its suffix gives the format. None writes DIR/curves.png.
+        path: The run's folder.
+        out: The picture.
         quiet: Report a picture that cannot be written on stderr instead of raising: a run must not
             fail at its end for it.
-
-    Returns:
-        The picture's path.
 
     Raises:
         CheckpointError: When the folder holds no run, or one of its files lacks something.
@@ -94,7 +101,7 @@ def _draw_returns(
 ) -> None:
     axes.set(title="return on the robot", xlabel="policy updates")
     if evaluations:
-        steps = np.array([evaluation["step"] for evaluation in evaluations])
+        steps = [evaluation["step"] for evaluation in evaluations]
         means = np.array([np.mean(evaluation["returns"]) for evaluation in evaluations])
         stds = np.array([np.std(evaluation["returns"]) for evaluation in evaluations])
         episodes = len(evaluations[0]["returns"])
@@ -129,22 +136,13 @@ def _draw_losses(axes: Axes, series: Series, phase: str) -> None:
     """A phase's losses, each on its own scale: divided by its first absolute value."""
     title, updates = PHASES[phase]
     axes.set(title=f"{title}, relative to their start", xlabel=updates)
-    drawn = False
     for name in sorted(series):
-        if not (name.startswith(f"{phase}/") and name.endswith("loss")):
-            continue
-        points = [point for point in series[name] if np.isfinite(point[1])]
-        if points:
-            steps, values = zip(*points, strict=True)
-            start = abs(values[0]) or 1.0
-            axes.plot(
-                steps,
-                np.array(values) / start,
-                lw=1,
-                label=name.partition("/")[2].replace("_", " "),
-            )
-            drawn = True
-    _finish(axes, drawn, "no updates yet")
+        points = np.array(series[name])
+        points = points[np.isfinite(points[:, 1])]
+        if name.startswith(f"{phase}/") and name.endswith("loss") and len(points):
+            label = name.removeprefix(f"{phase}/").replace("_", " ")
+            axes.plot(points[:, 0], points[:, 1] / (abs(points[0, 1]) or 1.0), lw=1, label=label)
+    _finish(axes, bool(axes.lines), "no updates yet")
 
 
 def _finish(axes: Axes, drawn: bool, otherwise: str) -> None:

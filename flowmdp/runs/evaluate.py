@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -28,17 +27,11 @@ class Policy(Protocol):
         ...
 
 
-@dataclass
-class EvaluationResult:
+class EvaluationResult(NamedTuple):
     """Undiscounted returns and lengths of the episodes, in the order of their seeds."""
 
-    returns: list[float] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-
-    @property
-    def mean(self) -> float:
-        """Mean return."""
-        return float(np.mean(self.returns))
+    returns: list[float]
+    lengths: list[int]
 
 
 def evaluate(

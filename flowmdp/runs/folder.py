@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +20,17 @@ from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.files import naming, read_json, write_json
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """A run's folder and the paths in it."""
+    """A run's folder and the files in it."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """What was asked for."""
-        return self.path / "config.json"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The agent."""
-        return self.path / "checkpoint.zip"
-
-    @property
-    def progress(self) -> Path:
-        """The log."""
-        return self.path / "progress.csv"
-
-    @property
-    def history(self) -> Path:
-        """Evaluations during training, and clocks."""
-        return self.path / "history.json"
-
-    @property
-    def curves(self) -> Path:
-        """The picture."""
-        return self.path / "curves.png"
-
-    @property
-    def result(self) -> Path:
-        """The outcome."""
-        return self.path / "result.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.checkpoint = path / "checkpoint.zip"
+        self.progress = path / "progress.csv"
+        self.history = path / "history.json"
+        self.curves = path / "curves.png"
+        self.result = path / "result.json"
 
     def check_free(self) -> None:
         """Check that a new run can be put here; leaves nothing behind.

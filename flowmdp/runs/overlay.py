@@ -97,7 +97,9 @@ class FlowOverlay:
         panel = self.background.copy()
         draw = ImageDraw.Draw(panel, "RGBA")
         for age, past in enumerate(reversed(self.past), start=1):
-            self._trail(draw, past, round(90 * (1 - age / (TRAIL + 1))))
+            faint = (*ACTION[:3], round(90 * (1 - age / (TRAIL + 1))))
+            for i in range(len(self.boxes)):
+                draw.line(self._line(i, past), faint, SCALE)
         self._path(draw, points)
         self.past.append(points)
         image = Image.fromarray(frame)
@@ -123,10 +125,6 @@ class FlowOverlay:
             (box[0] + 8 * SCALE + k * step, self._y(box, float(x)))
             for k, x in enumerate(points[:, i])
         ]
-
-    def _trail(self, draw: ImageDraw.ImageDraw, points: NDArray[np.float32], alpha: int) -> None:
-        for i in range(points.shape[1]):
-            draw.line(self._line(i, points), (*ACTION[:3], alpha), SCALE)
 
     def _path(self, draw: ImageDraw.ImageDraw, points: NDArray[np.float32]) -> None:
         last = len(points) - 1

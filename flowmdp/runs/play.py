@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flowmdp.agents import load_agent
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.arguments import check_integers
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.errors import CheckpointError, ConfigurationError
-from flowmdp.runs.config import check_device
+from flowmdp.runs.config import Device, check_device
 from flowmdp.runs.evaluate import evaluate
 from flowmdp.runs.folder import RunFolder
 from flowmdp.runs.summary import print_table, summarize
@@ -52,13 +52,33 @@ def play(
     behavior: bool = False,
     task: str | None = None,
     flow_steps: int | None = None,
-    solver: str = "euler",
+    solver: Literal["euler", "midpoint", "heun"] = "euler",
     noise_scale: float | None = None,
     best_of: int = 1,
-    device: str = "auto",
+    device: Device = "auto",
     json: bool = False,
 ) -> None:
-    """Play the robot with a trained agent and print returns; see `flowmdp eval --help`.
+    """Play the robot with a trained agent and print returns and normalised scores.
+
+    For example:
+      flowmdp eval runs/hopper-medium/df-div-seed0
+      flowmdp eval runs/my-run --episodes 100 --seed 7
+      flowmdp eval runs/my-run --behavior --noise-scale 0
+      flowmdp eval runs/my-run --solver heun --flow-steps 5 --best-of 8
+
+    Args:
+        run_folder: Run folder, or a checkpoint file.
+        episodes: Episodes to play.
+        seed: Seed of starts and noise.
+        behavior: Play the behaviour flow instead of the trained policy.
+        task: Refuse the checkpoint unless it belongs to this task.
+        flow_steps: Solver steps from noise to action; as trained when not given.
+        solver: How the flow is integrated.
+        noise_scale: Standard deviation of the noise that chains start from; as trained when not
+            given, 0 for none.
+        best_of: Draw so many actions per state and take the one the critic rates highest.
+        device: auto takes the GPU when there is one.
+        json: Print the result as JSON instead of the table.
 
     Raises:
         ConfigurationError: For a number out of range, or an option that the agent cannot take.

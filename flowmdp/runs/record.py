@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import imageio.v2 as imageio
 import numpy as np
+from imageio_ffmpeg import count_frames_and_secs
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flowmdp.arguments import check_integers
+from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.robots.rendering import choose_backend
 from flowmdp.errors import ConfigurationError, RenderingError
 from flowmdp.files import replace_file
+from flowmdp.runs.config import Device
 from flowmdp.runs.overlay import FlowOverlay
-from flowmdp.runs.scene import actuator_names, prepare_scene
+from flowmdp.runs.play import open_agent
 
 SIZE = (640, 480)
 FORMATS = (".mp4", ".mkv", ".mov")
@@ -43,7 +47,7 @@ class ChainPlayer:
         points: NDArray[np.float32] = self.agent.chain(
             batch, noise, self.previous, field=self.field
         )[:, 0]
-        if self.agent.spec.include_previous_action:
+        if spec.include_previous_action:
             flag = np.ones(1, np.float32)
             self.previous = np.concatenate([np.clip(points[-1], -1, 1), flag])[None]
         return points
@@ -58,9 +62,27 @@ def record(
     behavior: bool = False,
     task: str | None = None,
     plain: bool = False,
-    device: str = "cpu",
+    device: Device = "cpu",
 ) -> None:
-    """Play one episode and write the video; see `flowmdp record --help`.
+    """Record a video: the robot, and over it each action's flow from noise to action.
+
+    Needs no display: rendering goes through GLFW, EGL or OSMesa (MUJOCO_GL chooses, else whichever
+    works). The video runs at the robot's own frame rate.
+
+    For example:
+      flowmdp record runs/hopper-medium/df-div-seed0 --out video.mp4
+      flowmdp record runs/my-run --behavior --out behavior.mp4
+      flowmdp record runs/my-run --steps 250 --seed 3
+
+    Args:
+        run_folder: Run folder, or a checkpoint file.
+        out: The video file to write.
+        steps: Longest length, in steps of the robot.
+        seed: Seed of start and noise.
+        behavior: Play the behaviour flow instead of the trained policy.
+        task: Refuse the checkpoint unless it belongs to this task.
+        plain: Only the robot, without the flow drawn over it.
+        device: Where the policy runs.
 
     Raises:
         RenderingError: When there is no OpenGL, or ffmpeg cannot write; an older video stays.
@@ -73,10 +95,7 @@ def record(
         raise ConfigurationError(f"--out {out}: use a name ending in {', '.join(FORMATS)}")
     if not out.parent.is_dir():
         raise ConfigurationError(f"--out {out}: the folder does not exist, create it")
-    backend = choose_backend()  # before anything that takes time to load
-    from flowmdp.envs.robots.outer import make_outer
-    from flowmdp.runs.play import open_agent
-
+    backend = choose_backend()  # before the simulator is loaded
     agent = open_agent(run_folder, task, device)
     task = str(agent.spec.task)
     env = make_outer(task, agent.spec.source, render_mode="rgb_array")
@@ -84,28 +103,16 @@ def record(
     policy = agent.behavior_policy() if behavior else agent.outer_policy()
     player = ChainPlayer(agent, policy.field, seed)
     title = f"{'behaviour flow' if behavior else agent.name} on {task}"
-    overlay = FlowOverlay(actuator_names(env, agent.spec.action_dim), SIZE, title)
-    total: list[float] = []
+    names = actuator_names(env, agent.spec.action_dim)
+    overlay = None if plain else FlowOverlay(names, SIZE, title)
     try:
-        replace_file(
-            out,
-            lambda path: total.extend(
-                write_video(path, env, player, None if plain else overlay, steps, seed)
-            ),
+        played, total = replace_file(
+            out, lambda path: write_video(path, env, player, overlay, steps, seed)
         )
-    except BrokenVideoError as error:
-        raise RenderingError(
-            f"ffmpeg stopped writing {out}: is the disk full? Free some space and repeat"
-        ) from error
     finally:
         env.close()
-    played, reward = total
     fps = env.metadata["render_fps"]
-    print(f"{out}: {played:.0f} steps, return {reward:.0f}, {fps} frames/s ({backend})")
-
-
-class BrokenVideoError(Exception):
-    """ffmpeg did not write all frames."""
+    print(f"{out}: {played} steps, return {total:.0f}, {fps} frames/s ({backend})")
 
 
 def write_video(
@@ -114,10 +121,9 @@ def write_video(
     """Play until the episode ends or the length is reached; returns steps and return.
 
     Raises:
-        BrokenVideoError: When ffmpeg stops, or the file is not whole.
+        RenderingError: When ffmpeg stops, or the file is not whole.
     """
-    import imageio.v2 as imageio
-
+    broken = "ffmpeg stopped writing the video: is the disk full? Free some space and repeat"
     observation, _ = env.reset(seed=seed)
     total, steps, over = 0.0, 0, False
     writer = imageio.get_writer(
@@ -136,19 +142,46 @@ def write_video(
                 total, steps, over = total + float(reward), steps + 1, terminated or truncated
                 bar.update()
     except OSError as error:
-        raise BrokenVideoError from error
+        raise RenderingError(broken) from error
     finally:
         writer.close()
     if not is_whole(path, steps):
-        raise BrokenVideoError
+        raise RenderingError(broken)
     return steps, total
 
 
 def is_whole(path: Path, frames: int) -> bool:
     """Whether a video holds that many frames; imageio does not tell how its ffmpeg ended."""
-    from imageio_ffmpeg import count_frames_and_secs
-
     try:
         return bool(count_frames_and_secs(path)[0] == frames)
     except RuntimeError:
         return False
+
+
+def prepare_scene(env: Any, width: int, height: int) -> None:
+    """Set the picture's size in pixels, and leave out shadows and mirrors: software GL is slow.
+
+    Call it before the first frame. Environments without MuJoCo's model keep their own picture.
+    """
+    if not all(env.has_wrapper_attr(name) for name in ("model", "mujoco_renderer")):
+        return
+    model, renderer = env.get_wrapper_attr("model"), env.get_wrapper_attr("mujoco_renderer")
+    model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+    renderer.width, renderer.height = width, height
+    model.vis.quality.shadowsize = 0
+    model.mat_reflectance[:] = 0
+
+
+def actuator_names(env: Any, count: int) -> list[str]:
+    """Names of the joints behind the action's dimensions; numbers where the model has none."""
+    names = [f"action {i + 1}" for i in range(count)]
+    model = getattr(env.unwrapped, "model", None)
+    if model is None or getattr(model, "nu", None) != count:
+        return names
+    import mujoco  # not above: by then the OpenGL backend must be chosen
+
+    for i in range(count):
+        joint = mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_JOINT, model.actuator_trnid[i, 0])
+        if joint:
+            names[i] = joint.removesuffix("_joint").replace("_", " ")
+    return names

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from flowmdp.envs.scores import normalized_score
 
@@ -15,20 +15,19 @@ LAST = 3
 """Evaluations during training that `last_evaluations` averages."""
 
 
-def summarize(task: str, returns: Sequence[float], seed: int = 0) -> dict[str, Any]:
+def summarize(task: str, returns: Sequence[float]) -> dict[str, Any]:
     """Statistics of undiscounted episode returns.
 
     Args:
         task: Gives the reference scores.
         returns: One per episode, at least one.
-        seed: Of the bootstrap.
 
     Returns:
         mean_return, std_return, the bootstrap's 95 % interval of the mean, and the mean's
         normalised score (None where the task has no references); JSON-able.
     """
     values = np.asarray(returns, np.float64)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = rng.choice(values, (2_000, min(len(values), 1_000))).mean(1)
     low, high = np.percentile(means, [2.5, 97.5])
     score = normalized_score(task, values.mean())
@@ -62,20 +61,16 @@ def summarize_evaluations(task: str, evaluations: list[dict[str, Any]]) -> dict[
     }
 
 
-def print_table(
-    title: str, rows: dict[str, dict[str, Any]], console: Console | None = None
-) -> None:
+def print_table(title: str, rows: dict[str, dict[str, Any]]) -> None:
     """Print one line per policy: raw return, its interval, and the normalised score.
 
     Args:
         title: Above the table.
         rows: Name -> what `summarize` returns, with `episodes`.
-        console: Where to; the terminal if not given.
     """
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for name in ("episodes", "return", "95 % of the mean", "score"):
-        table.add_column(name, justify="right")
+    numbers = ("episodes", "return", "95 % of the mean", "score")
+    columns = [Column(), *(Column(name, justify="right") for name in numbers)]
+    table = Table(*columns, title=title, title_justify="left")
     for name, row in rows.items():
         low, high = row["interval_95"]
         score = row["normalized_score"]
@@ -86,4 +81,4 @@ def print_table(
             f"{low:.0f} to {high:.0f}",
             "-" if score is None else f"{score:.1f}",
         )
-    (console or Console()).print(table)
+    Console().print(table)

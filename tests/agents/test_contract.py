@@ -238,7 +238,7 @@ def test_the_previous_action_is_fed_everywhere(name: str) -> None:
     assert not np.allclose(first, second)  # it is seen
     again, _ = policy.predict(observations, state, np.ones(3, bool), deterministic=True)
     np.testing.assert_array_equal(first, again)  # and forgotten at an episode's start
-    mean = evaluate(policy, PointRobot, episodes=3).mean
+    mean = np.mean(evaluate(policy, PointRobot, episodes=3).returns)
     assert np.isfinite(mean)
     other = agent.outer_policy(n_steps=2)
     assert not np.allclose(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from flowmdp.cli import main, parse
-from flowmdp.cli.options import TrainOne
 from flowmdp.compare.table import read_table
 from flowmdp.runs.config import make_config
+from flowmdp.runs.train import train
 
 DATA = "flowmdp-hopper-medium-v0"
 TABLE = """
@@ -47,7 +47,7 @@ def test_the_listed_command_is_the_job(table: Path) -> None:
     assert jobs[2].name == f"{DATA}_df-div-T_seed1"
     for job in jobs:
         command, arguments = parse(shlex.split(shlex.join(job.command))[1:])
-        assert command is TrainOne
+        assert command is train
         for name in ("out", "verbose"):
             arguments.pop(name)
         config = make_config(**arguments)

@@ -22,7 +22,7 @@ from flowmdp.agents import ALGORITHMS, load_agent
 from flowmdp.agents.core import checkpoint
 from flowmdp.agents.core.config import documented
 from flowmdp.cli import main, parse
-from flowmdp.cli.options import Report
+from flowmdp.compare.report import run_report
 from flowmdp.runs.config import FLOW, QUICK, get_algorithm, make_config
 from flowmdp.runs.folder import read_progress
 from tests.runs.tiny_run import tiny_run
@@ -269,9 +269,13 @@ BAD = {
     "train df-div hoper-medium": "did you mean hopper-medium",
     "train df-dvi hopper-medium": "flow-bc, df-dir, df-div",
     "train df-div --seed 1": "TASK",
-    "train df-div": "name an algorithm and a task",
+    "train": "name an algorithm and a task",
+    "train df-div": "TASK",
+    "trian df-div hopper-medium": "did you mean train",
+    "data biuld": "did you mean data build",
+    "nothing": "there are tasks, data build",
     "train df-div hopper-medium --steps -1": "--steps is -1",
-    "train df-div hopper-medium --flow-steps 0": "--flow-steps is 0",
+    "train df-div hopper-medium --flow-steps 0": "flow_steps is 0",
     "train df-div hopper-medium --seed -1": "--seed is -1",
     "train df-div hopper-medium --episodes 0": "--episodes is 0",
     "train df-div hopper-medium --rho": "--rho",
@@ -325,7 +329,7 @@ def test_the_papers_setting_takes_one_word(name: str) -> None:
 
 def test_options_of_several_words_add_up_when_repeated() -> None:
     command, arguments = parse("report results --only df-div iql --acting both --only fql".split())
-    assert command is Report and arguments["only"] == ("df-div", "iql", "fql")
+    assert command is run_report and arguments["only"] == ("df-div", "iql", "fql")
     assert arguments["results"] == (Path("results"),) and arguments["reference"] == ()
 
 

@@ -19,7 +19,7 @@ from flowmdp.envs.robots import rendering
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.errors import RenderingError
 from flowmdp.runs.overlay import FlowOverlay
-from flowmdp.runs.scene import prepare_scene
+from flowmdp.runs.record import prepare_scene
 
 SIZE = (640, 480)
 
