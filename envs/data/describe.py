@@ -132,13 +132,12 @@ def _coverage(dataset: TransitionDataset) -> float:
 
 def draw_dataset(dataset: TransitionDataset, out: Path) -> None:
     """Draw histograms of returns, episode lengths and actions; the suffix gives the format."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lengths = np.diff(np.append(dataset.episode_starts, len(dataset)))
     ended = dataset.terminations[np.cumsum(lengths) - 1]
     figure = Figure(figsize=(12, 3.6), dpi=120, layout="constrained")
-    formats = FigureCanvasAgg(figure).get_supported_filetypes()
+    formats = figure.canvas.get_supported_filetypes()
     if out.suffix.lstrip(".").lower() not in formats:
         raise ConfigurationError(
             f"cannot draw {out}: end its name in one of {', '.join(sorted(formats))}"

@@ -54,7 +54,7 @@ def load_dataset(
     """
     row = get_task(task)
     source = row.source(source)
-    dataset_id = dataset_id or row.dataset(source)
+    dataset_id = row.dataset(source) if dataset_id is None else dataset_id
     if not is_present(dataset_id):
         _obtain(row, source, dataset_id, build)
     metadata = read_metadata(dataset_id)
@@ -62,12 +62,10 @@ def load_dataset(
         _check_recorded(row, source, metadata, outer)
         dataset = read_transitions(metadata)
         names = ("observations", "next_observations", "actions", "rewards")
-        check_values(
-            f"dataset {dataset_id}",
-            {name: getattr(dataset, name) for name in names},
-            cure="remove those episodes and write it again",
-            clip=None if clip_actions else "clip_actions=True",
-        )
+        arrays = {name: getattr(dataset, name) for name in names}
+        clip = None if clip_actions else "clip_actions=True"
+        cure = "remove those episodes and write it again"
+        check_values(f"dataset {dataset_id}", arrays, cure, clip)
         for array in (dataset.actions, dataset.previous_actions):
             np.clip(array, -1, 1, out=array)
         dataset, notes = as_defined(row, dataset, metadata, outer)
@@ -88,12 +86,11 @@ def as_defined(
     through it; the environment may be reset. Steps beyond the horizon stay in.
     """
     spec, notes = recorded_spec(metadata), []
-    for name, value in row.options.items():
-        theirs = (spec.get("kwargs") or {}).get(name, value)
-        if theirs != value:
-            notes.append(
-                f"it was recorded with {name}={theirs!r}, the task runs with {name}={value!r}"
-            )
+    recorded = spec.get("kwargs")
+    for name, ours in row.options.items() if isinstance(recorded, dict) else ():
+        if (theirs := recorded.get(name, ours)) != ours:
+            differs = f"{name}={theirs!r}, the task runs with {name}={ours!r}"
+            notes.append(f"it was recorded with {differs}")
     wrapper, wrappers = row.wrapper.partition(":")[2], spec.get("additional_wrappers") or ()
     through = [str(w.get("entry_point")).endswith(f":{wrapper}") for w in wrappers]
     if outer.has_wrapper_attr("relabel") and not any(through):

@@ -86,5 +86,6 @@ class BehaviorPolicy:
             x = np.maximum(x, 0) if self.squashed else np.tanh(x)
         mean = x @ self.mu[0] + self.mu[1]
         log_std = np.clip(x @ self.log_std[0] + self.log_std[1], *LOG_STD_RANGE)
-        action = mean + np.exp(log_std) * noise.astype(np.float32)
-        return np.tanh(action) if self.squashed else np.clip(action, -1, 1)
+        x = mean + np.exp(log_std) * noise.astype(np.float32)
+        actions: NDArray[np.float32] = np.tanh(x) if self.squashed else np.clip(x, -1, 1)
+        return actions

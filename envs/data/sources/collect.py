@@ -1,12 +1,13 @@
 """Roll a behaviour policy out: several environments in lock-step, one policy evaluation for all.
 
-Episode i of a roll-out depends on the seed and on i alone, whichever environment happens to run it:
-its start state and its noise come from SeedSequence([seed, i]). Episodes are handed over in the
-order of i, never in the order of finishing, which would prefer short ones.
+Episode i of a roll-out depends on the seed and on i alone: its start state and its noise come from
+SeedSequence([seed, i]). Episodes are handed over in the order of i, never of finishing, which would
+prefer short ones.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,57 +48,49 @@ class Episode:
 
 
 class Recorder:
-    """One environment and the episode that runs in it."""
+    """Episode `index` of an environment, with its own start state and its own noise.
 
-    def __init__(self, env: gym.Env[Any, Any], seed: int, horizon: int) -> None:
-        self.env, self.seed, self.horizon = env, seed, horizon
+    Attributes:
+        episode: The whole episode once it has ended.
+    """
 
-    def begin(self, index: int) -> None:
-        """Start episode `index` with its own start state and its own noise."""
-        state = np.random.SeedSequence([self.seed, index]).generate_state(2)
-        shape = self.horizon, *(self.env.action_space.shape or ())
+    def __init__(self, env: gym.Env[Any, Any], seed: int, index: int, horizon: int) -> None:
+        state = np.random.SeedSequence([seed, index]).generate_state(2)
+        shape = horizon, *(env.action_space.shape or ())
         self.noise = iter(np.random.default_rng(int(state[1])).standard_normal(shape))
-        self.index, self.env_seed = index, int(state[0])
-        self.observations = [np.array(self.env.reset(seed=self.env_seed)[0])]
+        self.env, self.seed, self.horizon = env, int(state[0]), horizon
+        self.observations = [np.array(env.reset(seed=self.seed)[0])]
         self.actions: list[NDArray[np.float32]] = []
         self.rewards: list[float] = []
+        self.episode: Episode | None = None
 
-    def step(self, action: NDArray[np.float32]) -> Episode | None:
-        """Take one step; the whole episode once it has ended."""
+    def step(self, action: NDArray[np.float32]) -> None:
+        """Take one step of the episode."""
         observation, reward, terminated, truncated, _ = self.env.step(action)
         self.observations.append(np.array(observation))
         self.actions.append(action)
         self.rewards.append(float(reward))
         n = len(self.rewards)
-        if not (terminated or truncated or n == self.horizon):
-            return None
-        last, ended = np.arange(n) == n - 1, bool(terminated)
-        arrays = map(np.array, (self.observations, self.actions, self.rewards))
-        return Episode(self.env_seed, *arrays, last & ended, last & (not ended))
+        if terminated or truncated or n == self.horizon:
+            last, ended = np.arange(n) == n - 1, bool(terminated)
+            arrays = map(np.array, (self.observations, self.actions, self.rewards))
+            self.episode = Episode(self.seed, *arrays, last & ended, last & (not ended))
 
 
 def roll_out(
     policy: BehaviorPolicy, envs: Sequence[gym.Env[Any, Any]], seed: int, horizon: int
 ) -> Iterator[Episode]:
     """Yield whole episodes 0, 1, 2, ... of a policy without end; the caller closes the `envs`."""
-    recorders = [Recorder(env, seed, horizon) for env in envs]
-    for index, recorder in enumerate(recorders):
-        recorder.begin(index)
-    started, handed_over = len(recorders), 0
-    finished: dict[int, Episode] = {}
-    while True:
-        observations = np.stack([recorder.observations[-1] for recorder in recorders])
-        noise = np.stack([next(recorder.noise) for recorder in recorders])
-        actions = policy.sample(observations, noise)
-        for recorder, action in zip(recorders, actions, strict=True):
-            episode = recorder.step(action)
-            if episode is not None:
-                finished[recorder.index] = episode
-                recorder.begin(started)
-                started += 1
-        while handed_over in finished:
-            yield finished.pop(handed_over)
-            handed_over += 1
+    for first in itertools.count(0, len(envs)):
+        recorders = [Recorder(env, seed, first + n, horizon) for n, env in enumerate(envs)]
+        while not all(recorder.episode for recorder in recorders):
+            observations = np.stack([recorder.observations[-1] for recorder in recorders])
+            noise = np.stack([next(recorder.noise) for recorder in recorders])
+            actions = policy.sample(observations, noise)
+            for recorder, action in zip(recorders, actions, strict=True):
+                if recorder.episode is None:
+                    recorder.step(action)
+        yield from (recorder.episode for recorder in recorders if recorder.episode)
 
 
 def collect_steps(episodes: Iterator[Episode], steps: int) -> Iterator[Episode]:

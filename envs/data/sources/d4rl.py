@@ -89,16 +89,12 @@ def import_d4rl(
 
 def _refuse_other_files(row: Task, name: str) -> None:
     """Refuse what D4RL named otherwise: another task's file, or another version of this one's."""
-    if name == row.d4rl_file:
-        return
-    for other in TASKS.values():
-        if other.d4rl_file == name:
-            raise DatasetError(
-                f"{name} is D4RL's file of {other.name}, not of {row.name}: import it with "
-                f"--task {other.name}"
-            )
+    owner = next((task.name for task in TASKS.values() if task.d4rl_file == name), row.name)
+    if owner != row.name:
+        cure = f"import it with --task {owner}"
+        raise DatasetError(f"{name} is D4RL's file of {owner}, not of {row.name}: {cure}")
     stem = re.escape(row.d4rl_file.rsplit("-v", 1)[0])
-    if re.fullmatch(rf"{stem}-v\d+\.hdf5", name):
+    if name != row.d4rl_file and re.fullmatch(rf"{stem}-v\d+\.hdf5", name):
         raise DatasetError(
             f"{name} is another version of D4RL's data than {row.d4rl_file}, which task {row.name} "
             "stands for: import that file"

@@ -97,14 +97,12 @@ def plan_episodes(env: gym.Env[Any, Any], seed: int, horizon: int) -> Iterator[E
 
     The outer environment observes [achieved, goal, position, velocity], two numbers each.
     """
-    recorder, maze = Recorder(env, seed, horizon), env.get_wrapper_attr("maze")
     for index in itertools.count():
-        recorder.begin(index)
+        recorder = Recorder(env, seed, index, horizon)
         rng = np.random.default_rng([seed, index, 1])  # apart from the noise
         _, goal, position, velocity = recorder.observations[0].reshape(4, 2)
-        planner = Planner(maze, position, goal, rng)
-        episode = None
-        while episode is None:
+        planner = Planner(env.get_wrapper_attr("maze"), position, goal, rng)
+        while recorder.episode is None:
             _, _, position, velocity = recorder.observations[-1].reshape(4, 2)
-            episode = recorder.step(planner.act(position, velocity, next(recorder.noise)))
-        yield episode
+            recorder.step(planner.act(position, velocity, next(recorder.noise)))
+        yield recorder.episode
