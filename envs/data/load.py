@@ -86,7 +86,7 @@ def as_defined(
     through it; the environment may be reset. Steps beyond the horizon stay in.
     """
     spec, notes = recorded_spec(metadata), []
-    recorded = spec.get("kwargs")
+    recorded = spec.get("kwargs", {})
     for name, ours in row.options.items() if isinstance(recorded, dict) else ():
         if (theirs := recorded.get(name, ours)) != ours:
             differs = f"{name}={theirs!r}, the task runs with {name}={ours!r}"

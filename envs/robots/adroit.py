@@ -41,12 +41,12 @@ class _D4RLHand(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
-        self._bare: Any = env.unwrapped
+        bare: Any = env.unwrapped
         kind, name = self.TARGET.split()
-        self._target = getattr(self._bare.data, kind)(name)
-        self._bare.reset(seed=0)
-        self.deviates = self._probe(np.zeros(self._bare.action_space.shape, np.float32))
-        self._bare._np_random = None  # probing must not seed it
+        self._bare, self._target = bare, getattr(bare.data, kind)(name)
+        bare.reset(seed=0)
+        self.deviates = self._probe(np.zeros(bare.action_space.shape, np.float32))
+        bare._np_random = None  # probing must not seed it
 
     @abstractmethod
     def _probe(self, action: NDArray[np.float32]) -> bool:
@@ -188,8 +188,10 @@ class D4RLPen(_D4RLHand):
     def relabel(self, data: TransitionDataset) -> tuple[TransitionDataset, str]:
         """The transitions without those after a drop, and a note where there were any."""
         dropped = data.next_observations[:, 26] < DROPPED
-        earlier = np.cumsum(dropped) - dropped
-        kept = earlier == earlier[data.episode_starts][np.cumsum(data.starts) - 1]
+        earlier: NDArray[np.int64] = np.cumsum(dropped) - dropped
+        kept: NDArray[np.bool_] = (
+            earlier == earlier[data.episode_starts][np.cumsum(data.starts) - 1]
+        )
         ends = dropped & kept & ~data.terminations
         if not ends.any():
             return data, ""

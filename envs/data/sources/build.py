@@ -142,7 +142,7 @@ def write_dataset(
         )
         named = {"dataset_id": dataset_id, "minari_version": minari.__version__}
         storage.update_metadata({**named, "requirements": requirements, **metadata})
-        lengths = []
+        lengths: list[int] = []
         with h5py.File("main_data.hdf5", "w", driver="core", backing_store=False) as file:
             for episode in episodes:
                 group = file.create_group(f"episode_{len(lengths)}")

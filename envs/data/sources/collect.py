@@ -73,7 +73,7 @@ class Recorder:
         n = len(self.rewards)
         if terminated or truncated or n == self.horizon:
             last, ended = np.arange(n) == n - 1, bool(terminated)
-            arrays = map(np.array, (self.observations, self.actions, self.rewards))
+            arrays = np.array(self.observations), np.array(self.actions), np.array(self.rewards)
             self.episode = Episode(self.seed, *arrays, last & ended, last & (not ended))
 
 
