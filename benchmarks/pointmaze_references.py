@@ -34,14 +34,12 @@ class Config:
 
 def random_episodes(env: gym.Env[Any, Any], seed: int, horizon: int) -> Iterator[Episode]:
     """Yield episodes of uniform random actions without end."""
-    recorder = Recorder(env, seed, horizon)
     for index in itertools.count():
-        recorder.begin(index)
+        recorder = Recorder(env, seed, index, horizon)
         rng = np.random.default_rng([seed, index, 1])
-        episode = None
-        while episode is None:
-            episode = recorder.step(rng.uniform(-1, 1, 2).astype(np.float32))
-        yield episode
+        while recorder.episode is None:
+            recorder.step(rng.uniform(-1, 1, 2).astype(np.float32))
+        yield recorder.episode
 
 
 def main(config: Config) -> dict[str, tuple[float, float]]:

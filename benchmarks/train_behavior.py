@@ -31,7 +31,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from flowmdp.envs.data.sources.behavior import BehaviorPolicy
-from flowmdp.envs.data.sources.collect import roll_out
+from flowmdp.envs.data.sources.collect import NUM_ENVS, roll_out
 from flowmdp.errors import ConfigurationError
 
 EPISODES = 20
@@ -126,7 +126,7 @@ def write_snapshot(
     }
     actor = {name: w.half().contiguous() for name, w in actor_weights(model).items()}
     save_file(actor, path, metadata=metadata)
-    envs = [gym.make(env_id, disable_env_checker=True) for _ in range(EPISODES)]
+    envs = [gym.make(env_id, disable_env_checker=True) for _ in range(NUM_ENVS)]
     horizon = gym.spec(env_id).max_episode_steps or 1000
     episodes = roll_out(BehaviorPolicy.load(path), envs, seed, horizon)
     returns = np.array([e.rewards.sum() for e in itertools.islice(episodes, EPISODES)])

@@ -25,7 +25,7 @@ def normalized_score(task: str, returns: ArrayLike) -> NDArray[np.float64] | Non
     100.0
     """
     row = get_task(task)
-    if row.reference_min is None or row.reference_max is None:
+    if row.references is None:
         return None
-    span = row.reference_max - row.reference_min
-    return 100.0 * (np.asarray(returns, np.float64) - row.reference_min) / span
+    low, high = row.references
+    return 100.0 * (np.asarray(returns, np.float64) - low) / (high - low)

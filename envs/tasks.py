@@ -23,8 +23,6 @@ from flowmdp.errors import DatasetError, UnknownTaskError
 Source = Literal["builtin", "minari", "d4rl"]
 SOURCES: tuple[str, ...] = get_args(Source)
 
-D4RL_GYM = "D4RL infos.py: random and expert policies on the -v2 Gym-MuJoCo environments"
-
 
 @dataclass(frozen=True)
 class Task:
@@ -32,7 +30,7 @@ class Task:
 
     Attributes:
         name: What users type, `hopper-medium`; the flow environment is `FlowMDP-<name>-v0`.
-        outer_env: Gymnasium id of the robot's environment, per source.
+        outer_env: Gymnasium id of the robot's environment, per source; the first is the default.
         datasets: Minari id of the recorded behaviour, per source; a missing source has none.
         horizon: Longest episode in outer steps.
         robot: Tasks of one robot can use each other's critics and flows.
@@ -47,9 +45,7 @@ class Task:
             release does otherwise than the task means it; its method `relabel`, if it has one, does
             so to transitions recorded without it. Empty for none.
         extra: The package's optional extra that brings the environment; empty for none.
-        default_source: What is used when no source is named.
-        reference_min: Return that scores 0; None where nobody measured one.
-        reference_max: Return that scores 100; None where nobody measured one.
+        references: Returns that score 0 and 100; None where nobody measured them.
         reference_origin: Who measured the two, and on which environment.
     """
 
@@ -65,15 +61,13 @@ class Task:
     same_robot: tuple[str, ...] = ()
     wrapper: str = ""
     extra: str = ""
-    default_source: str = "builtin"
-    reference_min: float | None = None
-    reference_max: float | None = None
+    references: tuple[float, float] | None = None
     reference_origin: str = ""
 
     def source(self, source: str | None = None) -> str:
         """The named source, or the default one for None; UnknownTaskError for one it lacks."""
         if source is None:
-            return self.default_source
+            return next(iter(self.outer_env))
         if source not in self.outer_env:
             known = ", ".join(self.outer_env)
             raise UnknownTaskError(
@@ -94,7 +88,7 @@ class Task:
 
 
 def _gym_mujoco(
-    robot: str, env: str, reference_min: float, reference_max: float, ladder: range
+    robot: str, env: str, references: tuple[float, float], ladder: range
 ) -> Iterator[Task]:
     """Rows of one Gym-MuJoCo robot, each with the shipped policies (envs/behaviors) behind it.
 
@@ -121,9 +115,9 @@ def _gym_mujoco(
             robot=robot,
             d4rl_file=f"{robot}_{kind.replace('-', '_')}-v2.hdf5",
             behaviors=behaviors,
-            reference_min=reference_min,
-            reference_max=reference_max,
-            reference_origin=D4RL_GYM,
+            references=references,
+            reference_origin="D4RL infos.py: random and expert policies on the -v2 Gym-MuJoCo "
+            "environments",
         )
 
 
@@ -140,8 +134,6 @@ MAZE_OPTIONS = {"continuing_task": True, "reset_target": False}
 """An episode keeps its goal and goes on after reaching it, until the horizon: the return counts the
 steps at the goal, as in D4RL's maze2d. Ending at the goal would make the dense return fall with
 skill; a new goal after each would leave the horizon to decide how many there are."""
-
-MAZE_ORIGIN = "ours: uniform random actions and the planner (benchmarks.pointmaze_references)"
 
 
 def _point_maze() -> Iterator[Task]:
@@ -162,18 +154,13 @@ def _point_maze() -> Iterator[Task]:
                 options=MAZE_OPTIONS,
                 wrapper="flowmdp.envs.robots.point_maze:PointMaze",
                 extra="robotics",
-                reference_min=references[0],
-                reference_max=references[1],
-                reference_origin=MAZE_ORIGIN,
+                references=references,
+                reference_origin="ours: uniform random actions and the planner "
+                "(benchmarks.pointmaze_references)",
             )
 
 
-D4RL_ADROIT = "D4RL infos.py: random and expert policies on the -v0 Adroit environments"
-
-
-def _adroit(
-    robot: str, name: str, horizon: int, reference_min: float, reference_max: float
-) -> Iterator[Task]:
+def _adroit(robot: str, name: str, horizon: int, references: tuple[float, float]) -> Iterator[Task]:
     """Rows of one task of the Adroit hand; horizon, reward and ends are D4RL's in all sources."""
     env_id = f"AdroitHand{name}-v1"
     for kind in ("human", "cloned", "expert"):
@@ -187,38 +174,33 @@ def _adroit(
             same_robot=(f"AdroitHand{name}-v2",),
             wrapper=f"flowmdp.envs.robots.adroit:D4RL{name}",
             extra="robotics",
-            default_source="minari",
-            reference_min=reference_min,
-            reference_max=reference_max,
-            reference_origin=D4RL_ADROIT,
+            references=references,
+            reference_origin="D4RL infos.py: random and expert policies on the -v0 Adroit "
+            "environments",
         )
 
 
-_ROWS = (
-    *_gym_mujoco("hopper", "Hopper", -20.272305, 3234.3, range(20_000, 120_000, 20_000)),
-    *_gym_mujoco(
-        "halfcheetah", "HalfCheetah", -280.178953, 12135.0, range(100_000, 400_000, 100_000)
-    ),
-    *_gym_mujoco("walker2d", "Walker2d", 1.629008, 4592.3, range(100_000, 500_000, 100_000)),
-    *_point_maze(),
-    *_adroit("pen", "Pen", 100, 96.262799, 3076.8331017826877),
-    *_adroit("hammer", "Hammer", 200, -274.856578, 12794.134825156867),
-    *_adroit("door", "Door", 200, -56.512833, 2880.5693087298737),
-    *_adroit("relocate", "Relocate", 200, -6.425911, 4233.877797728884),
-)
-
-TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        *_gym_mujoco("hopper", "Hopper", (-20.272305, 3234.3), range(20_000, 120_000, 20_000)),
+        *_gym_mujoco(
+            "halfcheetah", "HalfCheetah", (-280.178953, 12135.0), range(100_000, 400_000, 100_000)
+        ),
+        *_gym_mujoco("walker2d", "Walker2d", (1.629008, 4592.3), range(100_000, 500_000, 100_000)),
+        *_point_maze(),
+        *_adroit("pen", "Pen", 100, (96.262799, 3076.8331017826877)),
+        *_adroit("hammer", "Hammer", 200, (-274.856578, 12794.134825156867)),
+        *_adroit("door", "Door", 200, (-56.512833, 2880.5693087298737)),
+        *_adroit("relocate", "Relocate", 200, (-6.425911, 4233.877797728884)),
+    )
+}
 
 
 def get_task(name: str) -> Task:
-    """The task of that name.
-
-    Raises:
-        UnknownTaskError: When there is none; the message holds the nearest names.
-    """
-    try:
+    """The task of that name; UnknownTaskError with the nearest names when there is none."""
+    if name in TASKS:
         return TASKS[name]
-    except KeyError:
-        near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(TASKS)}"
-        raise UnknownTaskError(f"unknown task {name!r}: {hint}") from None
+    near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(TASKS)}"
+    raise UnknownTaskError(f"unknown task {name!r}: {hint}")

@@ -159,7 +159,7 @@ def _models(
     from flowmdp.envs.tasks import TASKS
 
     path = Path(checkpoint) if checkpoint is not None else None
-    if path is None and source == TASKS[task].default_source:
+    if path is None and source == TASKS[task].source():
         path = pretrained_path(task)
     if path is None:
         raise ConfigurationError(

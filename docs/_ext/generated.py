@@ -236,10 +236,9 @@ def task_table() -> str:
         (
             f"`{task.name}`",
             ", ".join(source for source in task.datasets),
-            f"`{task.outer_env[task.default_source]}`",
+            f"`{task.outer_env[task.source()]}`",
             str(task.horizon),
-            number(task.reference_min),
-            number(task.reference_max),
+            *map(number, task.references or (None, None)),
         )
         for task in TASKS.values()
     ]

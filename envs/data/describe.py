@@ -60,8 +60,7 @@ def open_dataset(
         row = get_task(name)
         dataset_id = dataset_id or row.dataset(source)
     metadata = read_metadata(dataset_id)
-    dataset = read_transitions(metadata)
-    notes: list[str] = []
+    dataset, notes = read_transitions(metadata), list[str]()
     if row is not None:
         try:
             with make_outer(row.name) as outer:
@@ -91,8 +90,7 @@ def describe(dataset: TransitionDataset, row: Task | None = None) -> dict[str, A
     distinct when they fall into different cells of a grid over the data's range, and the reference
     is the number of transitions (1: no two transitions share a cell).
     """
-    starts = dataset.episode_starts
-    lengths = np.diff(np.append(starts, len(dataset)))
+    lengths = np.diff(np.append(dataset.episode_starts, len(dataset)))
     actions = np.abs(dataset.actions)
     returns = dataset.returns_within(row.horizon) if row else dataset.returns
     info: dict[str, Any] = {"return": _distribution(returns)}
@@ -103,8 +101,8 @@ def describe(dataset: TransitionDataset, row: Task | None = None) -> dict[str, A
         info["trajectory_quality"] = float(scores.mean() / 100)
     return info | {
         "length": _distribution(lengths),
-        "episodes_terminated": float(dataset.terminations.sum() / len(starts)),
-        "episodes_truncated": float(dataset.truncations.sum() / len(starts)),
+        "episodes_terminated": float(dataset.terminations.sum() / len(lengths)),
+        "episodes_truncated": float(dataset.truncations.sum() / len(lengths)),
         "reward": _distribution(dataset.rewards),
         "action_low": [round(float(v), 4) for v in dataset.actions.min(0)],
         "action_high": [round(float(v), 4) for v in dataset.actions.max(0)],
@@ -134,22 +132,20 @@ def _coverage(dataset: TransitionDataset) -> float:
 
 def draw_dataset(dataset: TransitionDataset, out: Path) -> None:
     """Draw histograms of returns, episode lengths and actions; the suffix gives the format."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    starts = dataset.episode_starts
-    lengths = np.diff(np.append(starts, len(dataset)))
-    ended = dataset.terminations[starts + lengths - 1]
+    lengths = np.diff(np.append(dataset.episode_starts, len(dataset)))
+    ended = dataset.terminations[np.cumsum(lengths) - 1]
     figure = Figure(figsize=(12, 3.6), dpi=120, layout="constrained")
-    formats = FigureCanvasAgg(figure).get_supported_filetypes()
+    formats = figure.canvas.get_supported_filetypes()
     if out.suffix.lstrip(".").lower() not in formats:
         raise ConfigurationError(
             f"cannot draw {out}: end its name in one of {', '.join(sorted(formats))}"
         )
     returns, length, actions = figure.subplots(1, 3)
-    figure.suptitle(f"{dataset.id}: {len(starts):,} episodes, {len(dataset):,} steps")
-    mean = dataset.returns.mean()
+    figure.suptitle(f"{dataset.id}: {len(lengths):,} episodes, {len(dataset):,} steps")
     returns.hist(dataset.returns, BINS)
+    mean = dataset.returns.mean()
     returns.axvline(mean, color="black", label=f"mean {mean:,.0f}")
     returns.set(xlabel="return", ylabel="episodes")
     length.hist([lengths[ended], lengths[~ended]], BINS, stacked=True, label=["ended", "cut off"])

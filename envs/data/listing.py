@@ -37,8 +37,8 @@ def print_tasks() -> None:
         cells = {source: "-" for source in SOURCES}
         for source, dataset_id in task.datasets.items():
             cells[source] = "here" if is_present(dataset_id) else GETS[source]
-        cells[task.default_source] += "*"
-        table.add_row(task.name, task.outer_env[task.default_source], *cells.values())
+        cells[task.source()] += "*"
+        table.add_row(task.name, task.outer_env[task.source()], *cells.values())
     Console().print(table)
     print("here: in the local store; build, download, import: what `flowmdp data` can do for it;")
     print("-: there is none; *: the default source. A build runs by itself when it is needed.")

@@ -54,30 +54,24 @@ def load_dataset(
     """
     row = get_task(task)
     source = row.source(source)
-    if dataset_id is None:
-        dataset_id = row.dataset(source)
+    dataset_id = row.dataset(source) if dataset_id is None else dataset_id
     if not is_present(dataset_id):
         _obtain(row, source, dataset_id, build)
     metadata = read_metadata(dataset_id)
-    if dataset_id == row.datasets.get("builtin") and not is_current(row, metadata):
-        print(
-            f"note: dataset {dataset_id} was built from another version of the behaviour policy; "
-            f"`flowmdp data build {task} --force` renews it",
-            file=sys.stderr,
-        )
     with make_outer(task, source) as outer:
         _check_recorded(row, source, metadata, outer)
         dataset = read_transitions(metadata)
         names = ("observations", "next_observations", "actions", "rewards")
-        check_values(
-            f"dataset {dataset_id}",
-            {name: getattr(dataset, name) for name in names},
-            cure="remove those episodes and write it again",
-            clip=None if clip_actions else "clip_actions=True",
-        )
+        arrays = {name: getattr(dataset, name) for name in names}
+        clip = None if clip_actions else "clip_actions=True"
+        cure = "remove those episodes and write it again"
+        check_values(f"dataset {dataset_id}", arrays, cure, clip)
         for array in (dataset.actions, dataset.previous_actions):
             np.clip(array, -1, 1, out=array)
         dataset, notes = as_defined(row, dataset, metadata, outer)
+    if dataset_id == row.datasets.get("builtin") and not is_current(row, metadata):
+        cure = f"`flowmdp data build {task} --force` renews it"
+        notes.append(f"it was built from another version of the behaviour policy; {cure}")
     for note in notes:
         print(f"note: dataset {dataset_id}: {note}", file=sys.stderr)
     return dataset
@@ -92,11 +86,11 @@ def as_defined(
     through it; the environment may be reset. Steps beyond the horizon stay in.
     """
     spec, notes = recorded_spec(metadata), []
-    recorded = spec.get("kwargs")
-    for name, value in row.options.items():
-        if isinstance(recorded, dict) and recorded.get(name, value) != value:
-            theirs, ours = f"{name}={recorded[name]!r}", f"{name}={value!r}"
-            notes.append(f"it was recorded with {theirs}, the task runs with {ours}")
+    recorded = spec.get("kwargs", {})
+    for name, ours in row.options.items() if isinstance(recorded, dict) else ():
+        if (theirs := recorded.get(name, ours)) != ours:
+            differs = f"{name}={theirs!r}, the task runs with {name}={ours!r}"
+            notes.append(f"it was recorded with {differs}")
     wrapper, wrappers = row.wrapper.partition(":")[2], spec.get("additional_wrappers") or ()
     through = [str(w.get("entry_point")).endswith(f":{wrapper}") for w in wrappers]
     if outer.has_wrapper_attr("relabel") and not any(through):
@@ -142,11 +136,9 @@ def _check_recorded(
             f"{dataset} was recorded on {recorded}, but task {row.name} with source {source} runs "
             f"{env_id}: {cure}"
         )
-    observation, action = recorded_spaces(metadata)
-    for name, theirs, ours in (
-        ("observation", observation, outer.observation_space),
-        ("action", action, outer.action_space),
-    ):
+    _, action = spaces = recorded_spaces(metadata)
+    for name, theirs in zip(("observation", "action"), spaces, strict=True):
+        ours = getattr(outer, f"{name}_space")
         if not isinstance(theirs, gym.spaces.Box | gym.spaces.Dict) or (
             gym.spaces.flatdim(theirs) != gym.spaces.flatdim(ours)
         ):

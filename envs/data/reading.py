@@ -26,20 +26,15 @@ ACTION_TOLERANCE = 1e-5
 
 
 def read_transitions(metadata: dict[str, Any]) -> TransitionDataset:
-    """Read all episodes of a dataset of the local store.
+    """All episodes of the dataset with that metadata (`store.read_metadata`), values unchecked.
 
-    Args:
-        metadata: The dataset's metadata, from `store.read_metadata`.
-
-    Returns:
-        The transitions, float32, shapes as in `TransitionDataset`; values are not checked. The end
-        of a recording counts as a truncation.
+    The end of a recording counts as a truncation.
 
     Raises:
         DatasetError: When episodes are missing, torn, or not of the dataset's own spaces.
     """
-    dataset_id, episodes = metadata["dataset_id"], metadata["total_episodes"]
-    steps = metadata["total_steps"]
+    dataset_id = metadata["dataset_id"]
+    episodes, steps = metadata["total_episodes"], metadata["total_steps"]
     if steps < 1 or episodes < 1:
         raise broken(dataset_id, f"it holds {episodes} episodes and {steps} steps")
     spaces = recorded_spaces(metadata)
@@ -70,8 +65,7 @@ def read_transitions(metadata: dict[str, Any]) -> TransitionDataset:
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise broken(dataset_id, f"{failure} ({error})") from error
     last = np.append(data.starts[1:], True)
-    early = np.flatnonzero((data.terminations | data.truncations) & ~last)
-    if len(early):
+    if len(early := np.flatnonzero((data.terminations | data.truncations) & ~last)):
         raise DatasetError(
             f"dataset {dataset_id} goes on after an episode's end at transition {early[0]} "
             f"({len(early)} such places): split its episodes where they end"
@@ -87,40 +81,30 @@ def _fill(
 ) -> None:
     """Read episodes, arrays or HDF5 datasets by name, one after another into `data`.
 
-    `observations`, shape (n + 1, obs_dim), is what `data.observations` is a view of: an episode of
-    n_i steps writes n_i + 1 rows, and the next one starts on the last of them.
+    `data.observations` is a view of `observations`, which has one row more: an episode of n steps
+    writes n + 1 rows, and the next one starts on the last of them.
     """
     stop = 0
     for number, stored in enumerate(episodes):
         start, length = stop, (*stored["rewards"].shape, 0)[0]
-        shapes = {
-            "observations": (length + 1, observations.shape[1]),
-            "actions": (length, data.actions.shape[1]),
-        }
-        for name in ("observations", *FIELDS):
-            shape, expected = stored[name].shape, shapes.get(name, (length,))
-            if shape != expected:
-                cause = f"episode {number} has {name} of shape {shape}, not {expected}"
-                raise broken(data.id, cause)
         if length == 0:
             raise broken(data.id, f"episode {number} has no steps")
         stop = start + length
         if stop > len(data):
             raise broken(data.id, f"it has more than the {len(data)} steps it promises")
-        _copy(stored["observations"], observations[start : stop + 1])
-        for name in FIELDS:
-            _copy(stored[name], getattr(data, name)[start:stop])
+        parts = {name: getattr(data, name)[start:stop] for name in FIELDS}
+        for name, part in {"observations": observations[start : stop + 1], **parts}.items():
+            if stored[name].shape != part.shape:
+                cause = f"{name} of shape {stored[name].shape}, not {part.shape}"
+                raise broken(data.id, f"episode {number} has {cause}")
+            if isinstance(stored[name], np.ndarray):
+                part[...] = stored[name]
+            else:
+                stored[name].read(h5py.h5s.ALL, h5py.h5s.ALL, part)
         data.next_observations[start:stop] = observations[start + 1 : stop + 1]
         data.starts[start] = True
     if stop != len(data):
         raise broken(data.id, f"{stop} of the promised {len(data)} steps exist")
-
-
-def _copy(stored: Any, out: NDArray[Any]) -> None:
-    if isinstance(stored, np.ndarray):
-        out[...] = stored
-    else:
-        stored.read(h5py.h5s.ALL, h5py.h5s.ALL, out)
 
 
 def _hdf5_episodes(dataset_id: str, episodes: int) -> Iterator[dict[str, Any]]:
@@ -140,10 +124,8 @@ def minari_episodes(dataset_id: str) -> Iterator[dict[str, NDArray[Any]]]:
 
     dataset = MinariDataset(dataset_folder(dataset_id) / "data")
     for episode in dataset.iterate_episodes():
-        yield {
-            "observations": _flatten(dataset.observation_space, episode.observations),
-            **{name: np.asarray(getattr(episode, name)) for name in FIELDS},
-        }
+        fields = {name: np.asarray(getattr(episode, name)) for name in FIELDS}
+        yield {"observations": _flatten(dataset.observation_space, episode.observations), **fields}
 
 
 def _flatten(space: gym.Space[Any], observations: Any) -> NDArray[Any]:
@@ -160,20 +142,16 @@ def check_values(
 ) -> None:
     """Raise DatasetError for NaN, infinite numbers, and actions outside [-1, 1].
 
-    Args:
-        what: What holds the arrays, as the message begins.
-        arrays: By name, each of shape (n, ...); "actions" among them.
-        cure: What to do about NaN.
-        clip: How to have actions clipped; None where the user has asked for it.
+    `what` begins the message; `cure` mends NaN; `clip` clips actions, None where it was asked for.
     """
     for name, array in arrays.items():
-        if not np.isfinite(array.sum(dtype=np.float64)):  # one pass, no temporary of the array
-            bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
-            if len(bad):
-                raise DatasetError(
-                    f"{what} has NaN or infinite {name} in {len(bad)} transitions, first in "
-                    f"transition {bad[0]}: {cure}"
-                )
+        if np.isfinite(array.sum(dtype=np.float64)):  # one pass, no temporary of the array
+            continue
+        if len(bad := np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))):
+            raise DatasetError(
+                f"{what} has NaN or infinite {name} in {len(bad)} transitions, first in "
+                f"transition {bad[0]}: {cure}"
+            )
     actions, limit = arrays["actions"], 1 + ACTION_TOLERANCE
     low, high = float(actions.min()), float(actions.max())
     if clip and (low < -limit or high > limit):

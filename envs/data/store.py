@@ -64,11 +64,7 @@ def list_datasets() -> dict[str, dict[str, Any] | None]:
 
 
 def read_metadata(dataset_id: str) -> dict[str, Any]:
-    """Metadata of a dataset of the local store, as they stand in its metadata.json.
-
-    Raises:
-        DatasetError: When the dataset is absent, half-written, or lies under a foreign id.
-    """
+    """What metadata.json says; DatasetError for an absent, half-written or misplaced dataset."""
     if not is_present(dataset_id):
         raise DatasetError(
             f"dataset {dataset_id} is not in the local store {store_root()}: `flowmdp data list` "
@@ -76,12 +72,10 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
         )
     path = dataset_folder(dataset_id) / "data" / "metadata.json"
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        metadata: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
         cause = f"metadata.json cannot be read ({type(error).__name__})"
         raise broken(dataset_id, cause) from error
-    if not isinstance(metadata, dict):
-        raise broken(dataset_id, "metadata.json is not a JSON object")
     if missing := [key for key in REQUIRED_METADATA if key not in metadata]:
         raise broken(dataset_id, f"metadata.json lacks {', '.join(missing)}")
     if metadata["dataset_id"] != dataset_id:
@@ -103,10 +97,9 @@ def broken(dataset_id: str, cause: str) -> DatasetError:
 def recorded_spec(metadata: dict[str, Any]) -> dict[str, Any]:
     """The dataset's environment as Gymnasium described it; empty without a description."""
     try:
-        spec = json.loads(metadata["env_spec"])
+        return dict(json.loads(metadata["env_spec"]))
     except (KeyError, TypeError, ValueError):
         return {}
-    return spec if isinstance(spec, dict) else {}
 
 
 def recorded_spaces(metadata: dict[str, Any]) -> tuple[gym.Space[Any], gym.Space[Any]]:
@@ -128,8 +121,12 @@ def recorded_spaces(metadata: dict[str, Any]) -> tuple[gym.Space[Any], gym.Space
 
 @contextmanager
 def dataset_lock(dataset_id: str) -> Iterator[None]:
-    """Hold the right to write a dataset; waits for another builder, saying so on stderr."""
-    with _writing_to_store(dataset_id):
+    """Hold the right to write a dataset; waits for another builder, saying so on stderr.
+
+    Raises:
+        DatasetError: When the store cannot be written, or is full.
+    """
+    try:
         store_root().mkdir(parents=True, exist_ok=True)
         lock = FileLock(store_root() / f"{_hidden(dataset_id)}.lock")
         try:
@@ -137,45 +134,47 @@ def dataset_lock(dataset_id: str) -> Iterator[None]:
         except Timeout:
             print(f"another build of {dataset_id} is running: waiting for it", file=sys.stderr)
             lock.acquire()
-    try:
-        with _writing_to_store(dataset_id):
+        try:
             for stale in store_root().glob(f"{_hidden(dataset_id)}.new-*"):
                 _clear(stale, dataset_folder(dataset_id))
-        yield
-    finally:
-        lock.release()
+            yield
+        finally:
+            lock.release()
+    except OSError as error:
+        raise DatasetError(
+            f"cannot write dataset {dataset_id} to the store {store_root()} "
+            f"({error.strerror or error}): make room or set MINARI_DATASETS_PATH to a folder that "
+            "you may write"
+        ) from error
 
 
 @contextmanager
 def new_dataset(dataset_id: str) -> Iterator[Path]:
     """Give an empty folder to write a dataset into; publish it when the block ends without error.
 
-    A dataset that is already there under this id is replaced. Use it under `dataset_lock`.
-
-    Yields:
-        The dataset's future folder; the caller makes `data` in it.
-
-    Raises:
-        DatasetError: When the store cannot be written, or is full.
+    The caller makes `data` in it. A dataset that is already there under this id is replaced. Use it
+    under `dataset_lock`, which turns a store that cannot be written into a DatasetError.
     """
     target = dataset_folder(dataset_id)
-    with _writing_to_store(dataset_id):
-        hidden = tempfile.mkdtemp(prefix=f"{_hidden(dataset_id)}.new-", dir=store_root())
-        new, old = Path(hidden, "new"), Path(hidden, "old")
-        try:
-            new.mkdir()
-            yield new
-            _flush(new)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            for namespace in list(target.relative_to(store_root()).parents)[:-1]:
-                marker = store_root() / namespace / "namespace_metadata.json"  # as Minari does
-                if not marker.exists():
-                    write_json(marker, {})
-            if target.exists():
-                os.rename(target, old)
-            os.rename(new, target)
-        finally:
-            _clear(Path(hidden), target)
+    prefix = f"{_hidden(dataset_id)}.new-"
+    hidden = Path(tempfile.mkdtemp(prefix=prefix, dir=store_root()))
+    new, old = hidden / "new", hidden / "old"
+    try:
+        new.mkdir()
+        yield new
+        for path in filter(Path.is_file, new.rglob("*")):
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())  # the disk holds it before the rename makes it visible
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for namespace in list(target.relative_to(store_root()).parents)[:-1]:
+            marker = store_root() / namespace / "namespace_metadata.json"  # as Minari does
+            if not marker.exists():
+                write_json(marker, {})
+        if target.exists():
+            os.rename(target, old)
+        os.rename(new, target)
+    finally:
+        _clear(hidden, target)
 
 
 def _hidden(dataset_id: str) -> str:
@@ -188,23 +187,3 @@ def _clear(hidden: Path, target: Path) -> None:
     if (hidden / "old").exists() and not target.exists():
         os.rename(hidden / "old", target)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Have the disk hold all files before the rename makes them visible."""
-    for path in filter(Path.is_file, folder.rglob("*")):
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
-
-
-@contextmanager
-def _writing_to_store(dataset_id: str) -> Iterator[None]:
-    """Turn the operating system's refusals into one line with the cure."""
-    try:
-        yield
-    except OSError as error:
-        raise DatasetError(
-            f"cannot write dataset {dataset_id} to the store {store_root()} "
-            f"({error.strerror or error}): make room or set MINARI_DATASETS_PATH to a folder that "
-            "you may write"
-        ) from error

@@ -11,8 +11,7 @@ all is right they change nothing. The horizons (100 for Pen, 200 else) stand in 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -22,87 +21,86 @@ from numpy.typing import NDArray
 from flowmdp.errors import UnknownTaskError
 from flowmdp.transitions import TransitionDataset
 
-Terms = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
-
 HAND_WEIGHT = 0.1
 """Weight of the distance from palm to object (D4RL, hand_manipulation_suite)."""
 
 DROPPED = 0.075
 """Height in metres below which the pen counts as dropped (D4RL, pen_v0.py)."""
 
-TOLERANCE = 1e-6
 
-AT_REST = 0.01
-"""Metres within which the hammer lies where episodes begin."""
-
-SLOW = 5.0
-"""Norm of the hand's joint velocities, rad/s, below which an error of a tenth does no harm."""
-
-TURNED = "its hand-to-object reward had the other sign: D4RL's is restored"
-UNKNOWN = "the sign of its hand-to-object reward cannot be told: rewards stay as recorded"
-
-
-class _HandReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Gives the hand-to-object term D4RL's sign.
+class _D4RLHand(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Steps the environment once to see what it does, then leaves it as if new.
 
     Attributes:
-        flipped: Whether the environment below has the other sign, as its first step showed.
-
-    Raises:
-        UnknownTaskError: When the environment's reward has the term with neither sign.
+        deviates: Whether the environment below does otherwise than D4RL's.
     """
 
-    TARGET: ClassVar[str]
-    """What the palm is to reach: `site` or `body`, and its name in the model."""
+    TARGET: ClassVar[str] = "body Object"
+    """What the hand is to reach: `site` or `body`, and its name in the model."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
         bare: Any = env.unwrapped
-        self._palm = bare.data.site("S_grasp")
         kind, name = self.TARGET.split()
-        self._target = getattr(bare.data, kind)(name)
-        with _own_randomness(bare):
-            bare.reset(seed=0)
-            _, reward, *_ = bare.step(np.zeros(bare.action_space.shape, np.float32))
-        hand = float(reward) - self.other_terms(bare.data)
+        self._bare, self._target = bare, getattr(bare.data, kind)(name)
+        bare.reset(seed=0)
+        self.deviates = self._probe(np.zeros(bare.action_space.shape, np.float32))
+        bare._np_random = None  # probing must not seed it
+
+    @abstractmethod
+    def _probe(self, action: NDArray[np.float32]) -> bool:
+        """Whether the environment, just reset, answers that action otherwise than D4RL's."""
+
+
+class _HandReward(_D4RLHand):
+    """Gives the hand-to-object term D4RL's sign.
+
+    Raises:
+        UnknownTaskError: When the environment's reward has the term with neither sign.
+    """
+
+    def _probe(self, action: NDArray[np.float32]) -> bool:
+        _, reward, *_ = self._bare.step(action)
+        hand = float(reward) - self.other_terms(self._bare.data)
         expected = -HAND_WEIGHT * self.distance()
-        if abs(abs(hand) + expected) > TOLERANCE:
+        if abs(abs(hand) + expected) > 1e-6:
             raise UnknownTaskError(
-                f"{env.spec.id if env.spec else env} rewards the hand by {hand:.4g} where D4RL's "
-                f"definition says {expected:.4g}: install a release of gymnasium-robotics that "
-                "flowmdp knows (1.4)"
+                f"{self.env} rewards the hand by {hand:.4g} where D4RL's definition says "
+                f"{expected:.4g}: install a release of gymnasium-robotics that flowmdp knows (1.4)"
             )
-        self.flipped = hand > 0
+        return hand > 0
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """The environment's step, with D4RL's reward."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        turned = 2 * HAND_WEIGHT * self.distance() if self.flipped else 0.0
+        turned = 2 * HAND_WEIGHT * self.distance() if self.deviates else 0.0
         return observation, float(reward) - turned, terminated, truncated, info
 
     def distance(self) -> float:
         """From the palm to its target, metres."""
-        return float(np.linalg.norm(self._palm.xpos - self._target.xpos))
+        return float(np.linalg.norm(self._bare.data.site("S_grasp").xpos - self._target.xpos))
 
+    @abstractmethod
     def other_terms(self, data: Any) -> float:
         """D4RL's reward without the hand-to-object term, at the first step of an episode."""
-        raise NotImplementedError
 
-    def recorded_terms(self, data: TransitionDataset) -> Terms:
+    @abstractmethod
+    def recorded_terms(self, data: TransitionDataset) -> tuple[NDArray[Any], ...]:
         """Palm to object after each step, D4RL's other terms, and whether those are known."""
-        raise NotImplementedError
 
     def relabel(self, data: TransitionDataset) -> tuple[TransitionDataset, str]:
         """The transitions with D4RL's rewards, and a note where they were recorded otherwise."""
         distance, others, known = self.recorded_terms(data)
         weight = np.median((data.rewards - others)[known] / distance[known]) if known.any() else 0.0
         if not HAND_WEIGHT / 2 < abs(weight) < HAND_WEIGHT * 2:
-            return data, UNKNOWN
+            cause = "the sign of its hand-to-object reward cannot be told"
+            return data, f"{cause}: rewards stay as recorded"
         if weight < 0:
             return data, ""
         rewards = (data.rewards - 2 * HAND_WEIGHT * distance).astype(np.float32)
-        return dataclasses.replace(data, rewards=rewards), TURNED
+        note = "its hand-to-object reward had the other sign: D4RL's is restored"
+        return dataclasses.replace(data, rewards=rewards), note
 
 
 class D4RLDoor(_HandReward):
@@ -115,7 +113,7 @@ class D4RLDoor(_HandReward):
         hinge = float(data.joint("door_hinge").qpos[0])
         return -0.1 * (hinge - 1.57) ** 2 - 1e-5 * float(np.square(data.qvel).sum())
 
-    def recorded_terms(self, data: TransitionDataset) -> Terms:
+    def recorded_terms(self, data: TransitionDataset) -> tuple[NDArray[Any], ...]:
         """Hinge angle and palm - handle are in the observation, only velocities are not."""
         hinge, hand = data.next_observations[:, 28], data.next_observations[:, 35:38]
         bonus = 2 * (hinge > 0.2) + 8 * (hinge > 1) + 10 * (hinge > 1.35)
@@ -126,8 +124,6 @@ class D4RLDoor(_HandReward):
 class D4RLHammer(_HandReward):
     """Hammer: -0.1 ||palm - hammer|| and terms for tool, nail and velocities."""
 
-    TARGET = "body Object"
-
     def other_terms(self, data: Any) -> float:
         """-||tool - nail|| - 10 ||nail - goal|| - 0.01 ||qvel||; the hammer lies: no bonus."""
         nail = data.site("S_target").xpos
@@ -135,97 +131,75 @@ class D4RLHammer(_HandReward):
         depth = float(np.linalg.norm(nail - data.site("nail_goal").xpos))
         return -tool - 10 * depth - 1e-2 * float(np.linalg.norm(data.qvel))
 
-    def recorded_terms(self, data: TransitionDataset) -> Terms:
-        """The other terms are known while the hammer lies where every episode begins.
+    def recorded_terms(self, data: TransitionDataset) -> tuple[NDArray[Any], ...]:
+        """Known while the hammer lies where it began and the hand is slow.
 
-        Velocities come from the joints before and after; their cost drowns the term where the hand
-        is fast.
+        Velocities come from the joints before and after; a fast hand's cost drowns the term.
         """
         self.reset(seed=0)
-        model: Any = self.unwrapped
-        tool, lying = model.data.site("tool").xpos, model.data.body("Object").xpos
-        depth = np.linalg.norm(model.data.site("S_target").xpos - model.data.site("nail_goal").xpos)
+        site, lying = self._bare.data.site, self._target.xpos
+        tool = site("tool").xpos
+        depth = np.linalg.norm(site("S_target").xpos - site("nail_goal").xpos)
         after = data.next_observations
         palm, hammer, nail = after[:, 33:36], after[:, 36:39], after[:, 42:45]
         moved = np.zeros_like(after[:, :27])
         moved[:-1] = after[1:, :27] - data.observations[:-1, :27]
-        speed = np.linalg.norm(moved, axis=1) / (2 * model.dt)
+        speed = np.linalg.norm(moved, axis=1) / (2 * self._bare.dt)
         others = -np.linalg.norm(tool - nail, axis=1) - 10 * depth - 0.01 * speed
         known = ~np.append(data.starts[1:], True)
-        known &= (speed < SLOW) & (np.linalg.norm(hammer - lying, axis=1) < AT_REST)
+        known &= speed < 5.0  # rad/s: an error of a tenth does no harm
+        known &= np.linalg.norm(hammer - lying, axis=1) < 0.01  # m: where episodes begin
         return np.linalg.norm(palm - hammer, axis=1), others, known
 
 
 class D4RLRelocate(_HandReward):
     """Relocate: -0.1 ||palm - ball|| and terms that begin when the ball is lifted."""
 
-    TARGET = "body Object"
-
     def other_terms(self, data: Any) -> float:
         """Nothing while the ball lies on the table."""
         return 0.0
 
-    def recorded_terms(self, data: TransitionDataset) -> Terms:
+    def recorded_terms(self, data: TransitionDataset) -> tuple[NDArray[Any], ...]:
         """While the ball lies on the table the reward is the hand-to-object term alone."""
         distance = np.linalg.norm(data.next_observations[:, 30:33], axis=1)
         known = np.isclose(np.abs(data.rewards), HAND_WEIGHT * distance, rtol=0, atol=1e-4)
         return distance, np.zeros(len(data)), known
 
 
-class D4RLPen(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Pen: the episode terminates when the pen is dropped.
+class D4RLPen(_D4RLHand):
+    """Pen: the episode terminates when the pen is dropped."""
 
-    Attributes:
-        goes_on: Whether the environment below goes on after a drop, as a dropped pen showed.
-    """
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self)
-        super().__init__(env)
-        bare: Any = env.unwrapped
-        self._pen = bare.data.body("Object")
-        with _own_randomness(bare):
-            bare.reset(seed=0)
-            state = bare.get_env_state()
-            for name in ("OBJTx", "OBJTy", "OBJTz"):  # a metre down, along slides that stand askew
-                joint = bare.data.joint(name)
-                state["qpos"][bare.model.joint(name).qposadr[0]] -= joint.xaxis[2]
-            bare.set_env_state(state)
-            _, _, terminated, *_ = bare.step(np.zeros(bare.action_space.shape, np.float32))
-        assert self._pen.xpos[2] < DROPPED, "the probe did not bring the pen down"
-        self.goes_on = not terminated
+    def _probe(self, action: NDArray[np.float32]) -> bool:
+        state = self._bare.get_env_state()
+        for name in ("OBJTx", "OBJTy", "OBJTz"):  # a metre down, along slides that stand askew
+            joint = self._bare.data.joint(name)
+            state["qpos"][self._bare.model.joint(name).qposadr[0]] -= joint.xaxis[2]
+        self._bare.set_env_state(state)
+        _, _, terminated, *_ = self._bare.step(action)
+        assert self._target.xpos[2] < DROPPED, "the probe did not bring the pen down"
+        return not terminated
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """The environment's step, with D4RL's end."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        terminated = bool(terminated) or (self.goes_on and bool(self._pen.xpos[2] < DROPPED))
-        return observation, float(reward), terminated, truncated, info
+        dropped = self.deviates and bool(self._target.xpos[2] < DROPPED)
+        return observation, float(reward), bool(terminated) or dropped, truncated, info
 
     def relabel(self, data: TransitionDataset) -> tuple[TransitionDataset, str]:
         """The transitions without those after a drop, and a note where there were any."""
         dropped = data.next_observations[:, 26] < DROPPED
-        episode, count = np.cumsum(data.starts) - 1, np.arange(len(data))
-        first = np.full(len(data.episode_starts), len(data))
-        np.minimum.at(first, episode[dropped], count[dropped])
-        kept = count <= first[episode]
+        earlier: NDArray[np.int64] = np.cumsum(dropped) - dropped
+        kept: NDArray[np.bool_] = (
+            earlier == earlier[data.episode_starts][np.cumsum(data.starts) - 1]
+        )
         ends = dropped & kept & ~data.terminations
         if not ends.any():
             return data, ""
         arrays = {f.name: getattr(data, f.name)[kept] for f in dataclasses.fields(data)[1:]}
-        arrays["terminations"] = arrays["terminations"] | dropped[kept]
-        arrays["truncations"] = arrays["truncations"] & ~arrays["terminations"]
+        arrays["terminations"] |= dropped[kept]
+        arrays["truncations"] &= ~arrays["terminations"]
         note = (
-            f"it goes on after dropping the pen in {ends.sum():,} of {len(first):,} episodes: they "
-            f"end there as D4RL's do, {(~kept).sum():,} later steps are left out"
+            f"it goes on after dropping the pen in {ends.sum():,} of {data.starts.sum():,} "
+            f"episodes: they end there as D4RL's do, {(~kept).sum():,} later steps are left out"
         )
         return TransitionDataset(id=data.id, **arrays), note
-
-
-@contextmanager
-def _own_randomness(bare: Any) -> Iterator[None]:
-    """Leave the environment's own generator as it was: probing must not seed it."""
-    before = bare._np_random, bare._np_random_seed
-    try:
-        yield
-    finally:
-        bare._np_random, bare._np_random_seed = before

@@ -17,19 +17,18 @@ with mujoco.Renderer(model, 16, 16) as renderer:
     renderer.update_scene(data)
     renderer.render()
 """
+
+
 _PROVEN: set[str] = set()
 
 
 def choose_backend() -> str:
-    """Find an OpenGL backend that renders, and set MUJOCO_GL to it.
+    """Find an OpenGL backend that renders, set MUJOCO_GL to it and return its name.
 
     A backend that the user chose through MUJOCO_GL is the only candidate; else GLFW comes first
     where there is a display, then EGL, then OSMesa. Each is tried in a process of its own, because
     a failed one cannot be taken back. Call it before the first frame: then Gymnasium's renderer
     reads MUJOCO_GL. `mujoco.Renderer` reads it when mujoco is imported.
-
-    Returns:
-        The backend's name.
 
     Raises:
         RenderingError: When none renders; the message names the packages that bring one.
@@ -52,7 +51,7 @@ def choose_backend() -> str:
 
 
 def prepare_rendering(render_mode: str) -> None:
-    """Make sure that there is something to render with; each backend is tried once per process.
+    """Make sure that there is something to render with.
 
     Raises:
         RenderingError: When no backend renders, or a window is asked for without a display.

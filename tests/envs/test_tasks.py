@@ -30,11 +30,11 @@ ROWS = pytest.mark.parametrize("row", TASKS.values(), ids=TASKS)
 @ROWS
 def test_row_is_complete(row: Task) -> None:
     assert set(row.datasets) <= set(row.outer_env) <= set(SOURCES)
-    assert row.robot and row.default_source in row.outer_env
+    assert row.robot and row.source() in row.datasets
     assert all(DATASET_ID.fullmatch(dataset_id) for dataset_id in row.datasets.values())
     assert ("builtin" in row.datasets) == (bool(row.behaviors) or row.planner)
-    assert (row.reference_min is None) == (row.reference_max is None)
-    assert bool(row.reference_origin) == (row.reference_min is not None)
+    assert bool(row.reference_origin) == (row.references is not None)
+    assert row.references is None or row.references[0] < row.references[1]
     assert ("d4rl" in row.datasets) == bool(row.d4rl_file)
     assert json.loads(json.dumps(dict(row.options))) == row.options
     assert row.extra in ("", *EXTRAS)

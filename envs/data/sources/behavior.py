@@ -6,6 +6,7 @@ with the command that trained it, seed, versions and returns. benchmarks/train_b
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import json
 from pathlib import Path
@@ -20,11 +21,6 @@ from flowmdp.errors import DatasetError
 LOG_STD_RANGE = (-20.0, 2.0)
 """Clip range of the Gaussian's log standard deviation (Stable-Baselines3, sac/policies.py)."""
 
-ROWS = 4
-"""Observations per matrix product. Products this small stay on one thread in OpenBLAS (at most
-262,144 multiplications), and waking threads for 12,000 larger ones took 150 s instead of 20. And
-the result for an observation does not depend on how many others there are."""
-
 
 class BehaviorPolicy:
     """A stochastic policy of a multilayer perceptron's mean and noise ~ N(0, I).
@@ -33,18 +29,18 @@ class BehaviorPolicy:
     PPO: a = clip(mu(s) + exp(log_std) noise, -1, 1), tanh layers.
 
     Attributes:
-        metadata: Strings stored with the weights: command, seed, versions, returns.
+        provenance: What is known of the file, JSON-able: command, seed, versions, returns ...
         obs_dim: Size of an observation.
         action_dim: Size of an action.
     """
 
-    def __init__(self, weights: dict[str, NDArray[np.float32]], metadata: dict[str, str]) -> None:
-        self.metadata = metadata
+    def __init__(self, weights: dict[str, NDArray[np.float32]], provenance: dict[str, Any]) -> None:
+        self.provenance = provenance
         layers = {int(key.split(".")[1]) for key in weights if key.startswith("latent_pi")}
         names = [f"latent_pi.{layer}" for layer in sorted(layers)]
         self.hidden = [(weights[f"{name}.weight"].T, weights[f"{name}.bias"]) for name in names]
         self.mu = weights["mu.weight"].T, weights["mu.bias"]
-        self.squashed = metadata["algorithm"] == "SAC"
+        self.squashed = provenance["algorithm"] == "SAC"
         if self.squashed:
             self.log_std = weights["log_std.weight"].T, weights["log_std.bias"]
         else:  # the same for every observation
@@ -56,10 +52,13 @@ class BehaviorPolicy:
     def load(cls, path: Path) -> BehaviorPolicy:
         """Read an actor from a safetensors file; DatasetError for a file that holds none."""
         try:
+            provenance: dict[str, Any] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             with safe_open(path, "np") as file:
-                metadata = dict(file.metadata() or {})
                 weights = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}
-            return cls(weights, metadata)
+                provenance |= sorted((file.metadata() or {}).items())
+            for name in {"returns", "versions"} & set(provenance):
+                provenance[name] = json.loads(provenance[name])
+            return cls(weights, provenance)
         except (OSError, SafetensorError, KeyError, IndexError, ValueError) as error:
             raise DatasetError(
                 f"cannot read the behaviour policy {path} ({error}): reinstall flowmdp, or write "
@@ -69,7 +68,8 @@ class BehaviorPolicy:
     @classmethod
     def shipped(cls, name: str) -> BehaviorPolicy:
         """The policy of that name that comes with the package, `hopper-medium`."""
-        return cls.load(shipped_folder() / f"{name}.safetensors")
+        folder = Path(str(importlib.resources.files("flowmdp.envs"))) / "behaviors"
+        return cls.load(folder / f"{name}.safetensors")
 
     def sample(
         self, observations: NDArray[np.floating[Any]], noise: NDArray[np.floating[Any]]
@@ -80,28 +80,12 @@ class BehaviorPolicy:
             observations: Shape (batch, obs_dim).
             noise: Standard normal, shape (batch, action_dim); zeros give the mean action.
         """
-        actions = np.empty(noise.shape, np.float32)
-        for start in range(0, len(observations), ROWS):
-            rows = slice(start, start + ROWS)
-            x = observations[rows].astype(np.float32)
-            for weight, bias in self.hidden:
-                x = x @ weight + bias
-                x = np.maximum(x, 0) if self.squashed else np.tanh(x)
-            mean = x @ self.mu[0] + self.mu[1]
-            log_std = np.clip(x @ self.log_std[0] + self.log_std[1], *LOG_STD_RANGE)
-            action = mean + np.exp(log_std) * noise[rows].astype(np.float32)
-            actions[rows] = np.tanh(action) if self.squashed else np.clip(action, -1, 1)
+        x = observations.astype(np.float32)
+        for weight, bias in self.hidden:
+            x = x @ weight + bias
+            x = np.maximum(x, 0) if self.squashed else np.tanh(x)
+        mean = x @ self.mu[0] + self.mu[1]
+        log_std = np.clip(x @ self.log_std[0] + self.log_std[1], *LOG_STD_RANGE)
+        x = mean + np.exp(log_std) * noise.astype(np.float32)
+        actions: NDArray[np.float32] = np.tanh(x) if self.squashed else np.clip(x, -1, 1)
         return actions
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """The metadata, sorted and with their JSON values decoded, for a dataset's own metadata."""
-        return {
-            key: json.loads(value) if key in ("returns", "versions") else value
-            for key, value in sorted(self.metadata.items())
-        }
-
-
-def shipped_folder() -> Path:
-    """Folder of the behaviour policies inside the installed package."""
-    return Path(str(importlib.resources.files("flowmdp.envs"))) / "behaviors"

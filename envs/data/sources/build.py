@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,7 +12,7 @@ import h5py
 from tqdm import tqdm
 
 from flowmdp.arguments import check_integers
-from flowmdp.envs.data.sources.behavior import BehaviorPolicy, shipped_folder
+from flowmdp.envs.data.sources.behavior import BehaviorPolicy
 from flowmdp.envs.data.sources.collect import NUM_ENVS, Episode, collect_steps, roll_out
 from flowmdp.envs.data.sources.planner import plan_episodes, planner_recipe
 from flowmdp.envs.data.store import dataset_lock, is_present, new_dataset, read_metadata
@@ -72,11 +71,7 @@ def build_dataset(
 
 def build_recipe(row: Task, steps: int, seed: int) -> dict[str, Any]:
     """All that decides the content of a built dataset, for its metadata."""
-    policies = {}
-    for name in row.behaviors:
-        content = (shipped_folder() / f"{name}.safetensors").read_bytes()
-        digest = {"sha256": hashlib.sha256(content).hexdigest()}
-        policies[name] = digest | BehaviorPolicy.shipped(name).provenance
+    policies = {name: BehaviorPolicy.shipped(name).provenance for name in row.behaviors}
     recipe: dict[str, Any] = {"steps": steps, "seed": seed, "policies": policies}
     return recipe | {"planner": planner_recipe()} if row.planner else recipe
 
@@ -127,14 +122,9 @@ def write_dataset(
 ) -> None:
     """Write episodes as a Minari dataset (HDF5) into the store. Use it under `dataset_lock`.
 
-    Args:
-        dataset_id: The dataset's id; one that is there already is replaced.
-        env: The outer environment; gives spaces and spec.
-        episodes: Written in their order.
-        metadata: Further JSON-able entries of metadata.json.
-
-    Raises:
-        DatasetError: When the store cannot be written, or is full.
+    The outer environment gives spaces and spec; `metadata` goes into metadata.json. The file grows
+    in memory, some 50 MB for 200,000 steps: HDF5 that meets a full disk, as it would in Minari's
+    own writer, crashes the process.
     """
     import minari
     from minari.dataset.minari_storage import MinariStorage
@@ -150,38 +140,22 @@ def write_dataset(
             env_spec=env.spec,
             data_format="hdf5",
         )
-        storage.update_metadata(
-            {
-                "dataset_id": dataset_id,
-                "minari_version": minari.__version__,
-                "requirements": requirements,
-                **metadata,
-            }
-        )
-        content, total_episodes, total_steps = _hdf5_content(episodes)
-        (folder / "data" / "main_data.hdf5").write_bytes(content)
-        totals = {"total_steps": total_steps, "total_episodes": total_episodes}
+        named = {"dataset_id": dataset_id, "minari_version": minari.__version__}
+        storage.update_metadata({**named, "requirements": requirements, **metadata})
+        lengths: list[int] = []
+        with h5py.File("main_data.hdf5", "w", driver="core", backing_store=False) as file:
+            for episode in episodes:
+                group = file.create_group(f"episode_{len(lengths)}")
+                group.attrs["id"] = len(lengths)
+                if episode.seed is not None:
+                    group.attrs["seed"] = episode.seed
+                group.attrs["total_steps"] = len(episode)
+                for name in ("observations", "actions", "rewards", "terminations", "truncations"):
+                    array = getattr(episode, name)
+                    shape = (None, *array.shape[1:])
+                    group.create_dataset(name, data=array, chunks=True, maxshape=shape)
+                lengths.append(len(episode))
+            file.flush()
+            (folder / "data" / "main_data.hdf5").write_bytes(file.id.get_file_image())
+        totals = {"total_steps": sum(lengths), "total_episodes": len(lengths)}
         storage.update_metadata({**totals, "dataset_size": storage.get_size()})
-
-
-def _hdf5_content(episodes: Iterable[Episode]) -> tuple[bytes, int, int]:
-    """The bytes of Minari's main_data.hdf5 with these episodes; how many they are; their steps.
-
-    The file grows in memory, some 50 MB for 200,000 steps: HDF5 that meets a full disk, as it would
-    in Minari's own writer, crashes the process.
-    """
-    index, total_steps = -1, 0
-    with h5py.File("main_data.hdf5", "w", driver="core", backing_store=False) as file:
-        for index, episode in enumerate(episodes):
-            group = file.create_group(f"episode_{index}")
-            group.attrs["id"] = index
-            if episode.seed is not None:
-                group.attrs["seed"] = episode.seed
-            group.attrs["total_steps"] = len(episode)
-            for name in ("observations", "actions", "rewards", "terminations", "truncations"):
-                array = getattr(episode, name)
-                shape = (None, *array.shape[1:])
-                group.create_dataset(name, data=array, chunks=True, maxshape=shape)
-            total_steps += len(episode)
-        file.flush()
-        return file.id.get_file_image(), index + 1, total_steps

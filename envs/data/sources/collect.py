@@ -1,12 +1,13 @@
 """Roll a behaviour policy out: several environments in lock-step, one policy evaluation for all.
 
-Episode i of a roll-out depends on the seed and on i alone, whichever environment happens to run it:
-its start state and its noise come from SeedSequence([seed, i]). Episodes are handed over in the
-order of i, never in the order of finishing, which would prefer short ones.
+Episode i of a roll-out depends on the seed and on i alone: its start state and its noise come from
+SeedSequence([seed, i]). Episodes are handed over in the order of i, never of finishing, which would
+prefer short ones.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,28 +18,19 @@ from numpy.typing import NDArray
 
 from flowmdp.envs.data.sources.behavior import BehaviorPolicy
 
-NUM_ENVS = 16
-"""Environments in lock-step; ours: more save no time, since the simulator takes most of it."""
+NUM_ENVS = 4
+"""Environments in lock-step. Matrix products this small stay on one thread in OpenBLAS (at most
+262,144 multiplications); waking threads for 12,000 larger ones took 150 s instead of 20."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One recorded episode of n steps.
+    """One recorded episode of n steps."""
 
-    Attributes:
-        seed: What the outer environment was reset with, from which the actions replay the episode;
-            None where nobody recorded it.
-        observations: Shape (n + 1, obs_dim), in the environment's own dtype.
-        actions: Shape (n, action_dim), float32, in [-1, 1].
-        rewards: Shape (n,), float64.
-        terminations: Shape (n,), bool.
-        truncations: Shape (n,), bool.
-    """
-
-    seed: int | None
-    observations: NDArray[Any]
-    actions: NDArray[np.float32]
-    rewards: NDArray[np.float64]
+    seed: int | None  # the outer environment's reset, from which the actions replay the episode
+    observations: NDArray[Any]  # (n + 1, obs_dim), in the environment's own dtype
+    actions: NDArray[np.float32]  # (n, action_dim), in [-1, 1]
+    rewards: NDArray[np.float64]  # (n,), as the two below
     terminations: NDArray[np.bool_]
     truncations: NDArray[np.bool_]
 
@@ -50,70 +42,55 @@ class Episode:
         """The first `steps` steps, truncated there; the episode itself when it is no longer."""
         if steps >= len(self):
             return self
-        kept, last = slice(steps), np.arange(steps) == steps - 1
-        arrays = self.actions[kept], self.rewards[kept], self.terminations[kept]
+        arrays = self.actions[:steps], self.rewards[:steps], self.terminations[:steps]
+        last = np.arange(steps) == steps - 1
         return Episode(self.seed, self.observations[: steps + 1], *arrays, last)
 
 
 class Recorder:
-    """One environment and the episode that runs in it."""
+    """Episode `index` of an environment, with its own start state and its own noise.
 
-    def __init__(self, env: gym.Env[Any, Any], seed: int, horizon: int) -> None:
-        self.env, self.seed, self.horizon = env, seed, horizon
-        space = env.observation_space
-        self.observations = np.empty((horizon + 1, *(space.shape or ())), space.dtype)
-        self.actions = np.empty((horizon, *(env.action_space.shape or ())), np.float32)
-        self.rewards = np.empty(horizon, np.float64)
+    Attributes:
+        episode: The whole episode once it has ended.
+    """
 
-    def begin(self, index: int) -> None:
-        """Start episode `index` with its own start state and its own noise."""
-        state = np.random.SeedSequence([self.seed, index]).generate_state(2)
-        self.index, self.length, self.env_seed = index, 0, int(state[0])
-        self.noise = np.random.default_rng(int(state[1])).standard_normal(self.actions.shape)
-        self.observations[0], _ = self.env.reset(seed=self.env_seed)
+    def __init__(self, env: gym.Env[Any, Any], seed: int, index: int, horizon: int) -> None:
+        state = np.random.SeedSequence([seed, index]).generate_state(2)
+        shape = horizon, *(env.action_space.shape or ())
+        self.noise = iter(np.random.default_rng(int(state[1])).standard_normal(shape))
+        self.env, self.seed, self.horizon = env, int(state[0]), horizon
+        self.observations = [np.array(env.reset(seed=self.seed)[0])]
+        self.actions: list[NDArray[np.float32]] = []
+        self.rewards: list[float] = []
+        self.episode: Episode | None = None
 
-    def step(self, action: NDArray[np.float32]) -> Episode | None:
-        """Take one step; the whole episode once it has ended."""
-        n = self.length
-        self.actions[n] = action
-        self.observations[n + 1], reward, terminated, truncated, _ = self.env.step(action)
-        self.rewards[n] = reward
-        self.length = n = n + 1
-        if not (terminated or truncated or n == self.horizon):
-            return None
-        last, ended = np.arange(n) == n - 1, bool(terminated)
-        arrays = self.observations[: n + 1].copy(), self.actions[:n].copy(), self.rewards[:n].copy()
-        return Episode(self.env_seed, *arrays, last & ended, last & (not ended))
+    def step(self, action: NDArray[np.float32]) -> None:
+        """Take one step of the episode."""
+        observation, reward, terminated, truncated, _ = self.env.step(action)
+        self.observations.append(np.array(observation))
+        self.actions.append(action)
+        self.rewards.append(float(reward))
+        n = len(self.rewards)
+        if terminated or truncated or n == self.horizon:
+            last, ended = np.arange(n) == n - 1, bool(terminated)
+            arrays = np.array(self.observations), np.array(self.actions), np.array(self.rewards)
+            self.episode = Episode(self.seed, *arrays, last & ended, last & (not ended))
 
 
 def roll_out(
     policy: BehaviorPolicy, envs: Sequence[gym.Env[Any, Any]], seed: int, horizon: int
 ) -> Iterator[Episode]:
-    """Yield whole episodes 0, 1, 2, ... of a policy without end.
-
-    Args:
-        policy: The behaviour.
-        envs: Environments to run in lock-step, all of the same task; the caller closes them.
-        seed: Non-negative; the same seed gives the same episodes on the same kind of processor.
-        horizon: Longest episode in steps.
-    """
-    recorders = [Recorder(env, seed, horizon) for env in envs]
-    for index, recorder in enumerate(recorders):
-        recorder.begin(index)
-    started, handed_over = len(recorders), 0
-    finished: dict[int, Episode] = {}
-    while True:
-        observations = np.stack([r.observations[r.length] for r in recorders])
-        actions = policy.sample(observations, np.stack([r.noise[r.length] for r in recorders]))
-        for recorder, action in zip(recorders, actions, strict=True):
-            episode = recorder.step(action)
-            if episode is not None:
-                finished[recorder.index] = episode
-                recorder.begin(started)
-                started += 1
-        while handed_over in finished:
-            yield finished.pop(handed_over)
-            handed_over += 1
+    """Yield whole episodes 0, 1, 2, ... of a policy without end; the caller closes the `envs`."""
+    for first in itertools.count(0, len(envs)):
+        recorders = [Recorder(env, seed, first + n, horizon) for n, env in enumerate(envs)]
+        while not all(recorder.episode for recorder in recorders):
+            observations = np.stack([recorder.observations[-1] for recorder in recorders])
+            noise = np.stack([next(recorder.noise) for recorder in recorders])
+            actions = policy.sample(observations, noise)
+            for recorder, action in zip(recorders, actions, strict=True):
+                if recorder.episode is None:
+                    recorder.step(action)
+        yield from (recorder.episode for recorder in recorders if recorder.episode)
 
 
 def collect_steps(episodes: Iterator[Episode], steps: int) -> Iterator[Episode]:

@@ -48,8 +48,7 @@ def import_d4rl(
 
     Args:
         file: The file, `hopper_medium-v2.hdf5` or `pen-human-v1.hdf5`.
-        task: The task it belongs to, `hopper-medium`; its environment of source "d4rl" gives the
-            spaces.
+        task: The task it belongs to, `hopper-medium`.
         clip_actions: Whether actions outside [-1, 1] are clipped; else they are an error.
         force: Whether to replace a dataset that was imported before.
 
@@ -64,11 +63,9 @@ def import_d4rl(
     """
     row = get_task(task)
     dataset_id, path = row.dataset("d4rl"), Path(file)
-    _refuse_to_replace(dataset_id, force)
     _refuse_other_files(row, path.name)
     with make_outer(task, "d4rl") as outer:
-        arrays = _read(path)
-        _check_shapes(path, arrays, outer)
+        arrays = _read(path, outer)
         clip = None if clip_actions else "clip_actions=True (--clip-actions)"
         check_values(str(path), arrays, cure="download it again", clip=clip)
         episodes = _episodes(arrays, outer.observation_space.dtype)
@@ -83,25 +80,19 @@ def import_d4rl(
         }
         metadata = {IMPORT_KEY: notes, "algorithm_name": "D4RL"}
         with dataset_lock(dataset_id):
-            _refuse_to_replace(dataset_id, force)
+            if is_present(dataset_id) and not force:
+                cure = "keep it, or replace it with --force (force=True)"
+                raise DatasetError(f"dataset {dataset_id} is there already: {cure}")
             write_dataset(dataset_id, outer, chain([first], episodes), metadata)
     return dataset_id
 
 
-def _refuse_to_replace(dataset_id: str, force: bool) -> None:
-    if is_present(dataset_id) and not force:
-        cure = "keep it, or replace it with --force (force=True)"
-        raise DatasetError(f"dataset {dataset_id} is there already: {cure}")
-
-
 def _refuse_other_files(row: Task, name: str) -> None:
     """Refuse what D4RL named otherwise: another task's file, or another version of this one's."""
-    for other in TASKS.values():
-        if other.d4rl_file == name and other is not row:
-            raise DatasetError(
-                f"{name} is D4RL's file of {other.name}, not of {row.name}: import it with "
-                f"--task {other.name}"
-            )
+    owner = next((task.name for task in TASKS.values() if task.d4rl_file == name), row.name)
+    if owner != row.name:
+        cure = f"import it with --task {owner}"
+        raise DatasetError(f"{name} is D4RL's file of {owner}, not of {row.name}: {cure}")
     stem = re.escape(row.d4rl_file.rsplit("-v", 1)[0])
     if name != row.d4rl_file and re.fullmatch(rf"{stem}-v\d+\.hdf5", name):
         raise DatasetError(
@@ -110,8 +101,8 @@ def _refuse_other_files(row: Task, name: str) -> None:
         )
 
 
-def _read(path: Path) -> Arrays:
-    """The arrays of a D4RL file that make transitions, of one common length."""
+def _read(path: Path, outer: gym.Env[Any, Any]) -> Arrays:
+    """The arrays of a D4RL file that make transitions of the environment."""
     try:
         with h5py.File(path, "r") as file:
             missing = [key for key in KEYS if not isinstance(file.get(key), h5py.Dataset)]
@@ -124,52 +115,45 @@ def _read(path: Path) -> Arrays:
             f"{path} is no D4RL file: it lacks {', '.join(missing)}; give one like "
             "hopper_medium-v2.hdf5"
         )
-    for key in ("rewards", "terminals", "timeouts"):  # some files keep them as columns
-        arrays[key] = arrays[key].reshape(len(arrays[key])) if arrays[key].size else arrays[key]
     lengths = {key: len(array) for key, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise DatasetError(f"{path} has arrays of different lengths ({listed}): download it again")
     if lengths["rewards"] == 0:
         raise DatasetError(f"{path} holds no transitions: download it again")
-    return arrays
-
-
-def _check_shapes(path: Path, arrays: Arrays, outer: gym.Env[Any, Any]) -> None:
-    """Refuse arrays that are not numbers, or of other shapes than the environment's."""
-    env_id = outer.spec.id if outer.spec else "the task's environment"
     observed, acted = outer.observation_space.shape, outer.action_space.shape
     shapes = {"observations": observed, "next_observations": observed, "actions": acted}
     for key, array in arrays.items():
-        if array.shape[1:] != shapes.get(key, ()):
+        shape = shapes.get(key, ())
+        if shape == () and array.shape[1:] == (1,):  # some files keep them as columns
+            arrays[key] = array[:, 0]
+        elif array.shape[1:] != shape:
             raise DatasetError(
-                f"{path} has {key} of shape {array.shape[1:]}, but {env_id} has {shapes.get(key)}: "
-                "name the task that the file belongs to"
+                f"{path} has {key} of shape {array.shape[1:]}, but {outer.spec and outer.spec.id} "
+                f"has {shape}: name the task that the file belongs to"
             )
         if array.dtype.kind not in "fbiu":
             raise DatasetError(f"{path} has {key} that are no numbers: download it again")
+    return arrays
 
 
 def _episodes(arrays: Arrays, dtype: Any) -> Iterator[Episode]:
     """Yield the episodes of a file, observations of that dtype; skip those left without a step."""
     observations, terminals = arrays["observations"], arrays["terminals"].astype(bool)
     ended = terminals | arrays["timeouts"].astype(bool)
-    following = arrays.get("next_observations")
-    if following is not None:
+    following = arrays.get("next_observations", observations)
+    if following is not observations:
         ended[:-1] |= ~(following[:-1] == observations[1:]).all(axis=1)
     ended[-1] = True
     start = 0
     for end in np.flatnonzero(ended).tolist():
-        if following is not None:
-            stop, final = end + 1, following[end]
-        else:
-            stop, final = end + int(terminals[end]), observations[end]
-        rows, start = slice(start, stop), end + 1
-        if rows.start < stop:
-            last = np.arange(rows.start, stop) == stop - 1
+        known = following is not observations or terminals[end]
+        rows, start = slice(start, end + int(known)), end + 1
+        last = np.arange(rows.start, rows.stop) == rows.stop - 1
+        if len(last):
             yield Episode(
                 seed=None,
-                observations=np.concatenate([observations[rows], final[None]]).astype(dtype),
+                observations=np.concatenate([observations[rows], following[[end]]]).astype(dtype),
                 actions=np.clip(arrays["actions"][rows], -1, 1).astype(np.float32),
                 rewards=arrays["rewards"][rows].astype(np.float64),
                 terminations=last & terminals[end],

@@ -69,26 +69,24 @@ def _fetch(dataset_id: str, pause: float) -> None:
             with redirect_stdout(sys.stderr):
                 minari.download_dataset(dataset_id, force_download=True)
             return
-        except ImportError as error:
-            raise DatasetError(
-                f'downloading {dataset_id} needs huggingface_hub: pip install "flowmdp[hf]"'
-            ) from error
         except Exception as error:  # which one, is up to the remote's own HTTP library
             cause = " ".join(str(error).split())[:200] or type(error).__name__
-            if isinstance(error, ValueError):
-                raise DatasetError(f"Minari has no usable {dataset_id}: {cause}") from error
-            if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
-                raise DatasetError(
-                    f"cannot download {dataset_id} while HF_HUB_OFFLINE is set: unset it, or copy "
-                    "the dataset into Minari's local store"
-                ) from error
-            if attempt == ATTEMPTS:
-                raise DatasetError(
-                    f"cannot download {dataset_id} after {ATTEMPTS} attempts ({cause}): check the "
-                    "network and run the same command again"
-                ) from error
-            print(f"attempt {attempt} of {ATTEMPTS} failed ({cause})", file=sys.stderr)
-            time.sleep(pause * 2 ** (attempt - 1))
+            if isinstance(error, ImportError):
+                cure = 'pip install "flowmdp[hf]"'
+                message = f"downloading {dataset_id} needs huggingface_hub: {cure}"
+            elif isinstance(error, ValueError):
+                message = f"Minari has no usable {dataset_id}: {cause}"
+            elif os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+                cure = "unset it, or copy the dataset into Minari's local store"
+                message = f"cannot download {dataset_id} while HF_HUB_OFFLINE is set: {cure}"
+            elif attempt == ATTEMPTS:
+                cure = "check the network and run the same command again"
+                message = f"cannot download {dataset_id} after {attempt} attempts ({cause}): {cure}"
+            else:
+                print(f"attempt {attempt} of {ATTEMPTS} failed ({cause})", file=sys.stderr)
+                time.sleep(pause * 2 ** (attempt - 1))
+                continue
+            raise DatasetError(message) from error
 
 
 @contextmanager

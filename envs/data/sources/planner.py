@@ -39,8 +39,7 @@ DETOUR = 4
 def _graph(free: frozenset[Cell]) -> Any:
     import networkx as nx
 
-    rows, columns = (max(cell[axis] for cell in free) + 1 for axis in (0, 1))
-    return nx.grid_2d_graph(rows, columns).subgraph(free).copy()
+    return nx.grid_2d_graph(*np.max(list(free), axis=0) + 1).subgraph(free).copy()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -68,14 +67,7 @@ def routes(free: frozenset[Cell], start: Cell, goal: Cell, detour: int = DETOUR)
 
 
 class Planner:
-    """The behaviour of one episode.
-
-    Args:
-        maze: The environment's maze: its map and the map's coordinates.
-        position: Of the point at the start, shape (2,), metres.
-        goal: Shape (2,), metres.
-        rng: Draws the route.
-    """
+    """The behaviour of one episode from `position` to `goal`, metres; `rng` draws the route."""
 
     def __init__(self, maze: Any, position: XY, goal: XY, rng: np.random.Generator) -> None:
         free = frozenset(
@@ -87,11 +79,7 @@ class Planner:
         self._waypoints = [maze.cell_rowcol_to_xy(cell) for cell in self.route[1:-1]] + [goal]
 
     def act(self, position: XY, velocity: XY, noise: XY) -> NDArray[np.float32]:
-        """The action in [-1, 1]; passes on to the next waypoint when one is reached.
-
-        All have shape (2,): position in metres, velocity in metres per second, standard normal
-        noise.
-        """
+        """The action in [-1, 1], of standard normal noise; passes on from a waypoint reached."""
         while len(self._waypoints) > 1 and np.hypot(*(self._waypoints[0] - position)) <= REACHED:
             del self._waypoints[0]
         action = GAIN * (self._waypoints[0] - position) - DAMPING * velocity + NOISE * noise
@@ -107,20 +95,14 @@ def planner_recipe() -> dict[str, float]:
 def plan_episodes(env: gym.Env[Any, Any], seed: int, horizon: int) -> Iterator[Episode]:
     """Yield episodes 0, 1, 2, ... of the planner without end; episode i depends on seed and i only.
 
-    Args:
-        env: A PointMaze task's outer environment, observing [achieved, goal, position, velocity].
-        seed: Non-negative.
-        horizon: Longest episode in steps.
+    The outer environment observes [achieved, goal, position, velocity], two numbers each.
     """
-    recorder, maze = Recorder(env, seed, horizon), env.get_wrapper_attr("maze")
     for index in itertools.count():
-        recorder.begin(index)
+        recorder = Recorder(env, seed, index, horizon)
         rng = np.random.default_rng([seed, index, 1])  # apart from the noise
-        goal, start = recorder.observations[0, 2:4], recorder.observations[0, 4:6]
-        planner = Planner(maze, start.copy(), goal.copy(), rng)
-        episode = None
-        while episode is None:
-            n = recorder.length
-            position, velocity = recorder.observations[n, 4:6], recorder.observations[n, 6:8]
-            episode = recorder.step(planner.act(position, velocity, recorder.noise[n]))
-        yield episode
+        _, goal, position, velocity = recorder.observations[0].reshape(4, 2)
+        planner = Planner(env.get_wrapper_attr("maze"), position, goal, rng)
+        while recorder.episode is None:
+            _, _, position, velocity = recorder.observations[-1].reshape(4, 2)
+            recorder.step(planner.act(position, velocity, next(recorder.noise)))
+        yield recorder.episode

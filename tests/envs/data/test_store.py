@@ -97,7 +97,7 @@ def test_a_failed_build_leaves_nothing(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flowmdp.envs.data.store._flush", full)
+    monkeypatch.setattr("flowmdp.envs.data.store.os.fsync", full)
     with pytest.raises(DatasetError, match=r"No space left.*MINARI_DATASETS_PATH"):
         build(100)
     assert list_datasets() == {} and leftovers(datasets_path) == []
