@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from flowmdp.compare.bootstrap import Estimate, interquartile_mean, mean, over_seeds
 from flowmdp.compare.report import Comparison, scores_of
 from flowmdp.compare.results import Grouped
 from flowmdp.files import replace_file
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-BLACK = "#000000"
 ROW = 0.24
 """Inches per row of a picture."""
 COLUMNS = 4
@@ -35,8 +32,6 @@ def draw_figures(grouped: Grouped, comparison: Comparison, folder: Path) -> list
     Returns:
         The pictures' paths.
     """
-    from matplotlib import colormaps
-
     folder.mkdir(parents=True, exist_ok=True)
     compared = sorted(comparison.scores)
     palette = colormaps["tab10" if len(compared) <= 10 else "tab20"]
@@ -49,16 +44,6 @@ def draw_figures(grouped: Grouped, comparison: Comparison, folder: Path) -> list
     for path, figure in figures.items():
         replace_file(path, figure.savefig)
     return list(figures)
-
-
-def _figure(width: float, height: float) -> Figure:
-    """A figure with a canvas of its own, without pyplot."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _bar(axes: Axes, y: int, estimate: Estimate, color: object) -> None:
@@ -88,14 +73,15 @@ def _scores(grouped: Grouped, colors: dict[str, object]) -> Figure:
     order = sorted({label for scores in scored.values() for label in scores})
     columns = min(COLUMNS, len(scored))
     rows = math.ceil(len(scored) / columns)
-    figure = _figure(2 + 2.3 * columns, 0.5 + rows * (0.8 + ROW * len(order)))
+    size = 2 + 2.3 * columns, 0.5 + rows * (0.8 + ROW * len(order))
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
     for axes in panels[len(scored) :]:
         axes.set_axis_off()
     for axes, (dataset, by_label) in zip(panels, scored.items(), strict=False):
         _rows(axes, order, f"{dataset.dataset_id}\n{dataset.task}")
         for label, scores in by_label.items():
-            y, color = order.index(label), colors.get(label, BLACK)
+            y, color = order.index(label), colors.get(label, "black")
             _bar(axes, y, over_seeds([np.array(scores)], mean), color)
             axes.plot(scores, [y] * len(scores), "o", color=color, ms=3.5)
     figure.supxlabel("normalised score: seeds, mean and its 95 % interval", fontsize=9)
@@ -104,7 +90,8 @@ def _scores(grouped: Grouped, colors: dict[str, object]) -> Figure:
 
 def _aggregate(comparison: Comparison, colors: dict[str, object]) -> Figure:
     """Mean and interquartile mean over datasets with their intervals, one row per label."""
-    figure = _figure(8, 1.3 + ROW * 1.4 * len(comparison.scores))
+    size = 8, 1.3 + ROW * 1.4 * len(comparison.scores)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     count = len(comparison.datasets)
     figure.suptitle(f"normalised score over {count} dataset{'s' * (count > 1)}, 95 %", size=11)
     order = list(comparison.estimates(mean))

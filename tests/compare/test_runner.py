@@ -223,7 +223,7 @@ def test_the_lock_outlives_a_killed_bench(table: Path, monkeypatch: pytest.Monke
     place, job = bench(table), read_table(table)[0]
     log = lock_log(place.log(job))
     assert log is not None
-    process = place.start(job, log, 1)
+    process = place.start(job, log)
     assert process is not None
     log.close()  # as the kernel does for a bench that is killed
     assert lock_log(place.log(job)) is None
