@@ -155,7 +155,7 @@ def data_return(runs: dict[str, list[Result]]) -> str:
 
 def _returns(outcomes: Iterable[Result | None]) -> str:
     """Mean return over seeds; "-" where one seed has no such outcome."""
-    returns = [one and one["mean_return"] for one in outcomes]
+    returns: list[Any] = [one and one["mean_return"] for one in outcomes]
     return "-" if None in returns else spread(returns)
 
 

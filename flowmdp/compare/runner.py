@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from typing import IO
 
 from tqdm import tqdm
 
+from flowmdp.arguments import check_integers
 from flowmdp.compare.results import key_of, read_results
 from flowmdp.compare.table import Job, read_table
 from flowmdp.errors import ConfigurationError, FlowMDPError
@@ -55,9 +55,7 @@ def run_bench(
         CheckpointError: When results or a run are damaged; also before.
         KeyboardInterrupt: After Ctrl-C, when all running jobs have saved and ended.
     """
-    for name, value in (("jobs", jobs), ("threads", threads)):
-        if value is not None and value < 1:
-            raise ConfigurationError(f"--{name} is {value}: it must be at least 1")
+    check_integers(1, **{"--jobs": 1 if jobs is None else jobs, "--threads": threads})
     every = read_table(table)
     chosen = [job for job in every if not only or any(text in job.name for text in only)]
     if not chosen:
@@ -85,10 +83,6 @@ class Bench:
         results: File of the finished jobs' outcomes.
         runs: Folder of run folders and logs.
         threads: Of each process.
-
-    Raises:
-        ConfigurationError: When other settings left results or a run under a job's name.
-        CheckpointError: When one of these is damaged.
     """
 
     def __init__(self, jobs: list[Job], results: Path, runs: Path, threads: int = 1) -> None:
@@ -133,15 +127,11 @@ class Bench:
         print(f"{len(states)} jobs: {', '.join(counts)}")
 
     def run(self, at_once: int) -> None:
-        """Until all jobs have ended, or the running ones after SIGINT or SIGTERM.
-
-        Args:
-            at_once: Most processes at a time.
-        """
+        """Run that many jobs at a time until all have ended, or after SIGINT or SIGTERM those."""
         waiting = [job for job in self.jobs if job.key not in self.done]
         start = len(self.jobs) - len(waiting)
         numbers = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, self.interrupt) for number in numbers]
+        before = {number: signal.signal(number, self.interrupt) for number in numbers}
         pool = ThreadPoolExecutor(at_once)
         try:
             with tqdm(total=len(self.jobs), initial=start, desc="jobs") as bar:
@@ -152,7 +142,7 @@ class Bench:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-            for number, handler in zip(numbers, before, strict=True):
+            for number, handler in before.items():
                 signal.signal(number, handler)
 
     def interrupt(self, *_: object) -> None:
@@ -238,9 +228,8 @@ def _ending(process: subprocess.Popen[bytes], log: Path) -> str:
     """How a failed job ended: its exit code or signal, and the last line it wrote."""
     code = process.returncode
     how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-    text = log.read_text(encoding="utf-8", errors="replace")
-    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-    return f"{how}: {lines[-1]} ({log})"
+    *_, last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"{how}: {last.strip()} ({log})"
 
 
 def lock_log(path: Path) -> IO[bytes] | None:
