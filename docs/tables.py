@@ -189,6 +189,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "short-clone": lambda: make(big(SHORT, *SHORT_FILES), text=1),
     "short-clone-scores": lambda: summary(SHORT, *SHORT_FILES),
     "short-clone-differences": lambda: summary(SHORT, *SHORT_FILES, against="rebrac"),
+    # one argument at a time
+    "ablations-walker": lambda: make(ablations(WALKER, ("main", "ablations")), text=2),
+    "ablations-short-clone": lambda: make(
+        ablations(HOPPER, ("short_clone", "ablations_short_clone"), " short clone"), text=2
+    ),
 }
 
 
@@ -348,10 +353,12 @@ CHANGES = {
 """End of a label -> what was changed, in the order of the tables."""
 
 
-def ablations(labels: Labels, clone: str, path: str, end: str = "") -> Rows:
+def ablations(dataset: str, names: Sequence[str], end: str = "") -> Rows:
     """One argument at a time: a row for every change of which all three seeds have run."""
+    labels = runs(*names)[dataset]
+    clone = f"flow-bc noise=0.3{end}" if end else "df-dir/behavior"
     yield ABLATIONS
-    yield ablation(labels, clone, path)
+    yield ablation(labels, f"{'the' if end else ''}{end or 'clone'}, noise of 0.3", clone)
     for label in ("df-dir", "df-div"):
         yield ablation(labels, f"{NAMES[label]}{end and ','}{end}", label + end)
     for part in dict.fromkeys(part for part, _ in CHANGES.values()):
@@ -363,20 +370,6 @@ def ablations(labels: Labels, clone: str, path: str, end: str = "") -> Rows:
                     said = f" {text}" if text.startswith("sees") else f", {text}"
                     yield ablation(labels, NAMES[label] + said, own, part=head)
                     head = ""
-
-
-@table("ablations-walker", text=2)
-def ablations_walker() -> Rows:
-    """On zoo walker2d-medium."""
-    labels = runs("main", "ablations")[WALKER]
-    return ablations(labels, "clone, noise of 0.3", "df-dir/behavior")
-
-
-@table("ablations-short-clone", text=2)
-def ablations_short_clone() -> Rows:
-    """On hopper-medium, with shorter clones."""
-    labels, end = runs("short_clone", "ablations_short_clone")[HOPPER], " short clone"
-    return ablations(labels, "the short clone, noise of 0.3", f"flow-bc noise=0.3{end}", end)
 
 
 @table("few-steps", text=1)
@@ -432,8 +425,8 @@ def modes() -> Rows:
         seeds = recorded("modes", part="runs", method=method)
         cells = []
         for problem in problems:
-            names = "reward", "best", "off", "kept"
-            value = {n: np.mean([row["problems"][problem][n] for row in seeds]) for n in names}
+            found = [row["problems"][problem] for row in seeds]
+            value = {name: np.mean([one[name] for one in found]) for name in found[0]}
             text = f"{value['reward']:.2f} ({value['best']:.0%}, {value['off']:.0%})"
             kept = f", {value['kept']:.1f}" if "2 best" in problem else ""
             cells.append(text.replace("%", " %") + kept)
