@@ -57,6 +57,7 @@ SEARCHED = {
     "rql alpha=0.01": "0.01",
 }
 """Label of a searched setting -> its value."""
+ACTING = "published", "noiseless"
 SPANS = "95 %, other seeds", "95 %, other datasets"
 
 Labels = dict[str, list[Result]]
@@ -210,7 +211,7 @@ def table(name: str, text: int) -> Callable[[Callable[[], Rows]], Callable[[], R
 @table("top", text=1)
 def top() -> Rows:
     """The README's: the five best, and DF-dir's lead."""
-    sampled, still = (comparison(NAMES, "main", acting=way) for way in ("published", "noiseless"))
+    sampled, still = (comparison(NAMES, "main", acting=way) for way in ACTING)
     yield "", "mean score", "95 % (seeds)", "from x_0 = 0", "DF-dir minus it", SPANS[1]
     for label, own in list(sampled.estimates(mean).items())[:5]:
         value, low, high = bootstrap.difference(sampled.scores[label], sampled.scores["df-dir"])
@@ -250,25 +251,21 @@ def search() -> Rows:
 @table("second-settings-seeds", text=7)
 def second_settings_seeds() -> Rows:
     """Every seed of the searched settings, beside the defaults."""
-    files = "main", "second_settings"
-    found, still = runs(*files), runs(*files, acting="noiseless")
     labels = [label for searched in SEARCHED for label in (searched.split()[0], searched)]
     defaults = {"df-dir": "DF-dir, 0.025", "rebrac": "ReBRAC, 0.1", "rql": "RQL, 0.03"}
     yield "seeds 1, 2, 3, as trained", *({**defaults, **SEARCHED}[label] for label in labels)
+    found = runs("main", "second_settings")
     for dataset in ORIGINS:
         yield called(dataset), *(each(returns(found[dataset][label])) for label in labels)
-
-    def scored(by_dataset: dict[str, Labels], label: str) -> list[float]:
-        return [score([by_dataset[one][label][n]] for one in ORIGINS) for n in range(3)]
-
-    trained, quiet = ["**mean score**"], ["without noise"]
+    trained, still = (comparison(labels, "main", "second_settings", acting=way) for way in ACTING)
+    means = {label: np.mean(trained.scores[label], axis=0) for label in labels}
+    yield "**mean score**", *(f"{each(one, 1)}: **{one.mean():.1f}**" for one in means.values())
+    quiet = []
     for label in labels:
-        values, silent = scored(found, label), scored(still, label)
-        trained.append(f"{each(values, 1)}: **{np.mean(values):.1f}**")
-        deterministic = silent == values
-        quiet.append("" if deterministic else f"{each(silent, 1)}: {np.mean(silent):.1f}")
-    yield trained
-    yield quiet
+        one = np.mean(still.scores[label], axis=0)
+        deterministic = np.array_equal(one, means[label])
+        quiet.append("" if deterministic else f"{each(one, 1)}: {one.mean():.1f}")
+    yield "without noise", *quiet
 
 
 @table("second-settings-differences", text=1)
@@ -436,14 +433,13 @@ def modes() -> Rows:
 def measured() -> list[tuple[str, dict[str, Any]]]:
     """Dataset and agent of every run whose mechanism was measured."""
     said = {"": "", "advantage": " `advantage`", "direction": " `direction`", "paper": " `--paper`"}
-    places = list(ORIGINS), list(said)
+    order = {dataset: n for n, dataset in enumerate(ORIGINS)}
     rows = []
     for row in recorded("mechanism"):
         dataset, algorithm, variant = row["dataset_id"], row["algorithm"], row["label"][7:]
         name = f"{called(dataset)}, {NAMES[algorithm]}{said[variant]}"
-        order = places[0].index(dataset), algorithm, places[1].index(variant)
-        rows.append((order, name, row))
-    return [(name, row) for _, name, row in sorted(rows, key=lambda item: item[0])]
+        rows.append((order[dataset], algorithm, list(said).index(variant), name, row))
+    return [(name, row) for *_, name, row in sorted(rows, key=lambda row: row[:3])]
 
 
 @table("mechanism", text=2)

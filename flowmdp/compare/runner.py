@@ -127,7 +127,7 @@ class Bench:
         print(f"{len(states)} jobs: {', '.join(counts)}")
 
     def run(self, at_once: int) -> None:
-        """Run that many jobs at a time until all have ended, or after SIGINT or SIGTERM those."""
+        """Run that many jobs at once until all have ended; after SIGINT or SIGTERM begin none."""
         waiting = [job for job in self.jobs if job.key not in self.done]
         start = len(self.jobs) - len(waiting)
         numbers = (signal.SIGINT, signal.SIGTERM)
