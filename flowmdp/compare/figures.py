@@ -61,7 +61,8 @@ def _figure(panels: Panels, order: list[str], colors: dict[str, object], title: 
     size = 2 + 2.3 * columns, 0.5 + rows * (0.8 + 0.24 * len(order))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     figure.supxlabel(title, fontsize=9)
-    grid = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    one_axis = not any(seeds for labels in panels.values() for _, seeds in labels.values())
+    grid = list(figure.subplots(rows, columns, sharex=one_axis, sharey=True, squeeze=False).flat)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for axes, (name, labels) in zip(grid, panels.items(), strict=False):
