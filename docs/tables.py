@@ -1,8 +1,8 @@
 """Every table of numbers in README.md and docs/, from the stored results: `python docs/tables.py`.
 
 Rewrites what stands between `<!-- table: NAME -->` and `<!-- end table -->`; `--check` changes
-nothing, and exits with 1 and the names of the blocks that are stale. A new table is a function
-below, with its name in front.
+nothing, and exits with 1 and the names of the blocks that are stale. A new table is a generator
+of its rows below, the head first; or a line of TABLES.
 """
 
 from __future__ import annotations
@@ -11,57 +11,37 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flowmdp.compare.bootstrap import (
-    Estimate,
-    difference,
-    difference_over_seeds,
-    interquartile_mean,
-    mean,
-    over_seeds,
-)
-from flowmdp.compare.report import (
-    Comparison,
-    aggregate_table,
-    difference_table,
-    interval,
-    markdown,
-    spread,
-)
-from flowmdp.compare.results import Grouped, Result, as_acting, group, load_results
+from flowmdp.compare import bootstrap, report
+from flowmdp.compare.bootstrap import mean
+from flowmdp.compare.report import Comparison, interval, spread
+from flowmdp.compare.results import Grouped, Result, load_results
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^( *)<!-- table: (\S+) -->\n.*?<!-- end table -->", re.DOTALL | re.MULTILINE)
-TABLES: dict[str, Callable[[], str]] = {}
 
-DATASETS = {
-    "flowmdp/hopper/medium-v0": ("hopper-medium", "SAC early in its training"),
-    "zoo/hopper/medium-v0": ("zoo hopper-medium", "RL Zoo's SAC"),
-    "flowmdp/hopper/medium-replay-v0": (
-        "hopper-medium-replay",
-        "six snapshots of SAC up to medium",
-    ),
-    "zoo/hopper/mixed-v0": ("zoo hopper-mixed", "RL Zoo's A2C, SAC, PPO, TRPO and TQC in turns"),
-    "flowmdp/walker2d/medium-v0": ("walker2d-medium", "PPO from the middle of its training"),
-    "zoo/walker2d/medium-v0": ("zoo walker2d-medium", "RL Zoo's TRPO"),
-    "flowmdp/walker2d/medium-replay-v0": (
-        "walker2d-medium-replay",
-        "five snapshots of PPO up to medium",
-    ),
-    "zoo/walker2d/mixed-v0": ("zoo walker2d-mixed", "RL Zoo's A2C, TRPO, SAC and TQC in turns"),
-    "flowmdp/halfcheetah/medium-v0": ("halfcheetah-medium", "PPO early in its training"),
-    "flowmdp/pointmaze/umaze-v0": ("pointmaze-umaze", "a planner with noise"),
-    "flowmdp/pointmaze/medium-v0": ("pointmaze-medium", "a planner with noise"),
-    "dapg/pen/expert-v0": ("dapg pen-expert", "DAPG's expert, a hand of 24 joints"),
-    "dapg/door/expert-v0": ("dapg door-expert", "DAPG's expert, 28 joints"),
-    "dapg/door/human-v0": ("dapg door-human", "25 demonstrations by people"),
+ORIGINS = {
+    "flowmdp/hopper/medium-v0": "SAC early in its training",
+    "zoo/hopper/medium-v0": "RL Zoo's SAC",
+    "flowmdp/hopper/medium-replay-v0": "six snapshots of SAC up to medium",
+    "zoo/hopper/mixed-v0": "RL Zoo's A2C, SAC, PPO, TRPO and TQC in turns",
+    "flowmdp/walker2d/medium-v0": "PPO from the middle of its training",
+    "zoo/walker2d/medium-v0": "RL Zoo's TRPO",
+    "flowmdp/walker2d/medium-replay-v0": "five snapshots of PPO up to medium",
+    "zoo/walker2d/mixed-v0": "RL Zoo's A2C, TRPO, SAC and TQC in turns",
+    "flowmdp/halfcheetah/medium-v0": "PPO early in its training",
+    "flowmdp/pointmaze/umaze-v0": "a planner with noise",
+    "flowmdp/pointmaze/medium-v0": "a planner with noise",
+    "dapg/pen/expert-v0": "DAPG's expert, a hand of 24 joints",
+    "dapg/door/expert-v0": "DAPG's expert, 28 joints",
+    "dapg/door/human-v0": "25 demonstrations by people",
 }
-"""Dataset -> its name in the pages, and what it was recorded from; in the pages' order."""
+"""Dataset -> what it was recorded from, in the pages' order."""
 NAMES = {
     **{"df-dir": "DF-dir", "df-div": "DF-div", "rebrac": "ReBRAC", "rql": "RQL", "fql": "FQL"},
     **{"iql": "IQL", "ifql": "IFQL", "flow-bc": "FlowBC"},
@@ -69,41 +49,50 @@ NAMES = {
 """Label -> algorithm, in the order of the pages' columns."""
 HOPPER, WALKER = "flowmdp/hopper/medium-v0", "zoo/walker2d/medium-v0"
 REPLAY, MIXED = "flowmdp/hopper/medium-replay-v0", "zoo/walker2d/mixed-v0"
+MORE = "df-dir", "df-div", "rebrac", "iql"
+"""Labels that have more seeds on two datasets."""
 SEARCHED = {
     "df-dir weight=0.0125": "0.0125",
     "rebrac actor_bc=0.3": "0.3",
     "rql alpha=0.01": "0.01",
 }
+"""Label of a searched setting -> its value."""
+ACTING = "published", "noiseless"
+SPANS = "95 %, other seeds", "95 %, other datasets"
 
-
-def table(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
-    """Register the function that makes the table of that name."""
-
-    def register(function: Callable[[], str]) -> Callable[[], str]:
-        TABLES[name] = functools.cache(function)
-        return function
-
-    return register
+Labels = dict[str, list[Result]]
+"""Label -> results in the order of their seeds."""
+Rows = Iterator[Sequence[object]]
+"""The head of a table, and its rows."""
+CLONE = {"df-dir/behavior/sampled": "clone"}
+"""As NAMES: a label, then the fields in which its results hold the play that is meant."""
+SHORT = {
+    **{"flow-bc short clone": "FlowBC", "flow-bc noise=0.3 short clone": "FlowBC, noise 0.3"},
+    **{"df-dir short clone": "DF-dir", "df-div short clone": "DF-div", "iql brief": "IQL"},
+    **{"rebrac": "ReBRAC", "fql short clone": "FQL", "ifql short clone": "IFQL"},
+    "rql short clone": "RQL",
+}
+"""The same of the tables on shorter clones."""
+SHORT_FILES = "short_clone", "brief", "main"
 
 
 @functools.cache
 def grouped(*names: str, acting: str = "published") -> Grouped:
     """The results of tables by dataset and label, as played that way."""
-    found = load_results(*(ROOT / "results" / f"{name}.jsonl" for name in names))
-    return group([way for one in found for way in as_acting(one, acting)])
+    return load_results(*(ROOT / "results" / f"{name}.jsonl" for name in names), acting=acting)
 
 
-def runs(*names: str, acting: str = "published") -> dict[str, dict[str, list[Result]]]:
-    """Dataset id -> label -> results in the order of their seeds."""
+def runs(*names: str, acting: str = "published") -> dict[str, Labels]:
+    """Dataset id -> results by label."""
     found = grouped(*names, acting=acting)
     return {dataset.dataset_id: labels for dataset, labels in found.items()}
 
 
-@functools.cache
-def recorded(name: str) -> list[Any]:
-    """The rows of results/recorded/NAME.jsonl."""
+def recorded(name: str, **wanted: Any) -> list[dict[str, Any]]:
+    """The rows of results/recorded/NAME.jsonl that have these values."""
     lines = (ROOT / "results" / "recorded" / f"{name}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in lines.splitlines()]
+    rows = [json.loads(line) for line in lines.splitlines()]
+    return [row for row in rows if wanted.items() <= row.items()]
 
 
 def comparison(labels: Iterable[str], *names: str, acting: str = "published") -> Comparison:
@@ -111,27 +100,16 @@ def comparison(labels: Iterable[str], *names: str, acting: str = "published") ->
     return Comparison.of(grouped(*names, acting=acting), list(labels), share=0)
 
 
-def first(text: str) -> str:
-    """A table without the notes under it."""
-    return text.split("\n\n")[0]
+def called(dataset: str) -> str:
+    """A dataset's name in the pages: its task, after its owner if that is somebody else."""
+    owner, robot, kind = dataset.removesuffix("-v0").split("/")
+    return f"{robot}-{kind}" if owner == "flowmdp" else f"{owner} {robot}-{kind}"
 
 
-def make(columns: Sequence[str], rows: Iterable[Sequence[str]], text: int) -> str:
-    """A Markdown table whose first `text` columns are text."""
-    return markdown(columns, rows, text).rstrip().replace("|  |", "| |").replace("|  |", "| |")
-
-
-def lead_of(
-    label: str, other: str, found: Comparison, turned: bool = False
-) -> tuple[str, str, str]:
-    """Lead over another label and its two intervals, or its negative; empty for itself."""
-    if label == other:
-        return "", "", ""
-    pair = found.scores[label], found.scores[other]
-    here, elsewhere = difference_over_seeds(*pair), difference(*pair)
-    if turned:
-        here, elsewhere = (Estimate(-v, -high, -low) for v, low, high in (here, elsewhere))
-    return *interval(here, sign="+"), interval(elsewhere, sign="+")[1]
+def played(labels: Labels, path: str) -> list[Result]:
+    """A label's results, or what stands deeper in them: "label/field/field"."""
+    label, *fields = path.split("/")
+    return [functools.reduce(lambda found, name: found[name], fields, run) for run in labels[label]]
 
 
 def returns(results: Sequence[Result]) -> list[float]:
@@ -139,288 +117,219 @@ def returns(results: Sequence[Result]) -> list[float]:
     return [result["mean_return"] for result in results]
 
 
-def clones(results: Sequence[Result], way: str = "sampled") -> list[Result]:
-    """How the behaviour flows of runs play."""
-    return [result["behavior"][way] for result in results]
-
-
-def each(values: Iterable[float]) -> str:
-    """Whole numbers in a row."""
-    return ", ".join(f"{value:.0f}" for value in values)
+def each(values: Iterable[float], digits: int = 0) -> str:
+    """Numbers in a row."""
+    return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
 def score(results: Iterable[Sequence[Result]]) -> float:
     """Mean over datasets of the mean score over seeds."""
     return float(
-        np.mean([np.mean([one["normalized_score"] for one in seeds]) for seeds in results])
+        np.mean([np.mean([run["normalized_score"] for run in seeds]) for seeds in results])
     )
 
 
-def big(columns: dict[str, Callable[[dict[str, list[Result]]], list[Result]]], *names: str) -> str:
+def make(rows: Iterable[Sequence[object]], text: int) -> str:
+    """A Markdown table, its head first, whose first `text` columns are text."""
+    head, *cells = [[str(cell) for cell in row] for row in rows]
+    made = report.markdown(head, cells, text).rstrip().replace("&#124;", "\\|")
+    return made.replace("|  |", "| |").replace("|  |", "| |")
+
+
+def summary(
+    labels: Iterable[str], *names: str, against: str | None = None, acting: str = "published"
+) -> str:
+    """The report's table of means, or of differences, without the notes under it."""
+    found = comparison(labels, *names, acting=acting)
+    made = report.difference_table(found, against) if against else report.aggregate_table(found)
+    return made.split("\n\n")[0]
+
+
+def lead_of(label: str, other: str, found: Comparison) -> tuple[str, str, str]:
+    """Lead over another label and its two intervals; empty for itself."""
+    if label == other:
+        return "", "", ""
+    pair = found.scores[label], found.scores[other]
+    lead, here = interval(bootstrap.difference_over_seeds(*pair), sign="+")
+    return lead, here, interval(bootstrap.difference(*pair), sign="+")[1]
+
+
+def big(columns: dict[str, str], *names: str) -> Rows:
     """Datasets x columns of returns over seeds, and the mean score below."""
-    by_dataset = runs(*names)
-    rows = []
-    for dataset, (name, _) in DATASETS.items():
-        labels = by_dataset[dataset]
-        data = next(iter(labels.values()))[0]["data"]["mean_return"]
-        rows.append(
-            (name, f"{data:.0f}", *(spread(returns(one(labels))) for one in columns.values()))
-        )
-    means = [score(one(by_dataset[dataset]) for dataset in DATASETS) for one in columns.values()]
-    rows.append(("**mean score**", "", *(f"**{value:.1f}**" for value in means)))
-    return make(("", "data", *columns), rows, text=1)
+    found = runs(*names)
+    yield "", "data", *columns.values()
+    for dataset in ORIGINS:
+        data = next(iter(found[dataset].values()))[0]["data"]["mean_return"]
+        cells = (spread(returns(played(found[dataset], path))) for path in columns)
+        yield called(dataset), f"{data:.0f}", *cells
+    means = (score(played(found[dataset], path) for dataset in ORIGINS) for path in columns)
+    yield "**mean score**", "", *(f"**{value:.1f}**" for value in means)
 
 
-def of(label: str, way: str | None = None) -> Callable[[dict[str, list[Result]]], list[Result]]:
-    """A column of `big`: the runs of a label, or how they play another way."""
-    return lambda labels: [run if way is None else run[way] for run in labels[label]]
+def by_seed(dataset: str) -> Rows:
+    """Every seed of one dataset, with those that were added."""
+    labels = runs("main", "more_seeds")[dataset]
+    yield called(dataset), *(run["seed"] for run in labels["df-dir"]), "mean"
+    for path, name in (CLONE | {label: NAMES[label] for label in MORE}).items():
+        values = returns(played(labels, path))
+        yield name, *(f"{value:.0f}" for value in values), spread(values)
 
 
-MAIN = {
-    "clone": lambda labels: clones(labels["df-dir"]),
-    **{name: of(label) for label, name in NAMES.items()},
+STILL = {f"{label}/noiseless": name for label, name in NAMES.items()}
+TABLES: dict[str, Callable[[], str]] = {
+    # fourteen datasets x clone and eight algorithms, as trained; and from x_0 = 0
+    "main": lambda: make(big(CLONE | NAMES, "main"), text=1),
+    "noiseless": lambda: make(big(STILL, "main"), text=1),
+    "scores": lambda: summary(NAMES, "main"),
+    "noiseless-scores": lambda: summary(NAMES, "main", acting="noiseless"),
+    "differences": lambda: summary(NAMES, "main", against="df-dir"),
+    "differences-iql": lambda: summary(NAMES, "main", against="iql"),
+    "more-seeds-walker": lambda: make(by_seed(MIXED), text=1),
+    "more-seeds-hopper": lambda: make(by_seed(REPLAY), text=1),
+    # on shorter clones
+    "short-clone": lambda: make(big(SHORT, *SHORT_FILES), text=1),
+    "short-clone-scores": lambda: summary(SHORT, *SHORT_FILES),
+    "short-clone-differences": lambda: summary(SHORT, *SHORT_FILES, against="rebrac"),
+    # one argument at a time
+    "ablations-walker": lambda: make(ablations(WALKER, ("main", "ablations")), text=2),
+    "ablations-short-clone": lambda: make(
+        ablations(HOPPER, ("short_clone", "ablations_short_clone"), " short clone"), text=2
+    ),
 }
 
 
-@table("main")
-def main_table() -> str:
-    """Fourteen datasets x clone and eight algorithms, as trained."""
-    return big(MAIN, "main")
+def table(name: str, text: int) -> Callable[[Callable[[], Rows]], Callable[[], Rows]]:
+    """Register the generator of that table, whose first `text` columns are text."""
+
+    def register(rows: Callable[[], Rows]) -> Callable[[], Rows]:
+        TABLES[name] = lambda: make(rows(), text)
+        return rows
+
+    return register
 
 
-@table("noiseless")
-def noiseless() -> str:
-    """The same from x_0 = 0."""
-    return big({name: of(label, "noiseless") for label, name in NAMES.items()}, "main")
-
-
-@table("top")
-def top() -> str:
+@table("top", text=1)
+def top() -> Rows:
     """The README's: the five best, and DF-dir's lead."""
-    sampled, still = (comparison(NAMES, "main", acting=way) for way in ("published", "noiseless"))
-    rows = []
-    for label in list(sampled.estimates(mean))[:5]:
-        lead, _, elsewhere = lead_of(label, "df-dir", sampled, turned=True)
+    sampled, still = (comparison(NAMES, "main", acting=way) for way in ACTING)
+    yield "", "mean score", "95 % (seeds)", "from x_0 = 0", "DF-dir minus it", SPANS[1]
+    for label, own in list(sampled.estimates(mean).items())[:5]:
+        value, low, high = bootstrap.difference(sampled.scores[label], sampled.scores["df-dir"])
+        lead = interval(bootstrap.Estimate(-value, -high, -low), sign="+")
         quiet = f"{float(mean(still.scores[label])):.1f}"
-        own = interval(over_seeds(sampled.scores[label], mean))
-        rows.append((NAMES[label], *own, quiet, lead, elsewhere))
-    columns = "mean score", "95 % (seeds)", "from x_0 = 0", "DF-dir minus it"
-    return make(("", *columns, "95 %, other datasets"), rows, text=1)
+        yield NAMES[label], *interval(own), quiet, *(("", "") if label == "df-dir" else lead)
 
 
-@table("scores")
-def scores() -> str:
-    """Mean and interquartile mean of all."""
-    return first(aggregate_table(comparison(NAMES, "main")))
-
-
-@table("noiseless-scores")
-def noiseless_scores() -> str:
-    """The same from x_0 = 0."""
-    return first(aggregate_table(comparison(NAMES, "main", acting="noiseless")))
-
-
-@table("differences")
-def differences() -> str:
-    """All others minus DF-dir."""
-    return first(difference_table(comparison(NAMES, "main"), "df-dir"))
-
-
-@table("differences-iql")
-def differences_iql() -> str:
-    """All others minus IQL."""
-    return first(difference_table(comparison(NAMES, "main"), "iql"))
-
-
-@table("datasets")
-def datasets() -> str:
+@table("datasets", text=3)
+def datasets() -> Rows:
     """What the algorithms learn from."""
-    rows = []
-    for dataset, (name, origin) in DATASETS.items():
+    yield "", "dataset", "recorded from", "episodes", "return"
+    for dataset, origin in ORIGINS.items():
         data = runs("main")[dataset]["df-dir"][0]["data"]
-        rows.append(
-            (name, f"`{dataset}`", origin, f"{data['episodes']}", f"{data['mean_return']:.0f}")
-        )
-    return make(("", "dataset", "recorded from", "episodes", "return"), rows, text=3)
+        yield called(dataset), f"`{dataset}`", origin, data["episodes"], each([data["mean_return"]])
 
 
-def by_seed(dataset: str) -> str:
-    """Every seed of one dataset, with those that were added."""
-    labels = runs("main", "more_seeds")[dataset]
-    order = "df-dir", "df-div", "rebrac", "iql"
-    rows = {"clone": returns(clones(labels["df-dir"]))}
-    rows |= {NAMES[label]: returns(labels[label]) for label in order}
-    seeds = [str(run["seed"]) for run in labels["df-dir"]]
-    cells = [
-        (name, *(f"{value:.0f}" for value in values), spread(values))
-        for name, values in rows.items()
-    ]
-    return make((DATASETS[dataset][0], *seeds, "mean"), cells, text=1)
-
-
-TABLES["more-seeds-walker"] = functools.partial(by_seed, MIXED)
-TABLES["more-seeds-hopper"] = functools.partial(by_seed, REPLAY)
-
-
-@table("more-seeds")
-def more_seeds() -> str:
+@table("more-seeds", text=1)
+def more_seeds() -> Rows:
     """Mean scores with the added seeds."""
-    order = "df-dir", "df-div", "rebrac", "iql"
-    found = comparison(order, "main", "more_seeds")
-    rows = [
-        (
-            NAMES[label],
-            *interval(over_seeds(found.scores[label], mean)),
-            *lead_of(label, "rebrac", found),
-        )
-        for label in order
-    ]
-    columns = "mean", "95 %", "minus ReBRAC", "95 %, other seeds", "95 %, other datasets"
-    return make(("", *columns), rows, text=1)
+    found = comparison(MORE, "main", "more_seeds")
+    own = found.estimates(mean)
+    yield "", "mean", "95 %", "minus ReBRAC", *SPANS
+    for label in MORE:
+        yield NAMES[label], *interval(own[label]), *lead_of(label, "rebrac", found)
 
 
-@table("search")
-def search() -> str:
+@table("search", text=4)
+def search() -> Rows:
     """The last search: default and winner, with the mean of the scores with and without noise."""
-    rows = []
-    for row in noted("search"):
+    yield "", "default", "winner", "mean of both scores, seed 4"
+    for row in recorded("noted", table="search"):
         winner = f"**{row['winner']}**" if row["winner"] else "the default"
-        found = ", ".join(f"{value:.1f}" for value in row["scores"])
-        rows.append((row["label"], row["default"], winner, found))
-    return make(("", "default", "winner", "mean of both scores, seed 4"), rows, text=4)
+        yield row["label"], row["default"], winner, each(row["scores"], digits=1)
 
 
-def pairs() -> list[tuple[str, str]]:
-    """The searched settings, each after its default."""
-    return [
-        pair for label in SEARCHED for pair in ((label.split()[0], ""), (label, SEARCHED[label]))
-    ]
-
-
-@table("second-settings-seeds")
-def second_settings_seeds() -> str:
+@table("second-settings-seeds", text=7)
+def second_settings_seeds() -> Rows:
     """Every seed of the searched settings, beside the defaults."""
-    found = runs("main", "second_settings")
-    labels = [label for label, _ in pairs()]
-    rows = [
-        (name, *(each(returns(found[dataset][label])) for label in labels))
-        for dataset, (name, _) in DATASETS.items()
-    ]
-
-    def by_seed(acting: str, label: str) -> list[float]:
-        chosen = [runs("main", "second_settings", acting=acting)[one][label] for one in DATASETS]
-        return [score([seeds[n]] for seeds in chosen) for n in range(3)]
-
-    def cell(acting: str, label: str, bold: str) -> str:
-        values = by_seed(acting, label)
-        if acting == "noiseless" and values == by_seed("published", label):
-            return ""  # deterministic
-        return f"{', '.join(f'{value:.1f}' for value in values)}: {bold}{np.mean(values):.1f}{bold}"
-
-    rows.append(("**mean score**", *(cell("published", label, "**") for label in labels)))
-    rows.append(("without noise", *(cell("noiseless", label, "") for label in labels)))
+    labels = [label for searched in SEARCHED for label in (searched.split()[0], searched)]
     defaults = {"df-dir": "DF-dir, 0.025", "rebrac": "ReBRAC, 0.1", "rql": "RQL, 0.03"}
-    columns = [defaults.get(label, setting) for label, setting in pairs()]
-    return make(("seeds 1, 2, 3, as trained", *columns), rows, text=7)
+    yield "seeds 1, 2, 3, as trained", *({**defaults, **SEARCHED}[label] for label in labels)
+    found = runs("main", "second_settings")
+    for dataset in ORIGINS:
+        yield called(dataset), *(each(returns(found[dataset][label])) for label in labels)
+    trained, still = (comparison(labels, "main", "second_settings", acting=way) for way in ACTING)
+    means = {label: np.mean(trained.scores[label], axis=0) for label in labels}
+    yield "**mean score**", *(f"{each(one, 1)}: **{one.mean():.1f}**" for one in means.values())
+    quiet = []
+    for label in labels:
+        one = np.mean(still.scores[label], axis=0)
+        deterministic = np.array_equal(one, means[label])
+        quiet.append("" if deterministic else f"{each(one, 1)}: {one.mean():.1f}")
+    yield "without noise", *quiet
 
 
-@table("second-settings-differences")
-def second_settings_differences() -> str:
+@table("second-settings-differences", text=1)
+def second_settings_differences() -> Rows:
     """The searched settings minus the defaults."""
-    labels = [label for label, _ in pairs()]
-    found = comparison(labels, "main", "second_settings")
-    rows = []
-    for label in SEARCHED:
-        default = label.split()[0]
-        new, old = (np.mean(found.scores[one], axis=0) for one in (label, default))
-        gain = new - old
-        spans = difference(found.scores[label], found.scores[default])
+    defaults = {label: label.split()[0] for label in SEARCHED}
+    found = comparison((*SEARCHED, *defaults.values()), "main", "second_settings")
+    yield "", "seed 1", "seed 2", "seed 3", "the test, 2 and 3", "all three", SPANS[1]
+    for label, default in defaults.items():
+        gain = np.mean(found.scores[label], axis=0) - np.mean(found.scores[default], axis=0)
         numbers = (*gain, gain[1:].mean(), gain.mean())
-        rows.append((NAMES[default], *(f"{n:+.1f}" for n in numbers), interval(spans, sign="+")[1]))
-    columns = "seed 1", "seed 2", "seed 3", "the test, 2 and 3", "all three", "95 %, other datasets"
-    return make(("", *columns), rows, text=1)
+        *_, elsewhere = lead_of(label, default, found)
+        yield NAMES[default], *(f"{n:+.1f}" for n in numbers), elsewhere
 
 
-@table("second-settings")
-def second_settings() -> str:
+@table("second-settings", text=1)
+def second_settings() -> Rows:
     """The table that the rule of the search alone would have made."""
     labels = [*SEARCHED, "df-div", "iql", "ifql", "fql", "flow-bc"]
     found = comparison(labels, "main", "second_settings")
-    middles = found.estimates(interquartile_mean)
-    rows = []
-    for label, estimate in found.estimates(mean).items():
+    middles = found.estimates(bootstrap.interquartile_mean)
+    yield "", "mean", "95 %", "IQM", "95 %", "minus IQL", *SPANS
+    for label, own in found.estimates(mean).items():
         setting = f", {SEARCHED[label]}" if label in SEARCHED else ""
-        name = NAMES[label.split()[0]] + setting
-        cells = *interval(estimate), *interval(middles[label]), *lead_of(label, "iql", found)
-        rows.append((name, *cells))
-    columns = (
-        "mean",
-        "95 %",
-        "IQM",
-        "95 %",
-        "minus IQL",
-        "95 %, other seeds",
-        "95 %, other datasets",
-    )
-    return make(("", *columns), rows, text=1)
+        cells = *interval(own), *interval(middles[label]), *lead_of(label, "iql", found)
+        yield NAMES[label.split()[0]] + setting, *cells
 
 
-@table("large")
-def large() -> str:
+@table("large", text=4)
+def large() -> Rows:
     """512x4 networks and 200,000 updates."""
-    label = {name: label for label, name in NAMES.items()}
     main, larger = runs("main")[REPLAY], runs("large")[REPLAY]
     steps = {"ReBRAC": " (30,000 updates)", "IQL": " (30,000)"}
-    rows = []
-    for row in noted("large"):
-        name = row["label"]
-        values = [one["mean_return"] for one in row["evaluations"]]
-        curve = "; ".join(filter(None, (each(values[:5]), each(values[5:]))))
-        there = larger.get(f"{label[name]} large")
-        small = spread(returns(main[label[name]])) + steps.get(name, "")
-        rows.append((name, small, spread(returns(there)) if there else "", curve))
     at = "20,000, 40,000, 60,000, 80,000, 100,000 and at the end"
-    columns = "256x3, as above", "512x4, 200,000", f"evaluations of five episodes after {at}"
-    return make(("", *columns), rows, text=4)
+    yield "", "256x3, as above", "512x4, 200,000", f"evaluations of five episodes after {at}"
+    for row in recorded("noted", table="large"):
+        name, values = row["label"], returns(row["evaluations"])
+        label = next(label for label in NAMES if NAMES[label] == name)
+        curve = "; ".join(filter(None, (each(values[:5]), each(values[5:]))))
+        there = larger.get(f"{label} large")
+        small = spread(returns(main[label])) + steps.get(name, "")
+        yield name, small, spread(returns(there)) if there else "", curve
 
 
-def ablation_row(group: str, name: str, results: Sequence[Result]) -> tuple[str, ...]:
-    """As trained, every seed, without noise."""
-    still = [result["noiseless"] for result in results]
-    shown = returns(results)
-    return group, name, spread(shown), each(shown), spread(returns(still))
+def ablation(labels: Labels, name: str, path: str, part: str = "") -> tuple[str, ...]:
+    """A row: as trained, every seed, without noise."""
+    shown, still = returns(played(labels, path)), returns(played(labels, f"{path}/noiseless"))
+    return part, name, spread(shown), each(shown), spread(still)
 
 
-def ablation_table(rows: Iterable[tuple[str, ...]]) -> str:
-    """Markdown of `ablation_row`s."""
-    columns = "as trained", "seeds 1, 2, 3", "without noise"
-    return make(("", "", *columns), rows, text=2).replace("&#124;", "\\|")
+ABLATIONS = "", "", "as trained", "seeds 1, 2, 3", "without noise"
 
 
-def behaviors(results: Sequence[Result]) -> list[Result]:
-    """The clones of runs as results of their own."""
-    return [result["behavior"] for result in results]
-
-
-@table("ablations-paper")
-def ablations_paper() -> str:
+@table("ablations-paper", text=2)
+def ablations_paper() -> Rows:
     """The paper's setting beside ours."""
-    rows = []
+    yield ABLATIONS
     for dataset in (HOPPER, WALKER):
-        labels = runs("main", "ablations")[dataset]
-        shown = {
-            "clone, noise of 0.3": behaviors(labels["df-dir"]),
-            "clone, noise of 1": behaviors(labels["df-dir paper"]),
-            "DF-dir": labels["df-dir"],
-            "DF-div": labels["df-div"],
-            "DF-dir, `--paper`": labels["df-dir paper"],
-            "DF-div, `--paper`": labels["df-div paper"],
-        }
-        names = (DATASETS[dataset][0], *[""] * len(shown))
-        rows += [
-            ablation_row(head, *item) for head, item in zip(names, shown.items(), strict=False)
-        ]
-    return ablation_table(rows)
+        labels, part = runs("main", "ablations")[dataset], called(dataset)
+        yield ablation(labels, "clone, noise of 0.3", "df-dir/behavior", part=part)
+        yield ablation(labels, "clone, noise of 1", "df-dir paper/behavior")
+        for end, said in ("", ""), (" paper", ", `--paper`"):
+            for label in ("df-dir", "df-div"):
+                yield ablation(labels, NAMES[label] + said, label + end)
 
 
 CHANGES = {
@@ -441,62 +350,47 @@ CHANGES = {
 """End of a label -> what was changed, in the order of the tables."""
 
 
-def changes(labels: dict[str, list[Result]], end: str = "") -> list[tuple[str, ...]]:
-    """Rows of one argument at a time, of which all three seeds have run."""
-    rows: list[tuple[str, ...]] = []
+def ablations(dataset: str, names: Sequence[str], end: str = "") -> Rows:
+    """One argument at a time: a row for every change of which all three seeds have run."""
+    labels = runs(*names)[dataset]
+    clone = f"flow-bc noise=0.3{end}" if end else "df-dir/behavior"
+    yield ABLATIONS
+    yield ablation(labels, f"{'the' if end else ''}{end or 'clone'}, noise of 0.3", clone)
+    for label in ("df-dir", "df-div"):
+        yield ablation(labels, f"{NAMES[label]}{end and ','}{end}", label + end)
     for part in dict.fromkeys(part for part, _ in CHANGES.values()):
         head = part
         for label in ("df-dir", "df-div"):
             for change, (of_part, text) in CHANGES.items():
-                found = labels.get(f"{label} {change}{end}", ())
-                if of_part == part and len(found) == 3:
+                own = f"{label} {change}{end}"
+                if of_part == part and len(labels.get(own, ())) == 3:
                     said = f" {text}" if text.startswith("sees") else f", {text}"
-                    rows.append(ablation_row(head, NAMES[label] + said, found))
+                    yield ablation(labels, NAMES[label] + said, own, part=head)
                     head = ""
-    return rows
 
 
-@table("ablations-walker")
-def ablations_walker() -> str:
-    """One argument at a time on zoo walker2d-medium."""
-    labels = runs("main", "ablations")[WALKER]
-    rows = [
-        ablation_row("", "clone, noise of 0.3", behaviors(labels["df-dir"])),
-        *(ablation_row("", NAMES[label], labels[label]) for label in ("df-dir", "df-div")),
-    ]
-    return ablation_table([*rows, *changes(labels)])
-
-
-@table("ablations-short-clone")
-def ablations_short_clone() -> str:
-    """The same on shorter clones, hopper-medium."""
-    labels = runs("short_clone", "ablations_short_clone")[HOPPER]
-    end = " short clone"
-    clone = labels["flow-bc noise=0.3" + end]
-    rows = [ablation_row("", "the short clone, noise of 0.3", clone)]
-    for label in ("df-dir", "df-div"):
-        rows.append(ablation_row("", f"{NAMES[label]}, short clone", labels[label + end]))
-    return ablation_table([*rows, *changes(labels, end)])
-
-
-@table("few-steps")
-def few_steps() -> str:
+@table("few-steps", text=1)
+def few_steps() -> Rows:
     """Other solvers, fewer steps, one network."""
-    rows = []
+    yield "", "Euler, 1 step", "2", "3", "5", "10", "20", "Heun, 1", "2", "5", "distilled"
     for row in recorded("few_steps"):
-        name = f"{NAMES[row['algorithm']]}, {DATASETS[row['dataset_id']][0]}, seed {row['seed']}"
-        rows.append((name, *(f"{way['mean_return']:.0f}" for way in row["ways"].values())))
-    columns = "Euler, 1 step", "2", "3", "5", "10", "20", "Heun, 1", "2", "5", "distilled"
-    return make(("", *columns), rows, text=1)
+        name = f"{NAMES[row['algorithm']]}, {called(row['dataset_id'])}, seed {row['seed']}"
+        yield name, *(f"{way['mean_return']:.0f}" for way in row["ways"].values())
 
 
-SHOWN = {"IQL": "IQL, sampled", "IFQL, N=4": "IFQL, N = 4", "IFQL, N=32": "IFQL, N = 32"}
-SHOWN |= {"IFQL": "IFQL, N = 256", "DF-dir, N=32": "DF-dir, best of 32"}
-SHOWN |= {"DF-div, N=32": "DF-div, best of 32"}
-MODES = (
-    *("FlowBC", "IQL", "IQL, at the mean", "ReBRAC", "FQL", "IFQL, N=4", "IFQL, N=32", "IFQL"),
-    *("RQL", "DF-dir", "DF-div", "DF-dir, N=32", "DF-div, N=32"),
-)
+MODES = {
+    **{"FlowBC": "FlowBC", "IQL": "IQL, sampled", "IQL, at the mean": "IQL, at the mean"},
+    **{"ReBRAC": "ReBRAC", "FQL": "FQL", "IFQL, N=4": "IFQL, N = 4", "IFQL, N=32": "IFQL, N = 32"},
+    **{"IFQL": "IFQL, N = 256", "RQL": "RQL", "DF-dir": "DF-dir", "DF-div": "DF-div"},
+    **{"DF-dir, N=32": "DF-dir, best of 32", "DF-div, N=32": "DF-div, best of 32"},
+}
+MODES_SEARCH = {
+    **{"IQL": "IQL", "ReBRAC": "ReBRAC", "FQL": "FQL", "IFQL": "IFQL, best of N", "RQL": "RQL"},
+    **{"DF-dir": "DF-dir, `endpoint`", "DF-div": "DF-div"},
+    "DF-dir, N=32": "DF-dir, best of 32 of its own chains",
+    "DF-div, N=32": "DF-div, best of 32 of its own chains",
+}
+"""Method in the record -> in the table, in its order."""
 
 
 def reward(row: dict[str, Any]) -> float:
@@ -504,219 +398,143 @@ def reward(row: dict[str, Any]) -> float:
     return float(np.mean([measures["reward"] for measures in row["problems"].values()]))
 
 
-@table("modes-search")
-def modes_search() -> str:
+@table("modes-search", text=3)
+def modes_search() -> Rows:
     """The five settings of every method, seed 0."""
-    shown = {"IFQL": "IFQL, best of N", "DF-dir": "DF-dir, `endpoint`"}
-    shown |= {
-        f"{name}, N=32": f"{name}, best of 32 of its own chains" for name in ("DF-dir", "DF-div")
-    }
-    rows = []
-    for method in ("IQL", "ReBRAC", "FQL", "IFQL", "RQL", "DF-dir", "DF-div", *list(shown)[2:]):
-        found = [row for row in recorded("modes") if row["part"] == "search"]
-        found = [row for row in found if row["method"] == method]
+    yield "method", "settings", "chosen"
+    for method, shown in MODES_SEARCH.items():
+        found = recorded("modes", part="search", method=method)
         settings = [next(iter(row["setting"].values())) for row in found]
+        rewards = [reward(row) for row in found]
+        pairs = zip(settings, rewards, strict=True)
+        tried = ", ".join(f"{value:g}: {one:.2f}" for value, one in pairs)
         name = next(iter(found[0]["setting"])).replace("samples", "N")
-        pairs = zip(settings, found, strict=True)
-        tried = ", ".join(f"{value:g}: {reward(row):.2f}" for value, row in pairs)
-        best = settings[int(np.argmax([reward(row) for row in found]))]
-        rows.append((shown.get(method, method), f"{name} {tried}", f"{best:g}"))
-    return make(("method", "settings", "chosen"), rows, text=3)
+        yield shown, f"{name} {tried}", f"{settings[int(np.argmax(rewards))]:g}"
 
 
-@table("modes")
-def modes() -> str:
+@table("modes", text=6)
+def modes() -> Rows:
     """Reward, share in a best mode, share off every mode; modes kept where two are best."""
-    found = [row for row in recorded("modes") if row["part"] == "runs"]
-    problems = list(found[0]["problems"])
-    rows = []
-    for method in MODES:
-        seeds = [row for row in found if row["method"] == method]
+    problems = list(recorded("modes", part="runs")[0]["problems"])
+    columns = [problem.replace("4 modes, 2 best", "2 best of 4") for problem in problems]
+    yield "", *columns, "mean"
+    for method, shown in MODES.items():
+        seeds = recorded("modes", part="runs", method=method)
         cells = []
         for problem in problems:
-            names = "reward", "best", "off", "kept"
-            value = {n: np.mean([row["problems"][problem][n] for row in seeds]) for n in names}
+            found = [row["problems"][problem] for row in seeds]
+            value = {name: np.mean([one[name] for one in found]) for name in found[0]}
             text = f"{value['reward']:.2f} ({value['best']:.0%}, {value['off']:.0%})"
             kept = f", {value['kept']:.1f}" if "2 best" in problem else ""
             cells.append(text.replace("%", " %") + kept)
-        total = f"{np.mean([reward(row) for row in seeds]):.2f}"
-        rows.append((SHOWN.get(method, method), *cells, total))
-    columns = [problem.replace("4 modes, 2 best", "2 best of 4") for problem in problems]
-    return make(("", *columns, "mean"), rows, text=1 + len(columns))
+        yield shown, *cells, f"{np.mean([reward(row) for row in seeds]):.2f}"
 
 
 def measured() -> list[tuple[str, dict[str, Any]]]:
     """Dataset and agent of every run whose mechanism was measured."""
-    said = {"advantage": " `advantage`", "direction": " `direction`", "paper": " `--paper`", "": ""}
-    order = {dataset: n for n, dataset in enumerate(DATASETS)}
-    rows = sorted(
-        recorded("mechanism"),
-        key=lambda row: (
-            order[row["dataset_id"]],
-            row["algorithm"],
-            list(said).index(row["label"][7:]) if row["label"][7:] else -1,
-        ),
-    )
-    return [
-        (
-            f"{DATASETS[row['dataset_id']][0]}, {NAMES[row['algorithm']]}{said[row['label'][7:]]}",
-            row,
-        )
-        for row in rows
-    ]
-
-
-@table("mechanism")
-def mechanism() -> str:
-    """Gain over the behaviour, cosine with the gradient of Q and length, along chains."""
+    said = {"": "", "advantage": " `advantage`", "direction": " `direction`", "paper": " `--paper`"}
+    order = {dataset: n for n, dataset in enumerate(ORIGINS)}
     rows = []
+    for row in recorded("mechanism"):
+        dataset, algorithm, variant = row["dataset_id"], row["algorithm"], row["label"][7:]
+        name = f"{called(dataset)}, {NAMES[algorithm]}{said[variant]}"
+        rows.append((order[dataset], algorithm, list(said).index(variant), name, row))
+    return [(name, row) for *_, name, row in sorted(rows, key=lambda row: row[:3])]
+
+
+@table("mechanism", text=2)
+def mechanism() -> Rows:
+    """Gain over the behaviour, cosine with the gradient of Q and length, along chains."""
+    spots = "0.5", "last step"
+    columns = "gained: t = 0", *spots, "cosine: t = 0", *spots, "length of u_theta - u_v: t = 0"
+    yield "", "returns (clone, same noise)", *columns, "last step"
     for name, row in measured():
         gain = np.subtract(row["policy"]["gain"], row["behavior"]["gain"])
         cosine, length = row["policy"]["cosine_change"], row["policy"]["change"]
         middle = len(gain) // 2
         numbers = [gain[0], gain[middle], gain[-1], cosine[0], cosine[middle], cosine[-1]]
         cells = (f"{number:.2f}" for number in (*numbers, length[0], length[-1]))
-        rows.append((name, f"{row['return']:.0f} ({row['behavior_return']:.0f})", *cells))
-    spots = "0.5", "last step"
-    columns = "gained: t = 0", *spots, "cosine: t = 0", *spots, "length of u_theta - u_v: t = 0"
-    head = "", "returns (clone, same noise)", *columns, "last step"
-    return make(head, rows, text=2)
+        yield name, f"{row['return']:.0f} ({row['behavior_return']:.0f})", *cells
 
 
-@table("mechanism-flow-value")
-def flow_value() -> str:
+@table("mechanism-flow-value", text=3)
+def flow_value() -> Rows:
     """Correlation of V with the chain's return, at the first and the last step."""
-    rows = []
-    named = [(name, row["value"]) for name, row in measured() if "value" in row]
-    for name, value in sorted(
-        named, key=lambda item: (item[0].split(",")[0], "--paper" not in item[0])
-    ):
+    yield "", "one state", "all"
+    rows = [(name, row["value"]) for name, row in measured() if "value" in row]
+    rows.sort(key=lambda row: (row[0].split(",")[0], "--paper" not in row[0]))
+    for name, value in rows:
         parts = value["correlation_within"], value["correlation"]
-        rows.append((name, *(f"{part[0]:.2f}, {part[-1]:.2f}" for part in parts)))
-    return make(("", "one state", "all"), rows, text=3)
+        yield name, *(f"{part[0]:.2f}, {part[-1]:.2f}" for part in parts)
 
 
-SHORT = {
-    "FlowBC": "flow-bc short clone",
-    "FlowBC, noise 0.3": "flow-bc noise=0.3 short clone",
-    **{"DF-dir": "df-dir short clone", "DF-div": "df-div short clone", "IQL": "iql brief"},
-    **{"ReBRAC": "rebrac", "FQL": "fql short clone", "IFQL": "ifql short clone"},
-    "RQL": "rql short clone",
-}
-SHORT_FILES = "short_clone", "brief", "main"
-
-
-@table("short-clone")
-def short_clone() -> str:
-    """The big table on shorter clones."""
-    return big({name: of(label) for name, label in SHORT.items()}, *SHORT_FILES)
-
-
-@table("short-clone-scores")
-def short_clone_scores() -> str:
-    """Its scores."""
-    return first(aggregate_table(comparison(SHORT.values(), *SHORT_FILES)))
-
-
-@table("short-clone-differences")
-def short_clone_differences() -> str:
-    """All others minus ReBRAC."""
-    return first(difference_table(comparison(SHORT.values(), *SHORT_FILES), "rebrac"))
-
-
-@table("hundred-episodes")
-def hundred_episodes() -> str:
+@table("hundred-episodes", text=5)
+def hundred_episodes() -> Rows:
     """A hundred episodes of every seed, and their mean."""
-    found = noted("hundred-episodes")
+    found = recorded("noted", table="hundred-episodes")
     columns = dict.fromkeys(row["dataset_id"] for row in found if "dataset_id" in row)
-    rows = []
+    yield "", *map(called, columns), "score"
     for label in dict.fromkeys(row["label"] for row in found):
-        cells = []
-        own = [row for row in found if row["label"] == label]
+        cells, own = [], [row for row in found if row["label"] == label]
         for dataset in columns:
             cell = [row for row in own if row.get("dataset_id") == dataset]
             seeds = each(row["mean_return"] for row in cell if "seed" in row)
             (whole,) = (row["mean_return"] for row in cell if "seed" not in row)
             cells.append(f"{whole:.0f} ({seeds})")
         (scored,) = (row["normalized_score"] for row in own if "normalized_score" in row)
-        rows.append((label, *cells, f"{scored:.1f}"))
-    head = "", *(DATASETS[dataset][0] for dataset in columns), "score"
-    return make(head, rows, text=5)
+        yield label, *cells, f"{scored:.1f}"
 
 
-def noted(name: str) -> list[dict[str, Any]]:
-    """The rows of one table of results/recorded/noted.jsonl."""
-    return [row for row in recorded("noted") if row["table"] == name]
-
-
-@table("ppo")
-def ppo() -> str:
+@table("ppo", text=1)
+def ppo() -> Rows:
     """PPO paid by the robot: mean return of the last 40 episodes, by actions so far."""
-    rows = noted("ppo")
-    columns = "Actions of the robot", *(f"{row['actions']:,}" for row in rows)
-    cells = "Mean return", *(f"{row['mean_return']}" for row in rows)
-    return make(columns, [cells], text=1)
+    rows = recorded("noted", table="ppo")
+    yield "Actions of the robot", *(f"{row['actions']:,}" for row in rows)
+    yield "Mean return", *returns(rows)
 
 
-@table("ppo-rho")
-def ppo_rho() -> str:
+@table("ppo-rho", text=5)
+def ppo_rho() -> Rows:
     """PPO paid by a critic, by the price of leaving the behaviour."""
-    found, rows = noted("ppo-rho"), []
-    for task, clone in dict.fromkeys((row["task"], row["clone"]) for row in found):
-        cells = {row["rho"]: row for row in found if row["task"] == task}
-        marks = {
-            rho: " (wider exploration)" * row["wider_exploration"] for rho, row in cells.items()
-        }
-        shown = {rho: f"{cells[rho]['mean_return']}{marks[rho]}" for rho in cells}
-        rows.append((f"{task} {clone}", *(shown.get(rho, "–") for rho in (10, 3, 1, 0.3))))
-    return make(("The clone", "`rho` 10", "3", "1", "0.3"), rows, text=5)
+    yield "The clone", "`rho` 10", "3", "1", "0.3"
+    rows: dict[str, dict[float, str]] = {}
+    for row in recorded("noted", table="ppo-rho"):
+        mark = " (wider exploration)" * row["wider_exploration"]
+        cells = rows.setdefault(f"{row['task']} {row['clone']}", {})
+        cells[row["rho"]] = f"{row['mean_return']}{mark}"
+    for name, cells in rows.items():
+        yield name, *(cells.get(rho, "–") for rho in (10, 3, 1, 0.3))
 
 
-def speeds(name: str) -> list[dict[str, Any]]:
-    """The measurements of one table of results/recorded/speed.jsonl."""
-    return [row for row in recorded("speed") if row["table"] == name]
-
-
-@table("speed-env")
-def speed_env() -> str:
+@table("speed-env", text=0)
+def speed_env() -> Rows:
     """Flow steps per second by number of chains."""
-    rows = [
-        (f"{row['chains']}", f"{row['flow_steps_per_second']:,}", f"{row['with_models']:,}")
-        for row in speeds("speed-env")
-    ]
     models = "With a critic and a behaviour flow of 256x3"
-    return make(("Chains", "Flow steps per second, no reward models", models), rows, text=0)
+    yield "Chains", "Flow steps per second, no reward models", models
+    for row in recorded("speed", table="speed-env"):
+        yield row["chains"], f"{row['flow_steps_per_second']:,}", f"{row['with_models']:,}"
 
 
-@table("speed-train")
-def speed_train() -> str:
+@table("speed-train", text=5)
+def speed_train() -> Rows:
     """Gradient steps per second on two cores, and the share of the bare matrix products."""
-    cells: dict[str, dict[str, str]] = {}
-    for row in speeds("speed-train"):
-        text = f"{row['steps_per_second']:.{0 if row['steps_per_second'] >= 10 else 1}f}"
-        place = cells.setdefault(row["label"], {})
-        place[f"{row['network']} {row['precision']}"] = (
-            f"{text} ({row['matrix_products'] * 100:.0f} %)"
-        )
-    columns = next(iter(cells.values()))
-    rows = [(label, *values.values()) for label, values in cells.items()]
-    return make(("", *columns), rows, text=1 + len(columns))
+    rows: dict[str, dict[str, str]] = {}
+    for row in recorded("speed", table="speed-train"):
+        speed, share = row["steps_per_second"], row["matrix_products"] * 100
+        cells = rows.setdefault(row["label"], {})
+        column = f"{row['network']} {row['precision']}"
+        cells[column] = f"{speed:.{0 if speed >= 10 else 1}f} ({share:.0f} %)"
+    yield "", *next(iter(rows.values()))
+    for label, cells in rows.items():
+        yield label, *cells.values()
 
 
-@table("speed-gpu")
-def speed_gpu() -> str:
+@table("speed-gpu", text=2)
+def speed_gpu() -> Rows:
     """Updates per second on an H100, by kernels and as CUDA graphs."""
-    rows = [
-        (
-            row["label"],
-            row["network"],
-            f"{row['kernels']}",
-            f"{row['graphs']}",
-            f"{row['ratio']:.1f}",
-        )
-        for row in speeds("speed-gpu")
-    ]
-    return make(("", "Network", "By kernels", "As graphs", "Ratio"), rows, text=2)
+    yield "", "Network", "By kernels", "As graphs", "Ratio"
+    for row in recorded("speed", table="speed-gpu"):
+        yield row["label"], row["network"], row["kernels"], row["graphs"], f"{row['ratio']:.1f}"
 
 
 def pages() -> list[Path]:
@@ -724,29 +542,11 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def renewed(text: str) -> tuple[str, list[str]]:
-    """A page with its tables as the results have them, and the names of those that were not.
-
-    Raises:
-        KeyError: For a block whose name no table has.
-    """
-    stale = []
-
-    def block(match: re.Match[str]) -> str:
-        indent, name = match.groups()
-        lines = [
-            f"<!-- table: {name} -->",
-            "",
-            *TABLES[name]().split("\n"),
-            "",
-            "<!-- end table -->",
-        ]
-        new = "\n".join(f"{indent}{line}".rstrip() for line in lines)
-        if new != match[0]:
-            stale.append(name)
-        return new
-
-    return BLOCK.sub(block, text), stale
+def renewed(block: re.Match[str]) -> str:
+    """A page's block as the results have it; KeyError for a name that no table has."""
+    indent, name = block.groups()
+    lines = f"<!-- table: {name} -->", "", *TABLES[name]().split("\n"), "", "<!-- end table -->"
+    return "\n".join(f"{indent}{line}".rstrip() for line in lines)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -754,16 +554,17 @@ def main(arguments: Sequence[str]) -> int:
     if unknown := set(arguments) - {"--check"}:
         print(f"unknown option {min(unknown)}: there is --check", file=sys.stderr)
         return 2
-    found = 0
+    status = 0
     for page in pages():
-        old = page.read_text(encoding="utf-8")
-        new, stale = renewed(old)
-        found += len(stale)
+        text = page.read_text(encoding="utf-8")
+        stale = [block[2] for block in BLOCK.finditer(text) if renewed(block) != block[0]]
         for name in stale:
             print(f"{page.relative_to(ROOT)}: {name}")
-        if stale and not arguments:
-            page.write_text(new, encoding="utf-8")
-    return 1 if found and arguments else 0
+        if stale and arguments:
+            status = 1
+        elif stale:
+            page.write_text(BLOCK.sub(renewed, text), encoding="utf-8")
+    return status
 
 
 if __name__ == "__main__":

@@ -58,36 +58,35 @@ def over_seeds(scores: Scores, statistic: Statistic, seed: int = 0) -> Estimate:
     return _estimate(statistic(scores), statistic([_draw(values, rng) for values in scores]))
 
 
-def difference(scores: Scores, against: Scores, seed: int = 0) -> Estimate:
+def difference_over_seeds(scores: Scores, against: Scores) -> Estimate:
     """Difference of two labels' means on the same datasets, and its bootstrap interval.
 
-    Resampled: first the datasets, the same ones for both labels; then, for every dataset so drawn,
-    each label's seeds, independently of the other label's and of the same dataset's other
-    appearances. Seeds are not paired: the interval is wider than it could be for two agents that
-    start from the same behaviour flow.
+    Resampled: the seeds within each dataset, each label's independently of the other's. Seeds are
+    not paired: the interval is wider than it could be for two agents that start from the same
+    behaviour flow.
 
     Raises:
         ValueError: When the two have different numbers of datasets.
     """
-    pairs = list(zip(scores, against, strict=True))
-    rng = np.random.default_rng(seed)
-    # places: for each draw, which dataset stands where; every place has seeds of its own
-    places = rng.integers(len(pairs), size=(DRAWS, len(pairs)))
-    drawn = np.empty(places.shape)
-    for place in range(len(pairs)):
-        options = np.stack([_means(a, rng) - _means(b, rng) for a, b in pairs])
-        drawn[:, place] = options[places[:, place], np.arange(DRAWS)]
-    return _estimate(mean(scores) - mean(against), drawn.mean(-1))
+    drawn = _differences(scores, against, np.random.default_rng(0))
+    return _estimate(mean(scores) - mean(against), drawn.mean(0))
 
 
-def difference_over_seeds(scores: Scores, against: Scores, seed: int = 0) -> Estimate:
-    """As `difference`, arguments and errors too, but on these datasets.
+def difference(scores: Scores, against: Scores) -> Estimate:
+    """As `difference_over_seeds`, but the interval speaks of other datasets too.
 
-    Resampled: each label's seeds alone, within each dataset as in `over_seeds`.
+    Resampled: first the datasets, the same ones for both labels; then the seeds, anew for every
+    place that a dataset takes in the sample.
     """
-    rng = np.random.default_rng(seed)
-    drawn = [_means(a, rng) - _means(b, rng) for a, b in zip(scores, against, strict=True)]
+    rng = np.random.default_rng(0)
+    places = rng.integers(len(scores), size=(DRAWS, len(scores)))
+    drawn = [_differences(scores, against, rng)[dataset, np.arange(DRAWS)] for dataset in places.T]
     return _estimate(mean(scores) - mean(against), np.mean(drawn, axis=0))
+
+
+def _differences(scores: Scores, against: Scores, rng: np.random.Generator) -> Array:
+    """Bootstrap samples of the difference on each dataset, shape (datasets, DRAWS)."""
+    return np.stack([_means(a, rng) - _means(b, rng) for a, b in zip(scores, against, strict=True)])
 
 
 def _draw(values: Array, rng: np.random.Generator) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +12,7 @@ import numpy as np
 
 from flowmdp.compare import bootstrap
 from flowmdp.compare.bootstrap import Array, Estimate, interquartile_mean, mean
-from flowmdp.compare.results import (
-    Dataset,
-    Grouped,
-    Result,
-    as_acting,
-    group,
-    load_results,
-    mixed_settings,
-    write_csv,
-)
+from flowmdp.compare.results import Dataset, Grouped, Result, disagreements, load_results, write_csv
 from flowmdp.errors import ConfigurationError
 
 FEW = 3
@@ -51,9 +42,8 @@ class Comparison:
         labels = [label for label in labels if label not in rare]
         left_out: dict[Dataset, str] = {}
         for dataset, runs in grouped.items():
-            missing = [label for label in labels if label not in runs]
-            if missing:
-                left_out[dataset] = f"no {', no '.join(missing)}"
+            if missing := [f"no {label}" for label in labels if label not in runs]:
+                left_out[dataset] = ", ".join(missing)
             elif any(scores_of(runs[label]) is None for label in labels):
                 left_out[dataset] = "no reference scores to normalise with"
         datasets = [dataset for dataset in grouped if dataset not in left_out]
@@ -63,12 +53,13 @@ class Comparison:
         }
         return cls(scores, datasets, left_out, rare)
 
-    def estimates(self, statistic: Any) -> dict[str, Estimate]:
+    def estimates(self, statistic: bootstrap.Statistic) -> dict[str, Estimate]:
         """Label -> the statistic over datasets, the best first."""
-        found = {
-            label: bootstrap.over_seeds(scores, statistic) for label, scores in self.scores.items()
-        }
-        return dict(sorted(found.items(), key=lambda item: -item[1].value))
+        found = [
+            (label, bootstrap.over_seeds(scores, statistic))
+            for label, scores in self.scores.items()
+        ]
+        return dict(sorted(found, key=lambda item: -item[1].value))
 
 
 def run_report(
@@ -116,9 +107,10 @@ def run_report(
         ConfigurationError: For a folder without results, or a label that does not occur.
         CheckpointError: When a file is damaged.
     """
-    found = [way for run in _named(results, only) for way in as_acting(run, acting)]
-    grouped = group(found)
-    labels = sorted({run["label"] for run in found})
+    if not results:
+        raise ConfigurationError("name a folder of results, for instance `flowmdp report results`")
+    grouped = load_results(*results, only=only, acting=acting)
+    labels = sorted(set(chain(*grouped.values())))
     for label in (*reference, *([against] if against else [])):
         if label not in labels:
             raise ConfigurationError(f"no label {label!r}: there are {', '.join(labels)}")
@@ -138,43 +130,26 @@ def run_report(
         parts.append(command_list(grouped))
     print("\n\n".join(parts))
     if csv is not None:
-        write_csv(found, csv)
-        print(f"\n{len(found)} rows in {csv}")
+        print(f"\n{write_csv(grouped, csv)} rows in {csv}")
     if figures is not None:
         from flowmdp.compare.figures import draw_figures
 
-        drawn = draw_figures(grouped, comparison, figures)
-        print(f"\ndrawn into {', '.join(str(path) for path in drawn)}")
-
-
-def _named(paths: Sequence[Path], only: Sequence[str]) -> list[Result]:
-    """The results whose label is one of `only`, wildcards included."""
-    if not paths:
-        raise ConfigurationError("name a folder of results, for instance `flowmdp report results`")
-    found = load_results(*paths)
-    if only:
-        found = [run for run in found if any(fnmatchcase(run["label"], label) for label in only)]
-    if not found:
-        raise ConfigurationError(f"--only leaves nothing: no label is {' or '.join(only)}")
-    return found
+        print(f"\ndrawn into {', '.join(map(str, draw_figures(grouped, comparison, figures)))}")
 
 
 def scores_of(runs: list[Result]) -> list[float] | None:
     """Normalised score of every run; None where the task has no references."""
-    scores = [run.get("normalized_score") for run in runs]
-    return None if None in scores else [float(score) for score in scores if score is not None]
+    scores: list[Any] = [run.get("normalized_score") for run in runs]
+    return None if None in scores else scores
 
 
 def return_table(grouped: Grouped, labels: list[str]) -> str:
     """The short one: a row per dataset, a column per label, returns over seeds in the cells."""
-
-    def cell(runs: list[Result] | None) -> str:
-        return _returns(runs) + _mark(len(runs)) if runs else "-"
-
-    rows = [
-        (dataset.dataset_id, data_return(runs), *(cell(runs.get(label)) for label in labels))
-        for dataset, runs in grouped.items()
-    ]
+    rows = []
+    for dataset, by_label in grouped.items():
+        found = [by_label.get(label) for label in labels]
+        cells = (_returns(runs) + _mark(len(runs)) if runs else "-" for runs in found)
+        rows.append((dataset.dataset_id, data_return(by_label), *cells))
     notes = ["Mean return over seeds ± standard deviation over seeds."]
     return markdown(("dataset", "data", *labels), rows, text=1, notes=notes)
 
@@ -189,13 +164,13 @@ def dataset_table(grouped: Grouped) -> str:
     rows = []
     for dataset, labels in grouped.items():
         for label, runs in labels.items():
-            behavior = [run["behavior"] if _improves(run) else None for run in runs]
-            best = [run.get("best_evaluation") for run in runs]
             scores = scores_of(runs)
+            score = spread(scores, 1) if scores else "-"
+            clone, best = map(_behavior, runs), (run.get("best_evaluation") for run in runs)
+            returns = _returns(clone), _returns(runs), score, _returns(best)
             count = f"{len(runs)}{_mark(len(runs))}"
-            outcome = _returns(behavior), _returns(runs), spread(scores, 1) if scores else "-"
-            rows.append((*dataset, label, count, data_return(labels), *outcome, _returns(best)))
-            if mixed := mixed_settings(runs):
+            rows.append((*dataset, label, count, data_return(labels), *returns))
+            if mixed := disagreements(runs):
                 notes.append(f"{label} on {dataset.dataset_id} mixes {', '.join(mixed)}.")
     columns = "task", "source", "dataset", "label", "seeds", "data", "behaviour flow", "return"
     return markdown((*columns, "score", "best, after the fact"), rows, text=4, notes=notes)
@@ -206,16 +181,17 @@ def data_return(runs: dict[str, list[Result]]) -> str:
     return f"{next(iter(runs.values()))[0]['data']['mean_return']:.0f}"
 
 
-def _returns(outcomes: Sequence[Result | None]) -> str:
+def _returns(outcomes: Iterable[Result | None]) -> str:
     """Mean return over seeds; "-" where one seed has no such outcome."""
-    returns = [one["mean_return"] for one in outcomes if one]
-    return spread(returns) if len(returns) == len(outcomes) else "-"
+    returns: list[Any] = [one and one["mean_return"] for one in outcomes]
+    return "-" if None in returns else spread(returns)
 
 
-def _improves(run: Result) -> bool:
-    """Whether the run has a behaviour flow beside its policy; a clone, say, is the flow itself."""
-    behavior, names = run.get("behavior") or {}, ("mean_return", "returns")
-    return bool(behavior) and any(behavior.get(name) != run.get(name) for name in names)
+def _behavior(run: Result) -> Result | None:
+    """How the behaviour flow beside the policy plays; a clone, say, is the flow itself."""
+    flow = run.get("behavior")
+    same = flow and all(flow.get(name) == run.get(name) for name in ("mean_return", "returns"))
+    return None if same else flow
 
 
 def _mark(seeds: int) -> str:
@@ -230,20 +206,26 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 
 def aggregate_table(comparison: Comparison) -> str:
     """One row per label: mean and interquartile mean over the datasets all labels share."""
+    count = len(comparison.datasets)
     notes = [
+        f"Normalised score over {count} dataset{'s' * (count > 1)}: mean over datasets of the mean "
+        "over seeds; IQM: mean of the middle half of all runs. 95 %: bootstrap that resamples the "
+        "seeds within each dataset."
+    ]
+    if not count:
+        notes = ["No dataset has a normalised score of every label: nothing to compare."]
+    notes += [
         f"Left out: {dataset.dataset_id} ({dataset.task}, {dataset.source}): {why}."
         for dataset, why in comparison.left_out.items()
     ]
-    count = len(comparison.datasets)
-    if notes and count:
+    if count and comparison.left_out:
         notes.append("--reference keeps a label out of the comparison.")
     notes += [
         f"Not compared: {label}, on {n} dataset{'s' * (n > 1)} only; --only compares what it names."
         for label, n in comparison.rare.items()
     ]
     if not count:
-        nothing = "No dataset has a normalised score of every label: nothing to compare."
-        return "\n".join([nothing, *notes])
+        return "\n".join(notes)
     middles = comparison.estimates(interquartile_mean)
     rows = []
     for label, estimate in comparison.estimates(mean).items():
@@ -251,12 +233,6 @@ def aggregate_table(comparison: Comparison) -> str:
         number = " to ".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
         cells = *interval(estimate), *interval(middles[label])
         rows.append((label, number + _mark(seeds[0]), *cells))
-    notes.insert(
-        0,
-        f"Normalised score over {count} dataset{'s' * (count > 1)}: mean over datasets of the mean "
-        "over seeds; IQM: mean of the middle half of all runs. 95 %: bootstrap that resamples the "
-        "seeds within each dataset.",
-    )
     return markdown(("label", "seeds", "mean", "95 %", "IQM", "95 %"), rows, text=1, notes=notes)
 
 
@@ -296,9 +272,10 @@ def interval(estimate: Estimate, sign: str = "") -> tuple[str, str]:
 def command_list(grouped: Grouped) -> str:
     """Every run's command under a comment that says which it is, as a block for a shell."""
     lines = ["```sh"]
-    for run in (run for labels in grouped.values() for runs in labels.values() for run in runs):
-        lines.append(f"# {run['dataset_id']}, {run['label']}, seed {run['seed']}")
-        lines.append(run.get("command", "# not recorded"))
+    for labels in grouped.values():
+        for run in chain(*labels.values()):
+            lines.append(f"# {run['dataset_id']}, {run['label']}, seed {run['seed']}")
+            lines.append(run.get("command", "# not recorded"))
     return "\n".join([*lines, "```"])
 
 

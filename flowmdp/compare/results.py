@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,10 @@ from flowmdp.files import read_json, read_lines, replace_file
 Result = dict[str, Any]
 
 NEEDED = ("task", "source", "dataset_id", "algorithm", "seed", "mean_return", "data")
-SETTINGS = ("algorithm", "steps", "episodes", "quick")
-"""Fields that runs of one label on one dataset ought to agree on, beside `flow` and `config`."""
+SETTINGS = ("algorithm", "task", "source", "dataset_id", "seed", "steps", "episodes", "quick")
+"""Fields that say what a run was asked for, beside `flow` and `config`."""
 OF_A_MACHINE = ("precision", "cuda_graphs")
-"""Hyper-parameters that they need not agree on."""
+"""Hyper-parameters that two runs of the same may differ in."""
 
 
 class Dataset(NamedTuple):
@@ -33,152 +34,143 @@ Grouped = dict[Dataset, dict[str, list[Result]]]
 """Dataset -> label -> results in the order of their seeds."""
 
 
-def dataset_of(result: Result) -> Dataset:
-    """The dataset a run belongs to."""
-    return Dataset(result["task"], result["source"], result["dataset_id"])
-
-
 def key_of(result: Result) -> Key:
     """What a table has once; rows are in its order."""
-    return dataset_of(result), result["label"], result["seed"]
+    dataset = Dataset(result["task"], result["source"], result["dataset_id"])
+    return dataset, result["label"], result["seed"]
 
 
-def read_results(path: Path) -> dict[Key, Result]:
-    """The rows of a table's results, by what there is once; none where there is no such file.
+def read_results(*files: Path) -> dict[Key, Result]:
+    """Every result in some files, with its `label` and the `file` it came from.
+
+    Args:
+        *files: A run's result.json (*.json), or a table's results, one per line; a table that is
+            not there has none yet.
 
     Raises:
-        CheckpointError: When a line is damaged.
+        CheckpointError: When a file is damaged.
         ConfigurationError: When one is no result, or two are of the same run.
     """
     found: dict[Key, Result] = {}
-    for number, row in enumerate(read_lines(path), 1):
-        where = f"{path}, line {number}"
-        _check(row, where, (*NEEDED, "label"))
-        if key_of(row) in found:
-            raise ConfigurationError(
-                f"{where} repeats {row['label']} with seed {row['seed']} on {row['dataset_id']}: "
-                "remove one of the lines"
-            )
-        found[key_of(row)] = row
+    places: dict[Key, str] = {}
+    for file in files:
+        single = file.suffix == ".json"
+        for number, row in enumerate([read_json(file)] if single else read_lines(file), 1):
+            where = str(file) if single else f"{file}, line {number}"
+            for name in NEEDED if single else (*NEEDED, "label"):
+                if name not in row:
+                    raise ConfigurationError(
+                        f"{where} is no result of `flowmdp train` (it lacks {name}): take it out"
+                    )
+            result = {"label": row["algorithm"], **row, "file": str(file)}
+            key = key_of(result)
+            if key in found:
+                raise ConfigurationError(
+                    f"{places[key]} and {where} are both {result['label']} with seed "
+                    f"{result['seed']} on {result['dataset_id']}: keep one of them"
+                )
+            found[key], places[key] = result, where
     return found
 
 
-def load_results(*paths: Path) -> list[Result]:
-    """Every result of some tables and runs, with its `label` and the `file` it came from.
+def load_results(*paths: Path, only: Sequence[str] = (), acting: str = "published") -> Grouped:
+    """Every result of some files and folders, by dataset and label in alphabetical order.
 
     Args:
-        *paths: A table's results; a run's result.json; or folders: of tables (*.jsonl directly in
-            them), and of runs at any depth.
+        *paths: Files for `read_results`; or folders: of tables (*.jsonl directly in them), and of
+            runs at any depth.
+        only: Labels, wildcards included; none takes all.
+        acting: How the policies play: "published", "sampled", "noiseless" or "both".
 
     Raises:
-        ConfigurationError: When there is none, one is no result, or two are of the same run.
         CheckpointError: When a file is damaged.
+        ConfigurationError: When nothing is there or left, one is no result, two are of the same
+            run, or one was not evaluated that way.
     """
-    found: dict[Key, Result] = {}
-    for file in {file.resolve(): file for path in paths for file in _files(path)}.values():
-        if file.suffix == ".jsonl":
-            rows = list(read_results(file).values())
-        else:
-            rows = [read_json(file)]
-            _check(rows[0], str(file), NEEDED)
-        for row in rows:
-            result = {"label": row["algorithm"], **row, "file": str(file)}
-            other = found.setdefault(key_of(result), result)
-            if other is not result:
-                raise ConfigurationError(
-                    f"{other['file']} and {file} are both {result['label']} with seed "
-                    f"{result['seed']} on {result['dataset_id']}: keep one of them"
-                )
-    return list(found.values())
-
-
-def _files(path: Path) -> list[Path]:
-    """The files with results at or below a path."""
-    if not path.exists():
-        raise ConfigurationError(f"{path} does not exist: name a file or a folder of results")
-    folder = path.is_dir()
-    files = (
-        [*sorted(path.glob("*.jsonl")), *sorted(path.rglob("result.json"))] if folder else [path]
-    )
-    if not files:
-        raise ConfigurationError(
-            f"{path} holds no results: name what `flowmdp train` or `flowmdp bench` wrote"
-        )
-    return files
-
-
-def _check(result: Result, where: str, names: tuple[str, ...]) -> None:
-    missing = [name for name in names if name not in result]
-    if missing:
-        raise ConfigurationError(
-            f"{where} is no result of `flowmdp train` (it lacks {missing[0]}): take it out"
-        )
-
-
-def as_acting(result: Result, way: str) -> list[Result]:
-    """The result as its policy plays another way, the behaviour too.
-
-    Evaluations during training were played in the published way only, and are left out.
-
-    Args:
-        result: Of `flowmdp train`.
-        way: "sampled" or "noiseless"; "published" leaves the result as it is; "both" has, where
-            that is from noise, `<label> noiseless` beside it.
-
-    Raises:
-        ConfigurationError: When the run was not evaluated that way.
-    """
-    if way == "published":
-        return [result]
-    if way == "both":
-        (still,) = as_acting(result, "noiseless")
-        other = [{**still, "label": f"{result['label']} noiseless"}]
-        return [result, *(other if still["returns"] != result["returns"] else [])]
-    if way not in result:
-        raise ConfigurationError(f"{result['file']} was not evaluated {way}: leave --acting out")
-    behavior = result.get("behavior")
-    if behavior:
-        behavior = {**behavior, **behavior[way]} if way in behavior else None
-    during = dict.fromkeys(("best_evaluation", "last_evaluations"))
-    return [{**result, **result[way], **during, "behavior": behavior}]
-
-
-def group(results: list[Result]) -> Grouped:
-    """The results by dataset and label, both in alphabetical order."""
+    files: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise ConfigurationError(f"{path} does not exist: name a file or a folder of results")
+        inside = [path]
+        if path.is_dir():
+            inside = [*sorted(path.glob("*.jsonl")), *sorted(path.rglob("result.json"))]
+        if not inside:
+            raise ConfigurationError(
+                f"{path} holds no results: name what `flowmdp train` or `flowmdp bench` wrote"
+            )
+        files.update((file.resolve(), file) for file in inside)
+    found: list[Result] = []
+    for result in read_results(*files.values()).values():
+        if not only or any(fnmatchcase(result["label"], label) for label in only):
+            found += _as_acting(result, acting)
+    if not found:
+        raise ConfigurationError(f"--only leaves nothing: no label is {' or '.join(only)}")
     grouped: Grouped = {}
-    for result in sorted(results, key=key_of):
-        grouped.setdefault(dataset_of(result), {}).setdefault(result["label"], []).append(result)
+    for result in sorted(found, key=key_of):
+        dataset, label, _ = key_of(result)
+        grouped.setdefault(dataset, {}).setdefault(label, []).append(result)
     return grouped
 
 
-def mixed_settings(runs: list[Result]) -> list[str]:
-    """Names of the settings and hyper-parameters on which runs of one label disagree.
+def settings_of(run: Result) -> dict[str, Any]:
+    """The settings and hyper-parameters that a run's config or result records.
 
-    Results of older versions record only the hyper-parameters that their command named: what one
-    of two runs does not record is no disagreement.
+    Those of older versions record only the hyper-parameters that their command named.
     """
-    mixed = [name for name in SETTINGS if any(run.get(name) != runs[0].get(name) for run in runs)]
-    for part in ("flow", "config"):
-        recorded = [run.get(part, {}) for run in runs]
-        for name in dict.fromkeys(name for one in recorded for name in one):
-            values = [one[name] for one in recorded if name in one]
-            if name not in OF_A_MACHINE and any(value != values[0] for value in values):
-                mixed.append(name)
-    return mixed
+    own = {name: run[name] for name in SETTINGS if name in run}
+    return {**own, **run.get("flow", {}), **run.get("config", {})}
 
 
-def write_csv(results: list[Result], path: Path) -> None:
-    """One row per run with all scalar fields; nested ones as `behavior.mean_return`."""
-    rows = [dict(_scalars(result)) for result in results]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+def disagreements(runs: list[Result]) -> list[str]:
+    """Names of the settings on which the runs of one label disagree, as far as they record them."""
+    recorded = [settings_of(run) for run in runs]
+    values = {name: [one[name] for one in recorded if name in one] for name in _names(recorded)}
+    mixed = [name for name, found in values.items() if any(one != found[0] for one in found)]
+    return [name for name in mixed if name not in (*OF_A_MACHINE, "seed")]
+
+
+def write_csv(grouped: Grouped, path: Path) -> int:
+    """Write one row per run with all scalar fields, nested ones as `behavior.mean_return`.
+
+    Returns:
+        The number of rows.
+    """
+    runs = (run for labels in grouped.values() for runs in labels.values() for run in runs)
+    rows = [dict(_scalars(run)) for run in runs]
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
+            writer = csv.DictWriter(file, _names(rows))
             writer.writeheader()
             writer.writerows(rows)
 
     replace_file(path, write)
+    return len(rows)
+
+
+def _as_acting(result: Result, way: str) -> list[Result]:
+    """The result as its policy plays another way, the behaviour too.
+
+    "published" leaves it as it is; "both" has, where that is from noise, `<label> noiseless` beside
+    it. Evaluations during training were played in the published way only, and are left out.
+    """
+    if way == "published":
+        return [result]
+    if way == "both":
+        (still,) = _as_acting(result, "noiseless")
+        other = [{**still, "label": f"{result['label']} noiseless"}]
+        return [result, *(other if still["returns"] != result["returns"] else [])]
+    if way not in result:
+        raise ConfigurationError(f"{result['file']} was not evaluated {way}: leave --acting out")
+    behavior = result.get("behavior") or {}
+    behavior = {**behavior, **behavior[way]} if way in behavior else None
+    during = dict.fromkeys(("best_evaluation", "last_evaluations"))
+    return [{**result, **result[way], **during, "behavior": behavior}]
+
+
+def _names(rows: list[Result]) -> list[str]:
+    """All that occur, in the order in which they do."""
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _scalars(fields: Result, prefix: str = "") -> Iterator[tuple[str, Any]]:

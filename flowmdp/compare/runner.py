@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from typing import IO
 
 from tqdm import tqdm
 
+from flowmdp.arguments import check_integers
 from flowmdp.compare.results import key_of, read_results
 from flowmdp.compare.table import Job, read_table
 from flowmdp.errors import ConfigurationError, FlowMDPError
@@ -93,9 +93,7 @@ def run_bench(
         CheckpointError: When results or a run are damaged; also before.
         KeyboardInterrupt: After Ctrl-C, when all running jobs have saved and ended.
     """
-    for name, value in (("jobs", jobs), ("threads", threads)):
-        if value is not None and value < 1:
-            raise ConfigurationError(f"--{name} is {value}: it must be at least 1")
+    check_integers(1, **{"--jobs": 1 if jobs is None else jobs, "--threads": threads})
     every = read_table(table)
     chosen = [job for job in every if not only or any(text in job.name for text in only)]
     if not chosen:
@@ -103,12 +101,13 @@ def run_bench(
             f"--only {' '.join(only)}: no job has such a name, for instance {every[0].name}"
         )
     results = results or Path("results") / f"{table.stem}.jsonl"
-    bench = Bench(chosen, results, runs or Path("runs") / "bench" / table.stem)
-    bench.check()
+    if results.suffix == ".json":
+        raise ConfigurationError(f"--results is {results}, as of one run: name a file *.jsonl")
+    bench = Bench(chosen, results, runs or Path("runs") / "bench" / table.stem, threads)
     if list:
         bench.print_list()
         return 0
-    bench.run(jobs or max(1, len(os.sched_getaffinity(0)) // threads), threads)
+    bench.run(jobs or max(1, len(os.sched_getaffinity(0)) // threads))
     if bench.interruptions:
         raise KeyboardInterrupt(f"continue with: {shlex.join(['flowmdp', *sys.argv[1:]])}")
     return bench.report()
@@ -121,16 +120,24 @@ class Bench:
         jobs: In the order in which they are begun; those that are done are skipped.
         results: File of the finished jobs' outcomes.
         runs: Folder of run folders and logs.
+        threads: Of each process.
     """
 
-    def __init__(self, jobs: list[Job], results: Path, runs: Path) -> None:
-        self.jobs, self.results, self.runs = jobs, results, runs
+    def __init__(self, jobs: list[Job], results: Path, runs: Path, threads: int = 1) -> None:
+        self.jobs, self.results, self.runs, self.threads = jobs, results, runs, threads
         self.failed: list[Job] = []
         self.elsewhere: list[Job] = []
         self.running: list[subprocess.Popen[bytes]] = []
         self.interruptions = 0
         self.starting = threading.RLock()
         """Held while a process starts, so that no interruption misses it or comes twice."""
+        self.done = read_results(results)
+        for job in jobs:
+            if job.key in self.done:
+                job.check(self.done[job.key], f"{job.name} in {results}")
+            config = self.folder(job).config
+            if config.exists():
+                job.check(read_json(config), str(config))
 
     def folder(self, job: Job) -> RunFolder:
         """The job's run folder, which need not exist."""
@@ -147,49 +154,33 @@ class Bench:
             return ["flowmdp", "train", "--resume", str(folder.path)]
         return [*job.command, "--out", str(folder.path)]
 
-    def check(self) -> None:
-        """Refuse results and runs that other settings left under a job's name."""
-        done = read_results(self.results)
-        for job in self.jobs:
-            if job.key in done:
-                job.check(done[job.key], f"{job.name} in {self.results}")
-            config = self.folder(job).config
-            if config.exists():
-                job.check(read_json(config), str(config))
-
     def print_list(self) -> None:
         """Every job: whether it is done, begun or missing, and its command."""
-        done, states = read_results(self.results), []
+        states = []
         for job in self.jobs:
             begun = "partial" if self.folder(job).config.exists() else "missing"
-            states.append("done" if job.key in done else begun)
+            states.append("done" if job.key in self.done else begun)
             print(f"{states[-1]:8} {job.name}\n    {shlex.join(self.command(job))}")
         counts = (f"{states.count(state)} {state}" for state in ("done", "partial", "missing"))
         print(f"{len(states)} jobs: {', '.join(counts)}")
 
-    def run(self, at_once: int, threads: int) -> None:
-        """Until all jobs have ended, or the running ones after SIGINT or SIGTERM.
-
-        Args:
-            at_once: Most processes at a time.
-            threads: Of each process.
-        """
-        done = read_results(self.results)
-        waiting = [job for job in self.jobs if job.key not in done]
+    def run(self, at_once: int) -> None:
+        """Run that many jobs at once until all have ended; after SIGINT or SIGTERM begin none."""
+        waiting = [job for job in self.jobs if job.key not in self.done]
         start = len(self.jobs) - len(waiting)
         numbers = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, self.interrupt) for number in numbers]
+        before = {number: signal.signal(number, self.interrupt) for number in numbers}
         pool = ThreadPoolExecutor(at_once)
         try:
             with tqdm(total=len(self.jobs), initial=start, desc="jobs") as bar:
-                for ended in as_completed([pool.submit(self._do, job, threads) for job in waiting]):
+                for ended in as_completed([pool.submit(self._do, job) for job in waiting]):
                     bar.update(ended.result())
         except BaseException:  # whatever went wrong in here, nothing is left running
             self.interrupt()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-            for number, handler in zip(numbers, before, strict=True):
+            for number, handler in before.items():
                 signal.signal(number, handler)
 
     def interrupt(self, *_: object) -> None:
@@ -216,7 +207,7 @@ class Bench:
         print(f"results in {self.results}; compare them: {compare}")
         return 0
 
-    def _do(self, job: Job, threads: int) -> bool:
+    def _do(self, job: Job) -> bool:
         """Run a job, unless another bench has it or has done it; whether it is done."""
         log = None if self.interruptions else lock_log(self.log(job))
         if log is None:
@@ -229,7 +220,7 @@ class Bench:
                 how = "found finished"  # a bench was killed just before it collected this
                 if not self.folder(job).result.exists():
                     since = time.perf_counter()
-                    process = self.start(job, log, threads)
+                    process = self.start(job, log)
                     if process is None or (process.wait() != 0 and self.interruptions):
                         return False
                     if process.returncode != 0:
@@ -246,14 +237,14 @@ class Bench:
         _say(f"done {job.name}: return {result['mean_return']:.0f}{scored}, {how}")
         return True
 
-    def start(self, job: Job, log: IO[bytes], threads: int) -> subprocess.Popen[bytes] | None:
+    def start(self, job: Job, log: IO[bytes]) -> subprocess.Popen[bytes] | None:
         """A process that begins or continues a job, None after an interruption.
 
         It has a process group of its own, so that Ctrl-C reaches it through `interrupt` only; its
         output goes to `log`, which is from `lock_log`.
         """
         command = self.command(job)
-        numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
         with self.starting:
             if self.interruptions:
                 return None
@@ -275,9 +266,8 @@ def _ending(process: subprocess.Popen[bytes], log: Path) -> str:
     """How a failed job ended: its exit code or signal, and the last line it wrote."""
     code = process.returncode
     how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-    text = log.read_text(encoding="utf-8", errors="replace")
-    lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
-    return f"{how}: {lines[-1]} ({log})"
+    *_, last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"{how}: {last.strip()} ({log})"
 
 
 def lock_log(path: Path) -> IO[bytes] | None:

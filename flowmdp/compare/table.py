@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from flowmdp.compare.results import OF_A_MACHINE, Key, Result, key_of
+from flowmdp.compare.results import OF_A_MACHINE, Key, Result, key_of, settings_of
 from flowmdp.envs.data.store import dataset_folder
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import ConfigurationError, FlowMDPError
@@ -26,10 +26,14 @@ OPTIONS = (
     *("quick", "paper", *FLOW),
 )
 """Options of `flowmdp train` beside the hyper-parameters that a table may name."""
-DATA = ("task", "dataset", "source")
+FORMS = {
+    **{"run": (dict, "[run] above it"), "tasks": (list, "[[tasks]] above each")},
+    "algorithms": (dict, "[algorithms.NAME] above each"),
+    **dict.fromkeys(("algorithm", "task", "dataset", "source"), (str, "a word in quotes")),
+    **dict.fromkeys(("quick", "paper"), (bool, "true or false")),
+}
+"""Name -> its type, and how it is written; `make_config` checks the others and all ranges."""
 DEVICES = ("auto", "cpu", "cuda")
-RECORDED = ("algorithm", "task", "source", "dataset_id", "seed", "steps")
-"""Fields of a run's config and result by which it is recognised, beside `flow` and `config`."""
 
 
 @dataclass(frozen=True)
@@ -76,24 +80,17 @@ class Job:
     def check(self, found: Result, where: str) -> None:
         """Refuse a run or a result that other settings made, under this job's name.
 
-        Results of older versions record only the hyper-parameters that were named then; nothing is
-        known of the others.
-
         Raises:
-            ConfigurationError: Naming the first field that differs.
+            ConfigurationError: Naming the first setting that differs, of those that the table names
+                or that are recorded.
         """
-        names = [*RECORDED, *(("episodes",) if "episodes" in self.options else ())]
-        pairs = [(name, found.get(name), self.config[name]) for name in names]
-        for part in ("flow", "config"):
-            there, here = found.get(part, {}), self.config[part]
-            named = [name for name in here if name in self.options]
-            recorded = [name for name in there if name not in (*OF_A_MACHINE, *named)]
-            pairs += [(name, there.get(name), here.get(name)) for name in named + recorded]
-        for name, value, wanted in pairs:
-            if value != wanted:
+        here, there = settings_of(self.config), settings_of(found)
+        for name in {**here, **there}:
+            known = name in self.options or (name in there and name not in OF_A_MACHINE)
+            if known and there.get(name) != here.get(name):
                 raise ConfigurationError(
-                    f"{where} has {name} {value!r}, the table {wanted!r}: give the algorithm "
-                    "another name in the table, or remove what is there"
+                    f"{where} has {name} {there.get(name)!r}, the table {here.get(name)!r}: give "
+                    "the algorithm another name in the table, or remove what is there"
                 )
 
 
@@ -118,24 +115,31 @@ def read_table(path: Path) -> list[Job]:
 
 
 def _jobs(table: dict[str, Any]) -> list[Job]:
-    _check_names("the table", table, ("run", "tasks", "algorithms"))
-    run = _section(table, "run", dict)
+    _options("the table", table, ("run", "tasks", "algorithms"))
+    for section, name in (("[[tasks]]", "tasks"), ("[algorithms.NAME]", "algorithms")):
+        if not table.get(name):
+            raise ConfigurationError(f"there is no {section}: add at least one")
+    run = dict(table.get("run", {}))
     seeds = run.pop("seeds", [0])
     if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
         raise ConfigurationError(f"[run] seeds is {seeds!r}: write numbers, as in seeds = [1, 2]")
-    tasks = [_task(entry) for entry in _section(table, "tasks", list)]
-    algorithms = _section(table, "algorithms", dict)
-    algorithms = {label: _algorithm(label, entry) for label, entry in algorithms.items()}
-    for section, entries in (("[[tasks]]", tasks), ("[algorithms.NAME]", algorithms)):
-        if not entries:
-            raise ConfigurationError(f"there is no {section}: add at least one")
-    known = {label: _known(options["algorithm"]) for label, options in algorithms.items()}
+    tasks = [
+        _options("[[tasks]]", entry, ("task", "dataset", "source")) for entry in table["tasks"]
+    ]
+    if not all(task.get("task") for task in tasks):
+        raise ConfigurationError('[[tasks]] names no task: write task = "hopper-medium"')
+    known, algorithms = {}, {}
+    for label, entry in table["algorithms"].items():
+        where = f"[algorithms.{label}]"
+        algorithm = _options(where, entry, entry).get("algorithm", label)
+        known[label] = [*OPTIONS, *get_algorithm(algorithm).config_class.names()]
+        own = _options(where, entry, ("algorithm", *known[label]))
+        algorithms[label] = {"algorithm": algorithm, **own}
     run = _options("[run]", run, [name for names in known.values() for name in names])
     jobs: dict[str, Job] = {}
     for seed, (label, own), task in product(seeds, algorithms.items(), tasks):
         shared = {name: value for name, value in run.items() if name in known[label]}
-        start = {"algorithm": own["algorithm"], **task, "seed": seed}
-        job = _job(label, start | shared | own)
+        job = _job(label, {"algorithm": own["algorithm"], **task, "seed": seed, **shared, **own})
         if job.name in jobs:
             raise ConfigurationError(
                 f"two jobs are called {job.name}: name each seed, dataset and algorithm once, and "
@@ -148,65 +152,29 @@ def _jobs(table: dict[str, Any]) -> list[Job]:
 def _job(label: str, options: dict[str, Any]) -> Job:
     """A job whose options `flowmdp train` accepts, as far as that shows without the data."""
     try:
-        return Job(label, options, make_config(**options))
+        config = make_config(**options)
+        dataset_folder(config["dataset_id"] or get_task(options["task"]).dataset(config["source"]))
     except FlowMDPError as error:
         raise ConfigurationError(f"[algorithms.{label}] on {options['task']}: {error}") from error
+    return Job(label, options, config)
 
 
-def _known(algorithm: str) -> tuple[str, ...]:
-    """The options that a table may give an algorithm."""
-    return *OPTIONS, *(field.name for field in fields(get_algorithm(algorithm).config_class))
+def _options(where: str, section: Any, known: Collection[str]) -> dict[str, Any]:
+    """A section of the table, whose names are known and whose values have the right form.
 
-
-def _section(table: dict[str, Any], name: str, kind: type) -> Any:
-    """A part of the table, empty where it is absent."""
-    section = table.get(name, kind())
-    if not isinstance(section, kind):
-        form = "[[tasks]]" if kind is list else f"[{name}]"
-        raise ConfigurationError(f"{name!r} is a {type(section).__name__}: write {form} above it")
-    return section
-
-
-def _check_names(where: str, section: Any, known: Collection[str]) -> None:
+    TOML has no null: "None" is None, as when typed.
+    """
     if not isinstance(section, dict):
         raise ConfigurationError(f"{where} is {section!r}: write a table of names and values")
-    for name in section:
+    for name, value in section.items():
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
             raise ConfigurationError(f"{where} has the unknown key {name!r}: {hint}")
-
-
-def _options(where: str, section: Any, known: Collection[str]) -> dict[str, Any]:
-    """Options of `flowmdp train`; `make_config` checks the others and all ranges.
-
-    TOML has no null: "None" is None, as when typed.
-    """
-    _check_names(where, section, known)
-    for name, value in section.items():
-        if name in (*DATA, "algorithm") and not isinstance(value, str):
-            raise ConfigurationError(f"{where} {name} is {value!r}: write a word in quotes")
-        if name in ("quick", "paper") and not isinstance(value, bool):
-            raise ConfigurationError(f"{where} {name} is {value!r}: write true or false")
+        kind, form = FORMS.get(name, (object, ""))
+        if not isinstance(value, kind):
+            raise ConfigurationError(f"{where} {name} is {value!r}: write {form}")
         if name == "device" and value not in DEVICES:
             choices = ", ".join(DEVICES)
             raise ConfigurationError(f"{where} device is {value!r}: choose one of {choices}")
     return {name: None if value == "None" else value for name, value in section.items()}
-
-
-def _task(entry: Any) -> dict[str, Any]:
-    """The options that name the data."""
-    options = _options("[[tasks]]", entry, DATA)
-    if "task" not in options:
-        raise ConfigurationError('[[tasks]] names no task: write task = "hopper-medium"')
-    task = get_task(options["task"])
-    source = task.source(options.get("source"))
-    dataset_folder(options.get("dataset") or task.dataset(source))  # refuses a malformed id
-    return options
-
-
-def _algorithm(label: str, entry: Any) -> dict[str, Any]:
-    """Options of one algorithm, which is the label's if the table does not say."""
-    algorithm = _options(f"[algorithms.{label}]", entry, entry).get("algorithm", label)
-    known = ("algorithm", *_known(algorithm))
-    return {"algorithm": algorithm, **_options(f"[algorithms.{label}]", entry, known)}

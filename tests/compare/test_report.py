@@ -265,7 +265,7 @@ BAD = {
     "--reference a b": "leaves nothing to compare",
     "--against a --reference a": "leaves nothing to compare",
     "twice": "are both df-div with seed 0 on zoo/hopper/medium-v0",
-    "repeated": "table.jsonl, line 6 repeats a with seed 0 on zoo/hopper/medium-v0: remove one",
+    "repeated": "table.jsonl, line 6 are both a with seed 0 on zoo/hopper/medium-v0: keep one",
     "foreign": "table.jsonl, line 6 is no result of `flowmdp train` (it lacks task): take it out",
     "nameless": "table.jsonl, line 6 is no result of `flowmdp train` (it lacks label)",
     "half": "table.jsonl, line 6 is damaged (Unterminated string",

@@ -223,7 +223,7 @@ def test_the_lock_outlives_a_killed_bench(table: Path, monkeypatch: pytest.Monke
     place, job = bench(table), read_table(table)[0]
     log = lock_log(place.log(job))
     assert log is not None
-    process = place.start(job, log, 1)
+    process = place.start(job, log)
     assert process is not None
     log.close()  # as the kernel does for a bench that is killed
     assert lock_log(place.log(job)) is None
@@ -310,6 +310,7 @@ def test_a_changed_default_does_not_either(table: Path, capsys: pytest.CaptureFi
         ("table.toml --jobs 0", "--jobs is 0"),
         ("table.toml --threads 0", "--threads is 0"),
         ("table.toml --only walker", "no job has such a name"),
+        ("table.toml --results out.json", "--results is out.json, as of one run"),
         ("no.toml", "No such file or directory: no.toml"),
     ],
 )

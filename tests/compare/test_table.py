@@ -92,6 +92,7 @@ BAD = {
     "run = 5\n" + TASK + AGENT: "write [run]",
     "[run]\nset = 5\n" + TASK + AGENT: "[run] has the unknown key 'set'",
     "[run]\nalpha = 1.0\n" + TASK + AGENT: "[run] has the unknown key 'alpha'",
+    '[run]\nalgorithm = "iql"\n' + TASK + AGENT: "[run] has the unknown key 'algorithm'",
     "[run]\nquick = 1\n" + TASK + AGENT: "[run] quick is 1: write true or false",
     '[run]\nnoise_scale = "x"\n' + TASK + AGENT: "noise_scale is 'x'",
     '[tasks]\ntask = "hopper-medium"\n' + AGENT: "write [[tasks]]",
