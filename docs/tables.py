@@ -19,7 +19,8 @@ import numpy as np
 
 from flowmdp.compare import bootstrap, report
 from flowmdp.compare.bootstrap import mean
-from flowmdp.compare.report import Comparison, interval, spread
+from flowmdp.compare.comparison import Comparison
+from flowmdp.compare.report import interval, spread
 from flowmdp.compare.results import Grouped, Result, load_results
 
 ROOT = Path(__file__).resolve().parents[1]

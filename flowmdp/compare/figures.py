@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from flowmdp.compare.bootstrap import Estimate, interquartile_mean, mean, over_seeds
-from flowmdp.compare.report import Comparison, scores_of
+from flowmdp.compare.comparison import Comparison, scores_of
 from flowmdp.compare.results import Grouped
 from flowmdp.files import replace_file
 

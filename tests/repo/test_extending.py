@@ -70,7 +70,6 @@ def pendulum(monkeypatch: pytest.MonkeyPatch) -> Iterator[Task]:
         datasets={"minari": "me/pendulum-v0"},
         horizon=200,
         robot="pendulum",
-        default_source="minari",
     )
     monkeypatch.setitem(TASKS, row.name, row)
     flowmdp.register_envs()
