@@ -4,11 +4,8 @@ A dataclass declares the range of a field where it declares the field, and check
 
     @dataclass(frozen=True)
     class Config:
-        rho: Annotated[float, Range("(0, inf)")] = 1.0
-        batch_size: Annotated[int, AtLeast(1)] = 256
-        net_arch: tuple[Annotated[int, AtLeast(1)], ...] = (256, 256)
-        objective: Literal["endpoint", "direction"] = "endpoint"
         budget: Annotated[float, Range("(0, inf)")] | None = None
+        net_arch: tuple[Annotated[int, AtLeast(1)], ...] = (256, 256)
 
         def __post_init__(self) -> None:
             check_fields(self)
@@ -17,6 +14,7 @@ A dataclass declares the range of a field where it declares the field, and check
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
@@ -64,6 +62,24 @@ class AtLeast:
             _refuse(name, value, f"it must be an integer{bound}")
 
 
+@dataclass(frozen=True)
+class _Instance:
+    kind: Any
+    cure: str
+
+    def check(self, name: str, value: Any) -> None:
+        if not isinstance(value, self.kind):
+            _refuse(name, value, self.cure)
+
+
+TYPES: dict[Any, Range | AtLeast | _Instance] = {
+    int: AtLeast(),
+    float: Range("(-inf, inf)"),
+    bool: _Instance(bool | np.bool_, "it must be True or False"),
+    str: _Instance(str, "it must be a name"),
+}
+
+
 def check_numbers(interval: str, **values: Any) -> None:
     """Raise ConfigurationError unless every value is a finite number in the interval."""
     for name, value in values.items():
@@ -76,10 +92,12 @@ def check_integers(least: int, **values: Any) -> None:
         AtLeast(least).check(name, value)
 
 
-def check_flags(**values: Any) -> None:
-    """Raise ConfigurationError unless every value is True or False."""
+def check_choice(choices: Iterable[Any], **values: Any) -> None:
+    """Raise ConfigurationError unless every value is one of the choices."""
+    choices = list(choices)
     for name, value in values.items():
-        _check(name, value, bool)
+        if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
+            _refuse(name, value, f"choose one of {', '.join(map(str, choices))}")
 
 
 def check_fields(instance: object) -> None:
@@ -121,23 +139,10 @@ def _check(name: str, value: Any, declared: Any, rule: Range | AtLeast | None = 
             _refuse(name, value, "it must be a list")
         for entry in value:
             _check(f"an entry of {name}", entry, parts[0], rule)
-    else:
-        _check_value(name, value, declared, rule)
-
-
-def _check_value(name: str, value: Any, declared: Any, rule: Range | AtLeast | None) -> None:
-    if get_origin(declared) is Literal:
-        choices = get_args(declared)
-        if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
-            _refuse(name, value, f"choose one of {', '.join(map(str, choices))}")
-    elif declared is bool:
-        if not isinstance(value, bool | np.bool_):
-            _refuse(name, value, "it must be True or False")
-    elif declared is str:
-        if not isinstance(value, str):
-            _refuse(name, value, "it must be a name")
-    elif declared in (int, float):
-        (rule or (AtLeast() if declared is int else Range("(-inf, inf)"))).check(name, value)
+    elif kind is Literal:
+        check_choice(parts, **{name: value})
+    elif declared in TYPES:
+        (rule or TYPES[declared]).check(name, value)
     else:
         raise TypeError(f"{name} is declared as {declared}, which check_fields does not know")
 

@@ -10,9 +10,9 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from flowmdp.arguments import check_numbers
+from flowmdp.base import as_flow_action
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ConfigurationError
-from flowmdp.spaces import as_flow_action
 
 Float = NDArray[np.float32]
 

@@ -15,11 +15,21 @@ from gymnasium.spaces import Box
 
 from flowmdp.arguments import AtLeast, Range, check_fields
 from flowmdp.errors import ConfigurationError
-from flowmdp.mdp.rewards import REWARD_MODELS, REWARD_STATES
 
 Count = Annotated[int, AtLeast(1)]
 Positive = Annotated[float, Range("(0, inf)")]
 NotNegative = Annotated[float, Range("[0, inf)")]
+
+REWARD_MODELS: dict[str, tuple[str, ...]] = {
+    "return": (),
+    "direction": ("critic",),
+    "divergence": ("critic", "behavior"),
+    "data": (),
+}
+"""Names of the models that each reward needs."""
+
+REWARD_STATES = {"return": "env", "data": "dataset"}
+"""The value of `states` to which these rewards are restricted."""
 
 VELOCITY_SCALE = 6.5
 """Velocity of a flow action of 1, in action units per unit of flow time.
