@@ -38,14 +38,14 @@ class Range:
         """Raise ConfigurationError unless the value is such a number."""
         low, high = (float(bound) for bound in self.interval[1:-1].split(","))
         plain = _plain(value)
-        if not (
+        holds = (
             isinstance(value, NUMBER)
             and not isinstance(value, bool)
             and abs(plain) <= sys.float_info.max
             and (low < plain or (low == plain and self.interval[0] == "["))
             and (plain < high or (plain == high and self.interval[-1] == "]"))
-        ):
-            _refuse(name, value, f"it must be a number in {self.interval}")
+        )
+        _require(holds, name, value, f"it must be a number in {self.interval}")
 
 
 @dataclass(frozen=True)
@@ -57,27 +57,9 @@ class AtLeast:
     def check(self, name: str, value: Any) -> None:
         """Raise ConfigurationError unless the value is such an integer."""
         integer = isinstance(value, INTEGER) and not isinstance(value, bool)
-        if not integer or (self.least is not None and value < self.least):
-            bound = "" if self.least is None else f" of at least {self.least}"
-            _refuse(name, value, f"it must be an integer{bound}")
-
-
-@dataclass(frozen=True)
-class _Instance:
-    kind: Any
-    cure: str
-
-    def check(self, name: str, value: Any) -> None:
-        if not isinstance(value, self.kind):
-            _refuse(name, value, self.cure)
-
-
-TYPES: dict[Any, Range | AtLeast | _Instance] = {
-    int: AtLeast(),
-    float: Range("(-inf, inf)"),
-    bool: _Instance(bool | np.bool_, "it must be True or False"),
-    str: _Instance(str, "it must be a name"),
-}
+        holds = integer and (self.least is None or value >= self.least)
+        bound = "" if self.least is None else f" of at least {self.least}"
+        _require(holds, name, value, f"it must be an integer{bound}")
 
 
 def check_numbers(interval: str, **values: Any) -> None:
@@ -96,8 +78,8 @@ def check_choice(choices: Iterable[Any], **values: Any) -> None:
     """Raise ConfigurationError unless every value is one of the choices."""
     choices = list(choices)
     for name, value in values.items():
-        if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
-            _refuse(name, value, f"choose one of {', '.join(map(str, choices))}")
+        holds = any(isinstance(value, type(choice)) and value == choice for choice in choices)
+        _require(holds, name, value, f"choose one of {', '.join(map(str, choices))}")
 
 
 def check_fields(instance: object) -> None:
@@ -135,14 +117,17 @@ def _check(name: str, value: Any, declared: Any, rule: Range | AtLeast | None = 
         if value is not None:
             _check(name, value, next(part for part in parts if part is not NoneType), rule)
     elif kind is tuple and parts[1:] == (...,):
-        if not isinstance(value, list | tuple):
-            _refuse(name, value, "it must be a list")
+        _require(isinstance(value, list | tuple), name, value, "it must be a list")
         for entry in value:
             _check(f"an entry of {name}", entry, parts[0], rule)
     elif kind is Literal:
         check_choice(parts, **{name: value})
-    elif declared in TYPES:
-        (rule or TYPES[declared]).check(name, value)
+    elif declared in (int, float):
+        (rule or (AtLeast() if declared is int else Range("(-inf, inf)"))).check(name, value)
+    elif declared is bool:
+        _require(isinstance(value, bool | np.bool_), name, value, "it must be True or False")
+    elif declared is str:
+        _require(isinstance(value, str), name, value, "it must be a name")
     else:
         raise TypeError(f"{name} is declared as {declared}, which check_fields does not know")
 
@@ -151,5 +136,6 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _refuse(name: str, value: Any, cure: str) -> None:
-    raise ConfigurationError(f"{name} is {value!r}: {cure}")
+def _require(holds: bool, name: str, value: Any, cure: str) -> None:
+    if not holds:
+        raise ConfigurationError(f"{name} is {value!r}: {cure}")

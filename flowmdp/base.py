@@ -41,9 +41,6 @@ class FlowBase:
         outer_action_space: The box [-1, 1].
     """
 
-    outer_observation_space: Box[Any]
-    outer_action_space: Box[Any]
-
     def __init__(
         self,
         settings: FlowSettings,
@@ -137,49 +134,33 @@ class FlowBase:
         self, options: dict[str, Any], *chains: int
     ) -> tuple[Float | None, Float | None]:
         """Noise and state of a reset's options; of several chains, one for all or one row each."""
-        if not options:
-            return None, None
-        noise = self._take_option(options, "noise", self.flow_spec.action_dim, *chains)
-        if self.settings.states == "env":
-            if "state" in options:
-                raise ConfigurationError(
-                    "options['state'] needs states='dataset': the robot is live"
-                )
-            return noise, None
-        state = self._take_option(options, "state", self.flow_spec.observation_dim, *chains)
-        if options:
-            raise ConfigurationError(f"unknown reset options for states='dataset': {list(options)}")
-        if state is not None and self.settings.reward == "data":
+        spec, taken = self.flow_spec, {}
+        for name, dim in (("noise", spec.action_dim), ("state", spec.observation_dim)):
+            if name in options:
+                taken[name] = value = np.array(options.pop(name), np.float32)
+                shapes = dict.fromkeys(((dim,), (*chains, dim)))
+                if value.shape not in shapes or not np.isfinite(value).all():
+                    raise ConfigurationError(
+                        f"options[{name!r}] has shape {value.shape}: it must be finite and of "
+                        f"shape {' or '.join(map(str, shapes))}"
+                    )
+        live = self.settings.states == "env"
+        if "state" in taken and live:
+            raise ConfigurationError("options['state'] needs states='dataset': the robot is live")
+        if "state" in taken and self.settings.reward == "data":
             raise ConfigurationError(
                 "options['state'] has no dataset action: reward 'data' cannot use it"
             )
-        return noise, state
-
-    @staticmethod
-    def _take_option(options: dict[str, Any], name: str, dim: int, *chains: int) -> Float | None:
-        if name not in options:
-            return None
-        value = np.array(options.pop(name), np.float32)
-        shapes = dict.fromkeys(((dim,), (*chains, dim)))
-        if value.shape not in shapes or not np.isfinite(value).all():
-            raise ConfigurationError(
-                f"options[{name!r}] has shape {value.shape}: it must be finite and of shape "
-                f"{' or '.join(map(str, shapes))}"
-            )
-        return value
+        if options and not live:
+            raise ConfigurationError(f"unknown reset options for states='dataset': {list(options)}")
+        return taken.get("noise"), taken.get("state")
 
     def _flow_step(
-        self,
-        states: Float,
-        x_t: Float,
-        velocity: Float,
-        t: Float,
-        x_data: Float,
-        noise: Float | None,
+        self, states: Float, x_t: Float, velocity: Float, t: Float, x_1: Float, noise: Float | None
     ) -> tuple[Float, dict[str, Float]]:
         """Move n chains by one flow step.
 
-        t is (n, 1); `x_data` are dataset actions, which only reward "data" reads; noise is N(0, I).
+        t is (n, 1); x_1 are dataset actions, which only reward "data" reads; noise is N(0, I).
         Returns the next points, and by name what `info` tells, each (n,): what the step is paid is
         "reward_divergence" or "reward_data", where it is paid at all.
         """
@@ -192,7 +173,7 @@ class FlowBase:
             divergence = DIVERGENCES[settings.divergence](velocity, reference)
             terms["reward_divergence"] = -np.float32(settings.rho / flow_steps) * divergence
         elif settings.reward == "data":  # on the path the target is x_1 - x_0
-            error = squared(velocity, (x_data - x_t) / (1 - t))
+            error = squared(velocity, (x_1 - x_t) / (1 - t))
             terms["reward_data"] = -error / np.float32(flow_steps)
         x_next = flow_step(x_t, velocity, self._divisor)
         if noise is not None:
@@ -206,11 +187,8 @@ class FlowBase:
 def _flat_outer(outer: gym.Env[Any, Any]) -> tuple[gym.Env[Any, Any], Box[Any], Box[Any]]:
     """The robot, its observation space and its action space, as a flow environment needs them.
 
-    A Dict of flat Boxes (as PointMaze observes) is strung together to one Box. The parts follow one
-    another in the order of the Dict, which Gymnasium sorts by name.
-
-    Raises:
-        ConfigurationError: For other observations, or actions that are not the box [-1, 1].
+    A Dict of flat Boxes (as PointMaze observes) is strung together to one Box, in the order of the
+    Dict, which Gymnasium sorts by name.
     """
     if isinstance(outer.observation_space, Dict):
         for name, part in outer.observation_space.items():

@@ -123,11 +123,10 @@ def _parts(
 
         return load_dataset(task, source, dataset_id)
 
-    critic, behavior = None, None
+    parts: dict[str, Any] = {"dataset": dataset, "task": task, "source": source}
     if checkpoint is not None or needed:
-        critic, behavior = _models(task, source, checkpoint, needed)
-    parts = {"dataset": dataset, "critic": critic, "behavior": behavior}
-    return parts | {"task": task, "source": source}
+        parts["critic"], parts["behavior"] = _models(task, source, checkpoint, needed)
+    return parts
 
 
 def _models(

@@ -87,11 +87,7 @@ class FlowVecEnv(VecEnv):
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
-        """Not possible: chains share their settings.
-
-        Raises:
-            ConfigurationError: Always.
-        """
+        """Not possible, a ConfigurationError: chains share their settings."""
         raise ConfigurationError(f"chains share {attr_name}: make another environment to change it")
 
     def env_method(

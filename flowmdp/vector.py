@@ -19,6 +19,7 @@ from flowmdp.mdp.spec import FlowSettings
 
 Array = NDArray[Any]
 Rows = NDArray[np.intp] | slice
+Seeds = int | Sequence[int | None] | None
 
 
 def vector_settings(arguments: dict[str, Any]) -> FlowSettings:
@@ -47,16 +48,12 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
 
     Args:
         num_envs: Number of chains, at least 1.
-        dataset: A `TransitionDataset`, or a function that loads one.
-        critic: Q(s, a) on batches; for the rewards "direction" and "divergence".
-        behavior: u_v(s, x_t, t) on batches; for "divergence" and `action_mode="residual"`.
+        dataset, critic, behavior, task, source: Those of `FlowMDPEnv`.
         autoreset_mode: What follows the end of a chain, a Gymnasium `AutoresetMode` or its value:
             "NextStep" (default, as in Gymnasium): the next call ignores the chain's action and
             resets it; "SameStep": the same call resets it, the last observation and info are
             `infos["final_obs"]` and `infos["final_info"]`; "Disabled": the caller resets, by
             `reset(options={"reset_mask": mask})`.
-        task: Where the dataset came from, for the record.
-        source: Likewise.
         **settings: Those of `FlowMDPEnv`; `reward` is "data" by default, which needs no models.
 
     `reset` takes a seed, or one per chain, and the options of the single environment, where "noise"
@@ -100,10 +97,7 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         self._ended = np.ones(num_envs, np.bool_)
 
     def reset(
-        self,
-        *,
-        seed: int | Sequence[int | None] | None = None,
-        options: dict[str, Any] | None = None,
+        self, *, seed: Seeds = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Start all chains, or those of `options["reset_mask"]`; see the class docstring."""
         options = dict(options or {})
@@ -154,7 +148,7 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
                 observations = self._observe()
         return observations, rewards, terminations, np.zeros(self.num_envs, np.bool_), infos
 
-    def _seed(self, seed: int | Sequence[int | None] | None, rows: NDArray[np.intp]) -> None:
+    def _seed(self, seed: Seeds, rows: NDArray[np.intp]) -> None:
         """Seed the generators of some chains: chain i gets seed + i, as in SyncVectorEnv."""
         if seed is None or isinstance(seed, int | np.integer):
             seed = [None if seed is None else int(seed) + i for i in range(self.num_envs)]

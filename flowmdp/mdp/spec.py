@@ -20,17 +20,6 @@ Count = Annotated[int, AtLeast(1)]
 Positive = Annotated[float, Range("(0, inf)")]
 NotNegative = Annotated[float, Range("[0, inf)")]
 
-REWARD_MODELS: dict[str, tuple[str, ...]] = {
-    "return": (),
-    "direction": ("critic",),
-    "divergence": ("critic", "behavior"),
-    "data": (),
-}
-"""Names of the models that each reward needs."""
-
-REWARD_STATES = {"return": "env", "data": "dataset"}
-"""The value of `states` to which these rewards are restricted."""
-
 VELOCITY_SCALE = 6.5
 """Velocity of a flow action of 1, in action units per unit of flow time.
 
@@ -68,7 +57,7 @@ class FlowSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        needed = REWARD_STATES.get(self.reward, self.states)
+        needed = {"return": "env", "data": "dataset"}.get(self.reward, self.states)
         if self.states != needed:
             raise ConfigurationError(
                 f"reward {self.reward!r} needs states={needed!r}, not {self.states!r}"
@@ -84,8 +73,9 @@ class FlowSettings:
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models the environment needs, "critic" and "behavior"."""
-        residual = ("behavior",) if self.action_mode == "residual" else ()
-        return tuple(dict.fromkeys(REWARD_MODELS[self.reward] + residual))
+        critic = self.reward in ("direction", "divergence")
+        behavior = self.reward == "divergence" or self.action_mode == "residual"
+        return ("critic",) * critic + ("behavior",) * behavior
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> FlowSettings:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowmdp.mdp.divergences import DIVERGENCES, KL_STD, cosine, direction
-from flowmdp.mdp.spec import REWARD_MODELS, FlowSettings
+from flowmdp.mdp.spec import FlowSettings
 from tests.mdp.toys import make_toy
 
 ONE = np.array([[3.0, 4.0]], np.float32)
@@ -73,9 +73,8 @@ def test_direction_of_arrays_and_tensors() -> None:
         assert array.shape == velocity.shape
 
 
-def test_settings_name_every_reward_and_divergence() -> None:
+def test_settings_name_every_divergence() -> None:
     hints = get_type_hints(FlowSettings)
-    assert get_args(hints["reward"]) == tuple(REWARD_MODELS)
     assert get_args(hints["divergence"]) == tuple(DIVERGENCES)
     assert KL_STD == 0.5
 
