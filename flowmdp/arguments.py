@@ -4,11 +4,8 @@ A dataclass declares the range of a field where it declares the field, and check
 
     @dataclass(frozen=True)
     class Config:
-        rho: Annotated[float, Range("(0, inf)")] = 1.0
-        batch_size: Annotated[int, AtLeast(1)] = 256
-        net_arch: tuple[Annotated[int, AtLeast(1)], ...] = (256, 256)
-        objective: Literal["endpoint", "direction"] = "endpoint"
         budget: Annotated[float, Range("(0, inf)")] | None = None
+        net_arch: tuple[Annotated[int, AtLeast(1)], ...] = (256, 256)
 
         def __post_init__(self) -> None:
             check_fields(self)
@@ -17,6 +14,7 @@ A dataclass declares the range of a field where it declares the field, and check
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
@@ -40,14 +38,14 @@ class Range:
         """Raise ConfigurationError unless the value is such a number."""
         low, high = (float(bound) for bound in self.interval[1:-1].split(","))
         plain = _plain(value)
-        if not (
+        holds = (
             isinstance(value, NUMBER)
             and not isinstance(value, bool)
             and abs(plain) <= sys.float_info.max
             and (low < plain or (low == plain and self.interval[0] == "["))
             and (plain < high or (plain == high and self.interval[-1] == "]"))
-        ):
-            _refuse(name, value, f"it must be a number in {self.interval}")
+        )
+        _require(holds, name, value, f"it must be a number in {self.interval}")
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,9 @@ class AtLeast:
     def check(self, name: str, value: Any) -> None:
         """Raise ConfigurationError unless the value is such an integer."""
         integer = isinstance(value, INTEGER) and not isinstance(value, bool)
-        if not integer or (self.least is not None and value < self.least):
-            bound = "" if self.least is None else f" of at least {self.least}"
-            _refuse(name, value, f"it must be an integer{bound}")
+        holds = integer and (self.least is None or value >= self.least)
+        bound = "" if self.least is None else f" of at least {self.least}"
+        _require(holds, name, value, f"it must be an integer{bound}")
 
 
 def check_numbers(interval: str, **values: Any) -> None:
@@ -76,10 +74,12 @@ def check_integers(least: int, **values: Any) -> None:
         AtLeast(least).check(name, value)
 
 
-def check_flags(**values: Any) -> None:
-    """Raise ConfigurationError unless every value is True or False."""
+def check_choice(choices: Iterable[Any], **values: Any) -> None:
+    """Raise ConfigurationError unless every value is one of the choices."""
+    choices = list(choices)
     for name, value in values.items():
-        _check(name, value, bool)
+        holds = any(isinstance(value, type(choice)) and value == choice for choice in choices)
+        _require(holds, name, value, f"choose one of {', '.join(map(str, choices))}")
 
 
 def check_fields(instance: object) -> None:
@@ -117,27 +117,17 @@ def _check(name: str, value: Any, declared: Any, rule: Range | AtLeast | None = 
         if value is not None:
             _check(name, value, next(part for part in parts if part is not NoneType), rule)
     elif kind is tuple and parts[1:] == (...,):
-        if not isinstance(value, list | tuple):
-            _refuse(name, value, "it must be a list")
+        _require(isinstance(value, list | tuple), name, value, "it must be a list")
         for entry in value:
             _check(f"an entry of {name}", entry, parts[0], rule)
-    else:
-        _check_value(name, value, declared, rule)
-
-
-def _check_value(name: str, value: Any, declared: Any, rule: Range | AtLeast | None) -> None:
-    if get_origin(declared) is Literal:
-        choices = get_args(declared)
-        if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
-            _refuse(name, value, f"choose one of {', '.join(map(str, choices))}")
-    elif declared is bool:
-        if not isinstance(value, bool | np.bool_):
-            _refuse(name, value, "it must be True or False")
-    elif declared is str:
-        if not isinstance(value, str):
-            _refuse(name, value, "it must be a name")
+    elif kind is Literal:
+        check_choice(parts, **{name: value})
     elif declared in (int, float):
         (rule or (AtLeast() if declared is int else Range("(-inf, inf)"))).check(name, value)
+    elif declared is bool:
+        _require(isinstance(value, bool | np.bool_), name, value, "it must be True or False")
+    elif declared is str:
+        _require(isinstance(value, str), name, value, "it must be a name")
     else:
         raise TypeError(f"{name} is declared as {declared}, which check_fields does not know")
 
@@ -146,5 +136,6 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _refuse(name: str, value: Any, cure: str) -> None:
-    raise ConfigurationError(f"{name} is {value!r}: {cure}")
+def _require(holds: bool, name: str, value: Any, cure: str) -> None:
+    if not holds:
+        raise ConfigurationError(f"{name} is {value!r}: {cure}")

@@ -1,45 +1,45 @@
-"""What the single and the vectorised flow environment have in common."""
+"""What the single and the vectorised flow environment share: arguments, data, models, the step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import attrgetter
+from math import sqrt
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Dict
+from gymnasium.wrappers import FlattenObservation
+from numpy.typing import NDArray
 
-from flowmdp.errors import ConfigurationError
-from flowmdp.mdp.dynamics import Dynamics
-from flowmdp.mdp.rewards import Behavior, Critic, Float
+from flowmdp.errors import ActionError, ConfigurationError
+from flowmdp.mdp.divergences import DIVERGENCES, squared
 from flowmdp.mdp.spec import FlowSettings, FlowSpec
-from flowmdp.spaces import check_dataset, flat_outer, outer_spaces, take_option
+from flowmdp.mdp.transition import flow_step, step_log_density
 from flowmdp.transitions import TransitionDataset
+
+Float = NDArray[np.float32]
+
+Critic = Callable[[Float, Float], Float]
+"""critic(observations (n, obs_dim), actions (n, action_dim)) -> values (n,), in advantage units."""
+
+Behavior = Callable[[Float, Float, Float], Float]
+"""behavior(observations (n, obs_dim), x_t (n, action_dim), t (n, 1)) -> (n, action_dim)."""
 
 Recording = TransitionDataset | Callable[[], TransitionDataset] | None
 """A dataset, or a function that loads one when it is first needed."""
 
 
 class FlowBase:
-    """Settings, specification, dataset and dynamics of a flow environment.
+    """Settings, specification, dataset, models and flow step of a flow environment.
 
     Attributes:
         settings: The arguments, checked.
         flow_spec: What an agent must know: dimensions, flow steps, parts of the observation.
-        dynamics: How chains move and what they are paid.
         outer: The robot, or None.
         outer_observation_space: The robot's, or that of the dataset's states.
         outer_action_space: The box [-1, 1].
     """
-
-    flow_spec: FlowSpec
-
-    flow_steps = property(attrgetter("flow_spec.flow_steps"))
-    velocity_scale = property(attrgetter("flow_spec.velocity_scale"))
-    noise_scale = property(attrgetter("flow_spec.noise_scale"))
-    include_time = property(attrgetter("flow_spec.include_time"))
-    include_previous_action = property(attrgetter("flow_spec.include_previous_action"))
-    task = property(attrgetter("flow_spec.task"))
-    source = property(attrgetter("flow_spec.source"))
 
     def __init__(
         self,
@@ -52,15 +52,18 @@ class FlowBase:
         source: str | None,
     ) -> None:
         self.settings, self._dataset = settings, dataset
-        self.outer = outer = flat_outer(outer) if outer is not None else None
-        if outer is None and settings.states == "env":
+        self.outer: gym.Env[Any, Any] | None = None
+        if outer is not None:
+            self.outer, self.outer_observation_space, self.outer_action_space = _flat_outer(outer)
+        elif settings.states == "env":
             raise ConfigurationError(
                 "states='env' needs an outer environment: pass one, or states='dataset'"
             )
-        self.outer_observation_space, self.outer_action_space = outer_spaces(
-            outer, self._load() if outer is None else None
-        )
-        self.flow_spec = FlowSpec(
+        else:
+            data = self._load()
+            self.outer_observation_space = Box(-np.inf, np.inf, data.observations.shape[1:])
+            self.outer_action_space = Box(-1.0, 1.0, data.actions.shape[1:])
+        self.flow_spec = spec = FlowSpec(
             observation_dim=self.outer_observation_space.shape[0],
             action_dim=self.outer_action_space.shape[0],
             flow_steps=settings.flow_steps,
@@ -71,7 +74,15 @@ class FlowBase:
             task=task,
             source=source,
         )
-        self.dynamics = Dynamics(settings, self.flow_spec, critic, behavior)
+        self._divisor = np.full(spec.action_dim, spec.flow_steps, np.float32)
+        s, x, t = (np.zeros((1, n), np.float32) for n in (spec.observation_dim, spec.action_dim, 1))
+        self._value: Critic | None = self._model("critic", critic, (s, x), (1,))
+        self._reference: Behavior | None = self._model("behavior", behavior, (s, x, t), x.shape)
+
+    @property
+    def flow_steps(self) -> int:
+        """Flow steps per action."""
+        return self.flow_spec.flow_steps
 
     @property
     def dataset(self) -> TransitionDataset:
@@ -80,8 +91,15 @@ class FlowBase:
         Raises:
             ConfigurationError: When there is none, or its dimensions are not the outer ones.
         """
-        spec = self.flow_spec
-        return check_dataset(self._load(), spec.observation_dim, spec.action_dim)
+        data = self._load()
+        shapes = (data.observations.shape[1:], data.actions.shape[1:])
+        expected = (self.outer_observation_space.shape, self.outer_action_space.shape)
+        if shapes != expected:
+            raise ConfigurationError(
+                f"dataset {data.id} holds observations and actions of shapes {shapes}; "
+                f"the outer environment has {expected}"
+            )
+        return data
 
     def _load(self) -> TransitionDataset:
         if self._dataset is None:
@@ -92,25 +110,127 @@ class FlowBase:
             self._dataset = self._dataset()
         return self._dataset
 
+    def _model(self, name: str, model: Any, zeros: tuple[Float, ...], shape: Any) -> Any:
+        """The model if it is needed; asked once, so that one that does not fit shows at once."""
+        needed = name in self.settings.models
+        if model is None and needed:
+            raise ConfigurationError(
+                f"this reward or action mode needs a {name}: pass {name}=, or a checkpoint that "
+                "holds one"
+            )
+        if model is None:
+            return None
+        widths = [part.shape[1] for part in zeros]
+        sizes = f"observations of {widths[0]} and actions of {widths[1]} dimensions"
+        try:
+            answer = np.shape(model(*zeros))
+        except Exception as error:  # whatever a user's model raises on other dimensions
+            raise ConfigurationError(f"the {name} fails on {sizes}: {error}") from error
+        if answer != shape:
+            raise ConfigurationError(f"the {name} answers shape {answer}, not {shape}, for {sizes}")
+        return model if needed else None
+
     def _take_options(
         self, options: dict[str, Any], *chains: int
     ) -> tuple[Float | None, Float | None]:
         """Noise and state of a reset's options; of several chains, one for all or one row each."""
-        if not options:
-            return None, None
-        spec = self.flow_spec
-        noise = take_option(options, "noise", spec.action_dim, *chains)
-        if self.settings.states == "env":
-            if "state" in options:
-                raise ConfigurationError(
-                    "options['state'] needs states='dataset': the robot is live"
-                )
-            return noise, None
-        state = take_option(options, "state", spec.observation_dim, *chains)
-        if options:
-            raise ConfigurationError(f"unknown reset options for states='dataset': {list(options)}")
-        if state is not None and self.settings.reward == "data":
+        spec, taken = self.flow_spec, {}
+        for name, dim in (("noise", spec.action_dim), ("state", spec.observation_dim)):
+            if name in options:
+                taken[name] = value = np.array(options.pop(name), np.float32)
+                shapes = dict.fromkeys(((dim,), (*chains, dim)))
+                if value.shape not in shapes or not np.isfinite(value).all():
+                    raise ConfigurationError(
+                        f"options[{name!r}] has shape {value.shape}: it must be finite and of "
+                        f"shape {' or '.join(map(str, shapes))}"
+                    )
+        live = self.settings.states == "env"
+        if "state" in taken and live:
+            raise ConfigurationError("options['state'] needs states='dataset': the robot is live")
+        if "state" in taken and self.settings.reward == "data":
             raise ConfigurationError(
                 "options['state'] has no dataset action: reward 'data' cannot use it"
             )
-        return noise, state
+        if options and not live:
+            raise ConfigurationError(f"unknown reset options for states='dataset': {list(options)}")
+        return taken.get("noise"), taken.get("state")
+
+    def _flow_step(
+        self, states: Float, x_t: Float, velocity: Float, t: Float, x_1: Float, noise: Float | None
+    ) -> tuple[Float, dict[str, Float]]:
+        """Move n chains by one flow step.
+
+        t is (n, 1); x_1 are dataset actions, which only reward "data" reads; noise is N(0, I).
+        Returns the next points, and by name what `info` tells, each (n,): what the step is paid is
+        "reward_divergence" or "reward_data", where it is paid at all.
+        """
+        settings, flow_steps = self.settings, self.flow_spec.flow_steps
+        terms: dict[str, Float] = {}
+        if self._reference is not None:
+            reference = self._reference(states, x_t, t)
+            velocity = reference + velocity if settings.action_mode == "residual" else velocity
+        if settings.reward == "divergence":
+            divergence = DIVERGENCES[settings.divergence](velocity, reference)
+            terms["reward_divergence"] = -np.float32(settings.rho / flow_steps) * divergence
+        elif settings.reward == "data":  # on the path the target is x_1 - x_0
+            error = squared(velocity, (x_1 - x_t) / (1 - t))
+            terms["reward_data"] = -error / np.float32(flow_steps)
+        x_next = flow_step(x_t, velocity, self._divisor)
+        if noise is not None:
+            x_next = x_next + noise * (settings.noise_std * sqrt(1 / flow_steps))
+            terms["log_density"] = step_log_density(
+                x_next, x_t, velocity, flow_steps, settings.noise_std
+            )
+        return x_next, terms
+
+
+def _flat_outer(outer: gym.Env[Any, Any]) -> tuple[gym.Env[Any, Any], Box[Any], Box[Any]]:
+    """The robot, its observation space and its action space, as a flow environment needs them.
+
+    A Dict of flat Boxes (as PointMaze observes) is strung together to one Box, in the order of the
+    Dict, which Gymnasium sorts by name.
+    """
+    if isinstance(outer.observation_space, Dict):
+        for name, part in outer.observation_space.items():
+            if not isinstance(part, Box) or len(part.shape) != 1:
+                raise ConfigurationError(
+                    f"the outer environment's observation {name!r} is {part}, not a flat Box: "
+                    "flatten it or leave it out with gymnasium.wrappers.TransformObservation"
+                )
+        outer = FlattenObservation(outer)
+    observation, action = outer.observation_space, outer.action_space
+    if not isinstance(observation, Box) or len(observation.shape) != 1:
+        raise ConfigurationError(
+            f"the outer environment observes {observation}, not a flat Box: wrap it in "
+            "gymnasium.wrappers.FlattenObservation"
+        )
+    if not isinstance(action, Box) or len(action.shape) != 1:
+        raise ConfigurationError(
+            f"the outer environment acts in {action}, not a flat Box: flow policies need one"
+        )
+    if not (np.all(action.low == -1) and np.all(action.high == 1)):
+        raise ConfigurationError(
+            f"the outer environment acts in {action}, not in [-1, 1]: wrap it in "
+            "gymnasium.wrappers.RescaleAction(env, -1, 1)"
+        )
+    return outer, observation, action
+
+
+def as_flow_action(action: Any, shape: tuple[int, ...]) -> Float:
+    """A float32 copy of an action that is floating point, finite and of the right shape.
+
+    Raises:
+        ActionError: When it is not.
+    """
+    try:
+        array = np.asarray(action)
+    except ValueError as error:
+        raise ActionError(f"the action is no array: {error}") from error
+    if array.dtype.kind != "f":
+        raise ActionError(f"the action has dtype {array.dtype}: it must be floating point")
+    if array.shape != shape:
+        raise ActionError(f"the action has shape {array.shape}: it must be {shape}")
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ActionError(f"the action is not finite: {action}")
+    return array

@@ -98,7 +98,9 @@ def _play_chain(
 ) -> tuple[Float, bool]:
     """One chain from its first observation; returns the last observation, and whether it ended."""
     flow_steps, scale = spec.flow_steps, np.float32(spec.velocity_scale)
-    plain = _moves_by_its_action_alone(env)
+    settings = env.get_wrapper_attr("settings") if env.has_wrapper_attr("settings") else None
+    # whether the next point follows from the action: no behaviour velocity, no noise
+    plain = settings is None or (settings.action_mode == "velocity" and not settings.noise_std)
     x_t, state = observation[spec.point], observation[spec.state]
     for k in range(flow_steps):
         time = np.float32(flow_time(k, flow_steps))
@@ -121,14 +123,6 @@ def _play_chain(
     assert np.abs(executed).max() <= 1, "info['executed_action'] leaves [-1, 1]"
     assert 0 <= info["clipped_fraction"] <= 1, "info['clipped_fraction'] is no fraction"
     return observation, terminated or truncated
-
-
-def _moves_by_its_action_alone(env: FlowEnv) -> bool:
-    """Whether the next point follows from the action: no behaviour velocity, no noise."""
-    if not env.has_wrapper_attr("settings"):
-        return True
-    settings = env.get_wrapper_attr("settings")
-    return bool(settings.action_mode == "velocity" and settings.noise_std == 0)
 
 
 def _check_step(reward: Any, terminated: Any, truncated: Any, info: dict[str, Any]) -> None:
@@ -162,10 +156,12 @@ def check_agent(agent: Any, env: FlowEnv, seed: int = 0, tolerance: float = 1e-4
     noise = rng.standard_normal((3, spec.action_dim), np.float32)
     start, _ = env.reset(seed=seed, options={"noise": noise[0]})
     states = np.tile(start[spec.state], (3, 1))
-    _check_predict(agent, env, start)
-    previous = (
-        np.zeros((3, spec.action_dim + 1), np.float32) if spec.include_previous_action else None
-    )
+    single, _ = agent.predict(start, deterministic=True)
+    batch, _ = agent.predict(start[None], deterministic=True)
+    assert env.action_space.contains(single), f"predict answers {single}, not a flow action"
+    assert np.allclose(batch, single[None], atol=1e-5), "predict differs on a batch of one"
+    width = spec.context_dim - spec.observation_dim  # of a_{n-1} and its flag
+    previous = np.zeros((3, width), np.float32) if width else None
     actions = agent.act(states, noise=noise, previous=previous)
     assert actions.shape == (3, spec.action_dim), f"act answers shape {actions.shape}"
     assert actions.dtype == np.float32 and np.abs(actions).max() <= 1, "act leaves [-1, 1]"
@@ -187,14 +183,6 @@ def check_agent(agent: Any, env: FlowEnv, seed: int = 0, tolerance: float = 1e-4
     assert np.allclose(again.act(states, noise=noise, previous=previous), actions), (
         "the agent acts otherwise after save and load"
     )
-
-
-def _check_predict(agent: Any, env: FlowEnv, observation: Float) -> None:
-    """One observation and a batch of one give the same flow action, inside the box."""
-    single, _ = agent.predict(observation, deterministic=True)
-    batch, _ = agent.predict(observation[None], deterministic=True)
-    assert env.action_space.contains(single), f"predict answers {single}, not a flow action"
-    assert np.allclose(batch, single[None], atol=1e-5), "predict differs on a batch of one"
 
 
 def _play_agent(agent: Any, env: FlowEnv, observation: Float) -> Float:

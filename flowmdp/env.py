@@ -10,12 +10,10 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from flowmdp.base import FlowBase, Recording
+from flowmdp.base import Behavior, Critic, Float, FlowBase, Recording, as_flow_action
 from flowmdp.errors import ResetNeededError
-from flowmdp.mdp.rewards import Behavior, Critic, Float
 from flowmdp.mdp.spec import FlowSettings
 from flowmdp.mdp.transition import flow_step, flow_time
-from flowmdp.spaces import as_flow_action
 
 FLOAT32 = np.dtype(np.float32)
 NOT_RUNNING = "the episode has not started or has ended: call reset() first"
@@ -159,15 +157,11 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
                 "render_fps": outer.metadata.get("render_fps", 30),
             }
         # Everything a plain flow step needs, made once: half of its time was spent on making these.
-        self._plain = (
-            arguments.reward not in ("divergence", "data")
-            and arguments.action_mode == "velocity"
-            and not arguments.noise_std
-        )
+        unpriced = arguments.reward in ("return", "direction")
+        self._plain = unpriced and arguments.action_mode == "velocity" and not arguments.noise_std
         self._steps, self._shape, self._point = spec.flow_steps, (action_dim,), spec.point
         self._scale = np.full(action_dim, spec.velocity_scale, np.float32)
         self._noise_scale = np.float32(spec.noise_scale)
-        self._divisor = np.full(action_dim, spec.flow_steps, np.float32)
         self._times = [flow_time(k, spec.flow_steps) for k in range(spec.flow_steps + 1)]
         self._batch_times = np.array(self._times, np.float32).reshape(-1, 1, 1)
         self._sees_time = spec.include_time
@@ -187,14 +181,24 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         noise, state = self._take_options(options)
         info: dict[str, Any] = {}
         if self.settings.states == "env":
-            info["outer_info"] = self._reset_outer(seed, options)
+            assert self.outer is not None
+            outer_seed = None
+            if seed is not None or not self._outer_seeded:
+                outer_seed = int(self.np_random.integers(2**31))
+                self._outer_seeded = True
+            state, info["outer_info"] = self.outer.reset(seed=outer_seed, options=options or None)
+            self._set_state(state)
         elif state is not None:
-            self._set_state(state, None)
+            self._set_state(state)
         else:
-            self._reset_to_dataset()
+            data = self.dataset
+            index = int(self.np_random.random() * len(data))  # three times as fast as `integers`
+            self._x_data = data.actions[index]
+            previous = None if data.starts[index] else data.previous_actions[index]
+            self._set_state(data.observations[index], previous)
         self._start_chain(noise)
         self._running = True
-        return self._observe(0), info
+        return self._observe(), info
 
     def set_noise(self, noise: Float) -> None:
         """Replace x_0 of a chain that has not begun; shape (action_dim,).
@@ -233,7 +237,7 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
             reward, info = self._step_with_models(velocity)
         self._k += 1
         if self._k < self._steps:
-            return self._observe(self._k), reward, False, False, info
+            return self._observe(), reward, False, False, info
         return self._end_chain(reward, info)
 
     def render(self) -> Any:
@@ -250,24 +254,7 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         if self.outer is not None:
             self.outer.close()
 
-    def _reset_to_dataset(self) -> None:
-        data = self.dataset
-        index = int(self.np_random.random() * len(data))  # three times as fast as `integers`
-        self._x_data = data.actions[index]
-        previous = None if data.starts[index] else data.previous_actions[index]
-        self._set_state(data.observations[index], previous)
-
-    def _reset_outer(self, seed: int | None, options: dict[str, Any]) -> dict[str, Any]:
-        assert self.outer is not None
-        outer_seed = None
-        if seed is not None or not self._outer_seeded:
-            outer_seed = int(self.np_random.integers(2**31))
-            self._outer_seeded = True
-        state, info = self.outer.reset(seed=outer_seed, options=options or None)
-        self._set_state(state, None)
-        return info
-
-    def _set_state(self, state: NDArray[Any], previous: Float | None) -> None:
+    def _set_state(self, state: NDArray[Any], previous: Float | None = None) -> None:
         """Write the parts of an observation that stay the same along a chain."""
         self._picture = None
         spec = self.flow_spec
@@ -284,11 +271,11 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         self._x_t = noise
         self._k = self._clipped = 0
 
-    def _observe(self, k: int) -> Float:
+    def _observe(self) -> Float:
         observation = self._frame.copy()
         observation[self._point] = self._x_t
         if self._sees_time:
-            observation[self._point.stop] = self._times[k]
+            observation[self._point.stop] = self._times[self._k]
         return observation
 
     def _bounded(self, action: Float) -> Float:
@@ -316,14 +303,8 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         noise = None
         if self.settings.noise_std:
             noise = self.np_random.standard_normal(x_t.shape, np.float32)
-        x_next, terms = self.dynamics.step(
-            self._frame[self.flow_spec.state][None],
-            x_t,
-            velocity[None],
-            self._batch_times[self._k],
-            self._x_data[None],
-            noise,
-        )
+        state, t = self._frame[self.flow_spec.state][None], self._batch_times[self._k]
+        x_next, terms = self._flow_step(state, x_t, velocity[None], t, self._x_data[None], noise)
         self._x_t = x_next[0]
         info = {name: float(values[0]) for name, values in terms.items()}
         return info.get(f"reward_{self.settings.reward}", 0.0), info
@@ -333,15 +314,15 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     ) -> tuple[Float, float, bool, bool, dict[str, Any]]:
         """Execute the action, or end the episode where there is no robot to execute it."""
         executed = np.minimum(np.maximum(self._x_t, self._low), self._high)
-        if "critic" in self.dynamics.needed:
-            value = self.dynamics.value(self._frame[self.flow_spec.state][None], executed[None])
+        if self._value is not None:
+            value = self._value(self._frame[self.flow_spec.state][None], executed[None])
             info["reward_value"] = float(value[0])
             reward += info["reward_value"]
         info["executed_action"] = executed
         info["clipped_fraction"] = self._clipped / (self._steps * len(executed))
         if self.settings.states == "dataset":
             self._running = False
-            return self._observe(self._steps), reward, True, False, info
+            return self._observe(), reward, True, False, info
         assert self.outer is not None
         state, outer_reward, terminated, truncated, outer_info = self.outer.step(executed.copy())
         if self.settings.reward == "return":
@@ -350,4 +331,4 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         self._running = not (terminated or truncated)
         self._set_state(state, executed)
         self._start_chain()
-        return self._observe(0), reward, bool(terminated), bool(truncated), info
+        return self._observe(), reward, bool(terminated), bool(truncated), info

@@ -10,9 +10,9 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from flowmdp.arguments import check_numbers
+from flowmdp.base import as_flow_action
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ConfigurationError
-from flowmdp.spaces import as_flow_action
 
 Float = NDArray[np.float32]
 
@@ -23,7 +23,6 @@ NOISE_BOUND = 3.0
 class LatentNoiseEnv(gym.Env[Float, Float]):
     """Steer a frozen flow policy by its noise, as DSRL does (Wagenmaker et al. 2025, 2506.15799).
 
-    ## Description
     One step is a whole chain: the action becomes x_0, the behaviour flow carries it to an action in
     `flow_steps` steps, which is executed outside. Any algorithm that trains on the robot trains on
     this environment, and can only choose among actions that the behaviour flow produces.
@@ -39,15 +38,13 @@ class LatentNoiseEnv(gym.Env[Float, Float]):
     Those of the flow environment at the end of a chain: the outer reward for `reward="return"`,
     Q(s, a) for `"direction"`; with `states="dataset"` every episode is one step.
 
-    ## Arguments
-    | Argument      | Default | Description                                                        |
-    |---------------|---------|--------------------------------------------------------------------|
-    | `flow`        |         | a `FlowMDPEnv` with `action_mode="residual"`: the frozen flow is   |
-    |               |         | its behaviour; owned and closed by this environment                |
-    | `noise_bound` | 3.0     | noise of an action of 1; `action_magnitude` in DSRL's code         |
+    Args:
+        flow: A `FlowMDPEnv` with `action_mode="residual"`: the frozen flow is its behaviour; owned
+            and closed by this environment.
+        noise_bound: Noise of an action of 1, positive; `action_magnitude` in DSRL's code.
 
-    ## Version History
-    * v0: first release.
+    Raises:
+        ConfigurationError: For another action mode or bound.
     """
 
     def __init__(self, flow: FlowMDPEnv, noise_bound: float = NOISE_BOUND) -> None:

@@ -5,17 +5,17 @@ The only module of the core that imports agents and envs, and only when it is ca
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowmdp.arguments import check_choice
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.latent_noise import NOISE_BOUND, LatentNoiseEnv
 from flowmdp.mdp.spec import FlowSettings
 
 if TYPE_CHECKING:
-    from flowmdp.mdp.rewards import Behavior, Critic
+    from flowmdp.base import Behavior, Critic
     from flowmdp.transitions import TransitionDataset
     from flowmdp.vector import FlowMDPVectorEnv
 
@@ -57,8 +57,7 @@ def make_flow_env(
 
     if states == "dataset" and render_mode is not None:
         raise ConfigurationError("states='dataset' has no robot to render: leave out render_mode")
-    if decision not in ("velocity", "noise"):
-        raise ConfigurationError(f"decision is {decision!r}: choose one of velocity, noise")
+    check_choice(("velocity", "noise"), decision=decision)
     if decision == "velocity" and noise_bound is not None:
         raise ConfigurationError("noise_bound is of decision='noise': add that, or leave it out")
     if decision == "noise":
@@ -91,22 +90,8 @@ def make_flow_vector_env(
 ) -> FlowMDPVectorEnv:
     """Build the vectorised flow environment of a task: `gym.make_vec(id, num_envs=n)`.
 
-    Args:
-        task: Name of the task, `hopper-medium`.
-        num_envs: Number of chains.
-        source: "builtin", "minari" or "d4rl"; None takes the task's default.
-        decision: Must be "velocity".
-        checkpoint: File that holds a critic and a behaviour flow, as for `make_flow_env`.
-        dataset_id: Minari id of another dataset with the task's outer environment.
-        autoreset_mode: "NextStep", "SameStep" or "Disabled".
-        render_mode: Must be None: there is no robot.
-        **settings: The other arguments of `FlowMDPVectorEnv`: reward, flow_steps, rho ...
-
-    Raises:
-        UnknownTaskError: For an unknown task or source.
-        ConfigurationError: For an argument out of range, or a reward whose models are not there.
-        CheckpointError: For a checkpoint that is missing, damaged or of another robot.
-        DatasetError: When the dataset cannot be had.
+    Arguments and errors are those of `make_flow_env` and `FlowMDPVectorEnv`. There is no robot:
+    `states` is "dataset", `decision` "velocity" and `render_mode` None.
     """
     from flowmdp.vector import FlowMDPVectorEnv, vector_settings
 
@@ -132,29 +117,22 @@ def _parts(
     from flowmdp.envs.tasks import get_task
 
     source = get_task(task).source(source)
-    critic, behavior = None, None
+
+    def dataset() -> TransitionDataset:
+        from flowmdp.envs.data import load_dataset  # here: a live robot does not pay for Minari
+
+        return load_dataset(task, source, dataset_id)
+
+    parts: dict[str, Any] = {"dataset": dataset, "task": task, "source": source}
     if checkpoint is not None or needed:
-        critic, behavior = _models(task, source, checkpoint, needed)
-    dataset = partial(_load_dataset, task, source, dataset_id)
-    parts = {"dataset": dataset, "critic": critic, "behavior": behavior}
-    return parts | {"task": task, "source": source}
-
-
-def _load_dataset(task: str, source: str, dataset_id: str | None) -> TransitionDataset:
-    """The task's dataset; imported here, so that a live robot does not pay for Minari."""
-    from flowmdp.envs.data import load_dataset
-
-    return load_dataset(task, source, dataset_id)
+        parts["critic"], parts["behavior"] = _models(task, source, checkpoint, needed)
+    return parts
 
 
 def _models(
     task: str, source: str, checkpoint: str | None, needed: tuple[str, ...]
 ) -> tuple[Critic | None, Behavior | None]:
-    """Critic and behaviour flow of the checkpoint, or of the one that ships.
-
-    Raises:
-        CheckpointError: When it is of another robot, which may be of the same sizes by chance.
-    """
+    """Critic and behaviour flow of the checkpoint, or of the one that ships."""
     from flowmdp.agents import load_agent, models_of, pretrained_path
     from flowmdp.envs.tasks import TASKS
 
@@ -167,7 +145,7 @@ def _models(
             f"({source}): run `flowmdp train df-div {task}` and pass checkpoint=FILE"
         )
     agent = load_agent(path, device="cpu")
-    trained_on = agent.spec.task
+    trained_on = agent.spec.task  # robots may be of the same sizes by chance
     if trained_on in TASKS and TASKS[trained_on].robot != TASKS[task].robot:
         raise CheckpointError(
             f"{path} was trained on {trained_on}, whose robot is not that of {task}: pass a "

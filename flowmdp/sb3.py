@@ -9,11 +9,10 @@ off-policy algorithm, on single and on vectorised flow environments:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -25,6 +24,7 @@ from flowmdp.errors import ConfigurationError
 from flowmdp.vector import FlowMDPVectorEnv
 
 Array = NDArray[Any]
+Infos = list[dict[str, Any]]
 Indices = None | int | Iterable[int]
 
 
@@ -62,7 +62,7 @@ class FlowVecEnv(VecEnv):
         """Keep the actions for `step_wait`."""
         self._actions = actions
 
-    def step_wait(self) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[Array, Array, Array, Infos]:
         """One flow step of every chain: observations, rewards, dones, one info per chain."""
         observations, rewards, dones, _, infos = self.env.step(self._actions)
         final = infos.pop("final_info", {})
@@ -87,11 +87,7 @@ class FlowVecEnv(VecEnv):
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
-        """Not possible: chains share their settings.
-
-        Raises:
-            ConfigurationError: Always.
-        """
+        """Not possible, a ConfigurationError: chains share their settings."""
         raise ConfigurationError(f"chains share {attr_name}: make another environment to change it")
 
     def env_method(
@@ -114,52 +110,33 @@ class FlowReplayBuffer(ReplayBuffer):
     buffer's samples in place of their own `gamma`.
 
     Args:
-        buffer_size: Transitions to hold, over all environments.
-        observation_space: The flow environment's.
-        action_space: The flow environment's.
-        device: Where samples are put.
-        n_envs: Number of environments.
+        *args: Those of SB3's `ReplayBuffer`.
         gamma: Discount per outer step, in [0, 1].
         flow_gamma: Discount per flow step inside a chain, in [0, 1]; 1 [Decision Flow].
-        **kwargs: Those of SB3's `ReplayBuffer`.
+        **kwargs: As `*args`.
 
     Raises:
         ConfigurationError: For a discount outside [0, 1], or `optimize_memory_usage`.
     """
 
     def __init__(
-        self,
-        buffer_size: int,
-        observation_space: Any,
-        action_space: Any,
-        device: torch.device | str = "auto",
-        n_envs: int = 1,
-        *,
-        gamma: float = 0.99,
-        flow_gamma: float = 1.0,
-        **kwargs: Any,
+        self, *args: Any, gamma: float = 0.99, flow_gamma: float = 1.0, **kwargs: Any
     ) -> None:
         check_numbers("[0, 1]", gamma=gamma, flow_gamma=flow_gamma)
         if kwargs.get("optimize_memory_usage"):
             raise ConfigurationError("FlowReplayBuffer does not support optimize_memory_usage")
-        super().__init__(buffer_size, observation_space, action_space, device, n_envs, **kwargs)
+        super().__init__(*args, **kwargs)
         self.gamma, self.flow_gamma = gamma, flow_gamma
         self.discounts = np.ones((self.buffer_size, self.n_envs), np.float32)
 
     def add(
-        self,
-        obs: Array,
-        next_obs: Array,
-        action: Array,
-        reward: Array,
-        done: Array,
-        infos: Sequence[dict[str, Any]],
+        self, obs: Array, next_obs: Array, action: Array, reward: Array, done: Array, infos: Infos
     ) -> None:
         """Store one transition per environment; a chain ends where an action was executed."""
         self.discounts[self.pos] = [
             self.gamma if "executed_action" in info else self.flow_gamma for info in infos
         ]
-        super().add(obs, next_obs, action, reward, done, list(infos))
+        super().add(obs, next_obs, action, reward, done, infos)
 
     def _get_samples(
         self, batch_inds: NDArray[np.intp], env: VecNormalize | None = None

@@ -12,14 +12,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from flowmdp.arguments import check_integers
-from flowmdp.base import FlowBase, Recording
+from flowmdp.arguments import check_choice, check_integers
+from flowmdp.base import Behavior, Critic, FlowBase, Recording, as_flow_action
 from flowmdp.errors import ActionError, ConfigurationError, ResetNeededError
-from flowmdp.mdp.rewards import Behavior, Critic
 from flowmdp.mdp.spec import FlowSettings
 
 Array = NDArray[Any]
 Rows = NDArray[np.intp] | slice
+Seeds = int | Sequence[int | None] | None
 
 
 def vector_settings(arguments: dict[str, Any]) -> FlowSettings:
@@ -36,16 +36,6 @@ def vector_settings(arguments: dict[str, Any]) -> FlowSettings:
     return FlowSettings.of({"states": "dataset", "reward": "data", **arguments})
 
 
-def _autoreset(mode: AutoresetMode | str) -> AutoresetMode:
-    try:
-        return AutoresetMode(mode)
-    except ValueError:
-        modes = ", ".join(str(mode.value) for mode in AutoresetMode)
-        raise ConfigurationError(
-            f"unknown autoreset_mode {mode!r}: choose one of {modes}"
-        ) from None
-
-
 class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
     """`num_envs` copies of `FlowMDPEnv(states="dataset")`, computed together.
 
@@ -58,16 +48,12 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
 
     Args:
         num_envs: Number of chains, at least 1.
-        dataset: A `TransitionDataset`, or a function that loads one.
-        critic: Q(s, a) on batches; for the rewards "direction" and "divergence".
-        behavior: u_v(s, x_t, t) on batches; for "divergence" and `action_mode="residual"`.
+        dataset, critic, behavior, task, source: Those of `FlowMDPEnv`.
         autoreset_mode: What follows the end of a chain, a Gymnasium `AutoresetMode` or its value:
             "NextStep" (default, as in Gymnasium): the next call ignores the chain's action and
             resets it; "SameStep": the same call resets it, the last observation and info are
             `infos["final_obs"]` and `infos["final_info"]`; "Disabled": the caller resets, by
             `reset(options={"reset_mask": mask})`.
-        task: Where the dataset came from, for the record.
-        source: Likewise.
         **settings: Those of `FlowMDPEnv`; `reward` is "data" by default, which needs no models.
 
     `reset` takes a seed, or one per chain, and the options of the single environment, where "noise"
@@ -90,15 +76,16 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         **settings: Any,
     ) -> None:
         check_integers(1, num_envs=num_envs)
-        arguments = vector_settings(settings)
-        super().__init__(arguments, None, dataset, critic, behavior, task, source)
+        super().__init__(vector_settings(settings), None, dataset, critic, behavior, task, source)
         spec, action_dim = self.flow_spec, self.flow_spec.action_dim
         self.num_envs = num_envs
         self.single_observation_space = spec.space()
         self.single_action_space = Box(-1.0, 1.0, (action_dim,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.autoreset_mode = _autoreset(autoreset_mode)
+        if not isinstance(autoreset_mode, AutoresetMode):
+            check_choice([mode.value for mode in AutoresetMode], autoreset_mode=autoreset_mode)
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
         self._steps, self._scale = spec.flow_steps, np.float32(spec.velocity_scale)
         self._generators: list[np.random.Generator] = []
@@ -110,10 +97,7 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         self._ended = np.ones(num_envs, np.bool_)
 
     def reset(
-        self,
-        *,
-        seed: int | Sequence[int | None] | None = None,
-        options: dict[str, Any] | None = None,
+        self, *, seed: Seeds = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Start all chains, or those of `options["reset_mask"]`; see the class docstring."""
         options = dict(options or {})
@@ -159,12 +143,12 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         if terminations.any():
             rewards += self._end_chains(terminations, infos)
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
-                infos = self._final(terminations, observations, infos)
+                infos = self._split(infos, terminations, observations)
                 self._start(np.flatnonzero(terminations))
                 observations = self._observe()
         return observations, rewards, terminations, np.zeros(self.num_envs, np.bool_), infos
 
-    def _seed(self, seed: int | Sequence[int | None] | None, rows: NDArray[np.intp]) -> None:
+    def _seed(self, seed: Seeds, rows: NDArray[np.intp]) -> None:
         """Seed the generators of some chains: chain i gets seed + i, as in SyncVectorEnv."""
         if seed is None or isinstance(seed, int | np.integer):
             seed = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
@@ -181,15 +165,24 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         self, rows: NDArray[np.intp], noise: Array | None = None, state: Array | None = None
     ) -> None:
         """Begin the chains of these rows; each draws its state, then its noise."""
+        spec = self.flow_spec
         self._frames[rows] = 0.0
-        if state is None:
-            draws = np.array([self._generators[i].random() for i in rows])
-            self._read_dataset(rows, (draws * len(self.dataset)).astype(np.intp))
+        if state is not None:
+            shape = (self.num_envs, spec.observation_dim)
+            self._frames[rows, spec.state] = np.broadcast_to(state, shape)[rows]
         else:
-            shape = (self.num_envs, self.flow_spec.observation_dim)
-            self._frames[rows, self.flow_spec.state] = np.broadcast_to(state, shape)[rows]
+            data = self.dataset
+            draws = np.array([self._generators[i].random() for i in rows])
+            index = (draws * len(data)).astype(np.intp)
+            self._frames[rows, spec.state] = data.observations[index]
+            self._x_data[rows] = data.actions[index]
+            if spec.include_previous_action:
+                known = ~data.starts[index]
+                previous = data.previous_actions[index] * known[:, None]
+                self._frames[rows, spec.previous_action] = previous
+                self._frames[rows, -1] = known
         if noise is None:
-            self._x_t[rows] = np.float32(self.noise_scale) * self._noise(rows)
+            self._x_t[rows] = np.float32(spec.noise_scale) * self._noise(rows)
         else:
             self._x_t[rows] = np.broadcast_to(noise, self._x_t.shape)[rows]
         self._k[rows] = 0
@@ -204,15 +197,6 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
             self._generators[i].standard_normal(None, np.float32, row)
         return noise
 
-    def _read_dataset(self, rows: NDArray[np.intp], index: NDArray[np.intp]) -> None:
-        data, spec = self.dataset, self.flow_spec
-        self._frames[rows, spec.state] = data.observations[index]
-        self._x_data[rows] = data.actions[index]
-        if spec.include_previous_action:
-            known = ~data.starts[index]
-            self._frames[rows, spec.previous_action] = data.previous_actions[index] * known[:, None]
-            self._frames[rows, -1] = known
-
     def _observe(self) -> Array:
         observations = self._frames.copy()
         observations[:, self.flow_spec.point] = self._x_t
@@ -224,10 +208,7 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         """The actions of some chains, checked and clipped; counts what the clipping touched."""
         actions = np.asarray(actions)
         if actions.dtype.kind != "f" or actions.shape != self._x_t.shape:
-            raise ActionError(
-                f"actions of dtype {actions.dtype} and shape {actions.shape}: they must be "
-                f"floating point, of shape {self._x_t.shape}"
-            )
+            as_flow_action(actions, self._x_t.shape)  # raises
         actions = actions[rows].astype(np.float32, copy=False)
         largest = np.abs(actions).max(initial=0.0)
         if not np.isfinite(largest):
@@ -240,14 +221,10 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
     def _move(self, velocity: Array, rows: Rows, infos: dict[str, Any]) -> Array | float:
         """Move some chains by one step; returns what the step pays them."""
         t = (self._k[rows] / self._steps).astype(np.float32)[:, None]
-        self._x_t[rows], terms = self.dynamics.step(
-            self._frames[rows, self.flow_spec.state],
-            self._x_t[rows],
-            velocity,
-            t,
-            self._x_data[rows],
-            self._noise(rows) if self.settings.noise_std else None,
-        )
+        noise = self._noise(rows) if self.settings.noise_std else None
+        states, x_data = self._frames[rows, self.flow_spec.state], self._x_data[rows]
+        x_next, terms = self._flow_step(states, self._x_t[rows], velocity, t, x_data, noise)
+        self._x_t[rows] = x_next
         self._k[rows] += 1
         for name, values in terms.items():
             self._put(infos, name, rows, values)
@@ -259,15 +236,15 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         self._ended[rows] = True
         executed = np.minimum(np.maximum(self._x_t[rows], np.float32(-1)), np.float32(1))
         value = np.zeros(self.num_envs)
-        if "critic" in self.dynamics.needed:
-            value[rows] = self.dynamics.value(self._frames[rows, self.flow_spec.state], executed)
+        if self._value is not None:
+            value[rows] = self._value(self._frames[rows, self.flow_spec.state], executed)
             self._put(infos, "reward_value", rows, value[rows])
         self._put(infos, "executed_action", rows, executed)
         share = self._clipped[rows] / (self._steps * executed.shape[1])
         self._put(infos, "clipped_fraction", rows, share)
         return value
 
-    def _put(self, infos: dict[str, Any], name: str, rows: Rows, values: Any) -> None:
+    def _put(self, infos: dict[str, Any], name: str, rows: Rows, values: Array) -> None:
         """Add one key to the infos, with its mask `_name`, as Gymnasium's vector envs do."""
         values = np.asarray(values)
         if values.dtype == np.float32 and values.ndim == 1:
@@ -276,20 +253,17 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         infos[f"_{name}"] = np.zeros(self.num_envs, np.bool_)
         infos[name][rows], infos[f"_{name}"][rows] = values, True
 
-    def _final(
-        self, ended: NDArray[np.bool_], observations: Array, infos: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _split(self, infos: dict[str, Any], ended: Array, last: Array) -> dict[str, Any]:
         """Infos of a same-step reset: what belongs to ended chains moves to `final_info`."""
         final: dict[str, Any] = {}
         kept: dict[str, Any] = {}
         for name in [name for name in infos if not name.startswith("_")]:
-            values, mask = infos[name], infos[f"_{name}"]
-            for target, wanted in ((final, mask & ended), (kept, mask & ~ended)):
-                if wanted.any():
-                    rows = np.flatnonzero(wanted)
-                    self._put(target, name, rows, values[rows])
+            for target, wanted in ((final, ended), (kept, ~ended)):
+                rows = np.flatnonzero(infos[f"_{name}"] & wanted)
+                if rows.size:
+                    self._put(target, name, rows, infos[name][rows])
         final_obs = np.full(self.num_envs, None, dtype=object)
         for i in np.flatnonzero(ended):
-            final_obs[i] = observations[i]
+            final_obs[i] = last[i]
         kept |= {"final_obs": final_obs, "_final_obs": ended.copy()}
         return kept | {"final_info": final, "_final_info": ended.copy()}

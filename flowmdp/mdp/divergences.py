@@ -24,7 +24,7 @@ KL_STD = 0.5
 
 def squared(velocity: Any, reference: Any) -> Any:
     """||u - u_v||^2."""
-    return _square(velocity - reference).sum(-1)
+    return ((velocity - reference) ** 2).sum(-1)
 
 
 def smooth_norm(velocity: Any, reference: Any, eps: float = 1e-2) -> Any:
@@ -57,11 +57,7 @@ DIVERGENCES: dict[str, Divergence] = {
 
 def direction(velocity: Any, eps: float) -> Any:
     """U / sqrt(||u||^2 + eps^2), shape kept: the unit vector, finite at zero velocity."""
-    return velocity / _sqrt(_square(velocity).sum(-1)[..., None] + eps**2)
-
-
-def _square(x: Any) -> Any:
-    return np.square(x) if isinstance(x, np.ndarray) else x.square()
+    return velocity / _sqrt((velocity**2).sum(-1)[..., None] + eps**2)
 
 
 def _sqrt(x: Any) -> Any:

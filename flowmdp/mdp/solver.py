@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flowmdp.arguments import check_integers
-from flowmdp.errors import ConfigurationError
+from flowmdp.arguments import check_choice, check_integers
 from flowmdp.mdp.transition import flow_step, flow_time
 
 Velocity = Callable[[Any, float], Any]
@@ -53,8 +52,7 @@ def integrate(velocity: Velocity, x_0: Any, flow_steps: int, solver: str = "eule
     Raises:
         ConfigurationError: For an unknown solver or flow_steps < 1.
     """
-    if solver not in SOLVERS:
-        raise ConfigurationError(f"solver is {solver!r}: choose one of {', '.join(SOLVERS)}")
+    check_choice(SOLVERS, solver=solver)
     check_integers(1, flow_steps=flow_steps)
     x_t = x_0
     for k in range(flow_steps):

@@ -15,7 +15,6 @@ from gymnasium.spaces import Box
 
 from flowmdp.arguments import AtLeast, Range, check_fields
 from flowmdp.errors import ConfigurationError
-from flowmdp.mdp.rewards import REWARD_MODELS, REWARD_STATES
 
 Count = Annotated[int, AtLeast(1)]
 Positive = Annotated[float, Range("(0, inf)")]
@@ -58,7 +57,7 @@ class FlowSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        needed = REWARD_STATES.get(self.reward, self.states)
+        needed = {"return": "env", "data": "dataset"}.get(self.reward, self.states)
         if self.states != needed:
             raise ConfigurationError(
                 f"reward {self.reward!r} needs states={needed!r}, not {self.states!r}"
@@ -74,8 +73,9 @@ class FlowSettings:
     @property
     def models(self) -> tuple[str, ...]:
         """Names of the models the environment needs, "critic" and "behavior"."""
-        residual = ("behavior",) if self.action_mode == "residual" else ()
-        return tuple(dict.fromkeys(REWARD_MODELS[self.reward] + residual))
+        critic = self.reward in ("direction", "divergence")
+        behavior = self.reward == "divergence" or self.action_mode == "residual"
+        return ("critic",) * critic + ("behavior",) * behavior
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> FlowSettings:

@@ -27,7 +27,7 @@ from flowmdp.agents.df_dir import FlowPairs, Networks, endpoint_objective, flow_
 from flowmdp.agents.df_div import flow_returns, learned_steps
 from flowmdp.errors import ConfigurationError
 from flowmdp.mdp.divergences import DIVERGENCES, direction, smooth_norm, squared
-from flowmdp.mdp.path import linear_path, linear_velocity
+from flowmdp.mdp.path import PATHS
 from tests.agents.toys import QuadraticCritic
 from tests.mdp.toys import toy_dataset
 
@@ -161,8 +161,10 @@ def test_the_flow_critic_learns_the_endpoint_oracle() -> None:
         x_0, x_1, t = randn(n, 1), 0.4 * randn(n, 1), torch.rand((n, 1), generator=GENERATOR) * 0.9
         context = torch.zeros(n, 1)
         values = critic.advantages(context, x_1.clamp(-1, 1))
-        velocity = linear_velocity(x_0, x_1)
-        return FlowPairs(context, context, linear_path(x_0, x_1, t), t, velocity, values)
+        path = PATHS["linear"]
+        return FlowPairs(
+            context, context, path.point(x_0, x_1, t), t, path.velocity(x_0, x_1, t), values
+        )
 
     for _ in range(400):
         descent.step(flow_critic_loss(networks, pairs(256))[0])

@@ -14,8 +14,8 @@ import pytest
 from flowmdp.arguments import (
     AtLeast,
     Range,
+    check_choice,
     check_fields,
-    check_flags,
     check_integers,
     check_numbers,
 )
@@ -153,11 +153,11 @@ def test_a_declaration_that_cannot_be_checked_is_a_fault_of_the_program() -> Non
 def test_checks_of_function_arguments_say_the_same() -> None:
     check_numbers("[0, 1]", a=0, b=1.0)
     check_integers(0, a=0)
-    check_flags(a=True)
+    check_choice({"x": 1, "y": 2}, a="y", b="x")
     for check, message in (
         (lambda: check_numbers("[0, 1]", a=0, b=2), r"b is 2: it must be a number in \[0, 1\]"),
         (lambda: check_integers(1, **{"--steps": 0}), "--steps is 0: it must be an integer of at"),
-        (lambda: check_flags(a=0), "a is 0: it must be True or False"),
+        (lambda: check_choice(("x", "y"), a="x", b="z"), "b is 'z': choose one of x, y"),
     ):
         with pytest.raises(ConfigurationError, match=f"^{message}"):
             check()

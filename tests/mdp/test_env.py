@@ -203,7 +203,7 @@ def test_data_reward_is_zero_on_the_way_to_the_dataset_action() -> None:
 
 def test_residual_of_zero_is_the_behaviour() -> None:
     env = make_toy(action_mode="residual", flow_steps=5)
-    assert env.velocity_scale == 1
+    assert env.flow_spec.velocity_scale == 1
     observation, _ = env.reset(seed=0)
     state, x_0 = observation[None, :2], observation[None, 2:4]
     x_1 = integrate(lambda x, t: behavior(state, x, np.full((1, 1), t, np.float32)), x_0, 5)

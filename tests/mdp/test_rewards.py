@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowmdp.mdp.divergences import DIVERGENCES, KL_STD, cosine, direction, squared
-from flowmdp.mdp.rewards import REWARD_MODELS, divergence_reward
+from flowmdp.mdp.divergences import DIVERGENCES, KL_STD, cosine, direction
 from flowmdp.mdp.spec import FlowSettings
+from tests.mdp.toys import make_toy
 
 ONE = np.array([[3.0, 4.0]], np.float32)
 ZERO = np.zeros((1, 2), np.float32)
@@ -73,9 +73,8 @@ def test_direction_of_arrays_and_tensors() -> None:
         assert array.shape == velocity.shape
 
 
-def test_settings_name_every_reward_and_divergence() -> None:
+def test_settings_name_every_divergence() -> None:
     hints = get_type_hints(FlowSettings)
-    assert get_args(hints["reward"]) == tuple(REWARD_MODELS)
     assert get_args(hints["divergence"]) == tuple(DIVERGENCES)
     assert KL_STD == 0.5
 
@@ -87,8 +86,16 @@ def test_the_environments_import_no_torch() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
-def test_divergence_reward_does_not_depend_on_flow_steps() -> None:
+@pytest.mark.parametrize("flow_steps", [1, 7])
+def test_divergence_reward_does_not_depend_on_flow_steps(flow_steps: int) -> None:
     """A chain of constant divergence pays rho D however many steps it has."""
-    for flow_steps in (1, 7):
-        step = divergence_reward(ONE, ZERO, squared, 0.5, flow_steps)
-        assert flow_steps * step[0] == pytest.approx(-12.5)
+    env = make_toy(
+        reward="divergence",
+        rho=0.5,
+        flow_steps=flow_steps,
+        velocity_scale=5.0,
+        behavior=lambda s, x, t: np.zeros_like(x),
+    )
+    env.reset(seed=0)
+    infos = [env.step(ONE[0] / 5)[-1] for _ in range(flow_steps)]
+    assert sum(info["reward_divergence"] for info in infos) == pytest.approx(-12.5)

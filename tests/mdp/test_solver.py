@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowmdp.errors import ConfigurationError
-from flowmdp.mdp.path import PATHS, Path, get_path, linear_path, linear_velocity
+from flowmdp.mdp.path import PATHS, Path
 from flowmdp.mdp.solver import SOLVERS, integrate
 
 Array = NDArray[np.float64]
@@ -60,16 +60,17 @@ def test_full_grid_is_biased() -> None:
 def test_straight_velocity_is_integrated_exactly_by_one_step() -> None:
     rng = np.random.default_rng(0)
     x_0, x_1 = rng.standard_normal((2, 5, 3))
-    velocity = linear_velocity(x_0, x_1)
+    path = PATHS["linear"]
+    velocity = path.velocity(x_0, x_1, 0.0)
     for name in SOLVERS:
         assert integrate(lambda x, t: velocity, x_0, 1, name) == pytest.approx(x_1)
-    assert linear_path(x_0, x_1, 0.25) == pytest.approx(x_0 + 0.25 * velocity)
+    assert path.point(x_0, x_1, 0.25) == pytest.approx(x_0 + 0.25 * velocity)
 
 
 @pytest.mark.parametrize("name", sorted(PATHS))
 def test_paths_run_from_noise_to_data_with_their_velocity(name: str) -> None:
     """Ends, derivative by central differences, and the same on torch tensors."""
-    path, rng = get_path(name), np.random.default_rng(0)
+    path, rng = PATHS[name], np.random.default_rng(0)
     x_0, x_1 = rng.standard_normal((2, 5, 3))
     t = np.linspace(0.1, 0.9, 5)[:, None]
     assert path.point(x_0, x_1, 0.0) == pytest.approx(x_0)
@@ -86,7 +87,7 @@ def test_the_trigonometric_path_is_curved() -> None:
     x_0, x_1 = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
     middle = PATHS["trigonometric"].point(x_0, x_1, 0.5)
     assert np.linalg.norm(middle) == pytest.approx(1)
-    assert np.linalg.norm(linear_path(x_0, x_1, 0.5)) == pytest.approx(0.5**0.5)
+    assert np.linalg.norm(PATHS["linear"].point(x_0, x_1, 0.5)) == pytest.approx(0.5**0.5)
 
 
 def marginal_velocity(path: Path, x: Array, t: float, mean: float, std: float) -> Array:
@@ -108,9 +109,7 @@ def marginal_velocity(path: Path, x: Array, t: float, mean: float, std: float) -
 def test_flow_of_every_path_carries_noise_to_the_data(name: str, solver: str) -> None:
     """Quantiles to quantiles, because a flow in one dimension keeps their order."""
     x_0 = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
-    x_1 = integrate(
-        lambda x, t: marginal_velocity(get_path(name), x, t, 0.6, 0.5), x_0, 100, solver
-    )
+    x_1 = integrate(lambda x, t: marginal_velocity(PATHS[name], x, t, 0.6, 0.5), x_0, 100, solver)
     assert x_1 == pytest.approx(0.6 + 0.5 * x_0, abs=2e-3)
 
 
@@ -123,7 +122,5 @@ def test_paths_differ_on_the_way() -> None:
 def test_bad_input() -> None:
     with pytest.raises(ConfigurationError, match="solver is 'rk4'"):
         integrate(curved, np.zeros(1), 5, "rk4")
-    with pytest.raises(ConfigurationError, match="path is 'spiral'"):
-        get_path("spiral")
     with pytest.raises(ConfigurationError, match="flow_steps is 0"):
         integrate(curved, np.zeros(1), 0)
