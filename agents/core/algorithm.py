@@ -587,8 +587,51 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
 
     # -- checkpoints ------------------------------------------------------------------------
 
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return list(self.saved.modules), []
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """State of every module and optimiser by name, as SB3's; modules and optimisers differ."""
+        modules = {name: module.state_dict() for name, module in self.saved.modules.items()}
+        optimizers = self.saved.optimizers.items()
+        return modules | {f"optimizer.{name}": one.state_dict() for name, one in optimizers}
+
+    def set_parameters(
+        self,
+        load_path_or_dict: Any,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Take weights that `get_parameters` gave; learning goes on from them.
+
+        Args:
+            load_path_or_dict: Name -> state, or a checkpoint of this algorithm.
+            exact_match: Whether every module and optimiser must be there.
+            device: For SB3's signature only; weights go where the agent is.
+
+        Raises:
+            ConfigurationError: If names or shapes are not the agent's.
+            CheckpointError: If it is a file that cannot be used.
+        """
+        given = load_path_or_dict
+        if not isinstance(given, dict):
+            given = self.load(given, device=self.device).get_parameters()
+        owners: dict[str, Any] = {**self.saved.modules}
+        owners |= {f"optimizer.{name}": one for name, one in self.saved.optimizers.items()}
+        wrong = set(given) - set(owners) or (set(owners) - set(given) if exact_match else set())
+        if wrong:
+            raise ConfigurationError(
+                f"parameters for {min(wrong)!r} are missing or not of this agent, which has "
+                f"{', '.join(owners)}: take those of a {type(self).__name__}, or exact_match=False"
+            )
+        try:
+            for name, state in given.items():
+                owners[name].load_state_dict(state)
+        except (RuntimeError, ValueError) as error:
+            raise ConfigurationError(
+                f"the parameters do not fit this agent ({str(error).splitlines()[-1].strip()}): "
+                "take those of an agent with the same hyper-parameters"
+            ) from error
+        self.prepared = 1  # what was fitted before must not be fitted again
+        for part in self.parts:
+            part.updates = part.steps
 
     def save(
         self,

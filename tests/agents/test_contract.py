@@ -138,6 +138,29 @@ def test_training_resumes_exactly(name: str, tmp_path: Path) -> None:
     assert not equal(weights(whole), weights(other_seed))
 
 
+@each_algorithm
+def test_parameters_go_from_one_agent_to_another(name: str, tmp_path: Path) -> None:
+    taught, other = make(name).learn(3), make(name, seed=2)
+    other.set_parameters(taught.get_parameters())
+    assert equal(weights(taught), weights(other))
+    before = weights(other)
+    other.learn(1)  # goes on from them: nothing is pre-trained or copied again
+    moved = [
+        (a.float() - b.float()).abs().max() for a, b in zip(before, weights(other), strict=True)
+    ]
+    assert 0 < max(moved) < 0.05
+    taught.save(tmp_path / "taught.zip")
+    again = make(name, seed=3)
+    again.set_parameters(tmp_path / "taught.zip")
+    assert equal(weights(taught), weights(again))
+    with pytest.raises(ConfigurationError, match="'nonsense' are missing or not of this agent"):
+        other.set_parameters({"nonsense": {}})
+    with pytest.raises(ConfigurationError, match="exact_match=False"):
+        other.set_parameters({})
+    with pytest.raises(ConfigurationError, match="do not fit"):
+        other.set_parameters(make(name, net_arch=(8,), policy_kwargs=None).get_parameters())
+
+
 @pytest.mark.parametrize("name", ["df-dir", "df-div", "fql"])
 @pytest.mark.parametrize("stop_after", [2, 6])
 def test_pretraining_resumes_exactly(name: str, stop_after: int, tmp_path: Path) -> None:
