@@ -141,7 +141,7 @@ class DFDir(DecisionFlow[DFDirConfig], name="df-dir"):
     default_weight = 0.025  # DF-div keeps the same distance with a rho some 1.7 times smaller
 
     def build(self) -> None:
-        """Add the flow critics, if the objective asks them."""
+        """Add the flow critics, if the objective needs them."""
         super().build()
         self.path = PATHS[self.config.path]
         self.flow_critics: nn.ModuleDict | None = None

@@ -533,7 +533,7 @@ def speed_train() -> Rows:
 @table("speed-gpu", text=2)
 def speed_gpu() -> Rows:
     """Updates per second on an H100, by kernels and as CUDA graphs."""
-    yield "", "Network", "By kernels", "As graphs", "Ratio"
+    yield "", "Network", "Kernel by kernel", "CUDA graphs", "Ratio"
     for row in recorded("speed", table="speed-gpu"):
         yield row["label"], row["network"], row["kernels"], row["graphs"], f"{row['ratio']:.1f}"
 

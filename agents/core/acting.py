@@ -8,9 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from flowmdp.arguments import check_choice
+
 if TYPE_CHECKING:
     from flowmdp.agents.core.algorithm import FlowAlgorithm
 
+OPTIONS = ("n_steps", "solver", "best_of")
 State = tuple[NDArray[Any], ...] | None
 
 
@@ -20,10 +23,15 @@ class OuterPolicy:
     Args:
         agent: Whose normaliser, noise generator and flow steps are used.
         field: The velocity field to follow.
-        **options: Of the agent's `act`: n_steps, solver and, for Decision Flow, best_of.
+        **options: Of the agent's `act`: n_steps, solver and, where there is a critic, best_of.
+
+    Raises:
+        ConfigurationError: For another option.
     """
 
     def __init__(self, agent: FlowAlgorithm, field: nn.Module, **options: Any) -> None:
+        for name in options:
+            check_choice(OPTIONS, option=name)
         self.agent, self.field, self.options = agent, field, options
 
     def predict(

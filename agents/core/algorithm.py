@@ -143,8 +143,12 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         named = {**(policy_kwargs or {}), **hyperparameters}
         self.config: Config = self.config_class.of(named, config)
         check_seed(seed)
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigurationError(
+                f"device is {device!r}, but torch sees no GPU: take auto or cpu"
+            )
         if isinstance(env, str):
-            env = gym.make(env, **(self.environment if "FlowMDP-" in env else {}))
+            env = gym.make(env, **(self._settings() if "FlowMDP-" in env else {}))
         super().__init__(
             policy,
             env,
@@ -163,12 +167,19 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         if _init_setup_model:
             self._setup_model()
 
+    @classmethod
+    def _settings(cls) -> dict[str, Any]:
+        """Of an environment that is made from its id."""
+        steps = {} if cls.only_flow_steps is None else {"flow_steps": cls.only_flow_steps}
+        return {**cls.environment, **steps}
+
     def _setup_model(self) -> None:
         """Make generators, networks and optimisers."""
         if self.only_flow_steps not in (None, self.spec.flow_steps):
             raise ConfigurationError(
                 f"{type(self).__name__} acts in flow_steps={self.only_flow_steps}, not "
-                f"{self.spec.flow_steps}: make the environment with that number"
+                f"{self.spec.flow_steps}: make the environment with flow_steps="
+                f"{self.only_flow_steps} (--flow-steps {self.only_flow_steps})"
             )
         seed = self.seed or 0
         self.set_random_seed(seed)
@@ -394,12 +405,9 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             progress_bar: Show a progress bar.
 
         Raises:
-            ConfigurationError: If `total_timesteps` is negative or there is no data.
+            ConfigurationError: If `total_timesteps` is no integer of at least 0, or without data.
         """
-        if total_timesteps < 0:
-            raise ConfigurationError(
-                f"total_timesteps is {total_timesteps}: it must not be negative"
-            )
+        check_integers(0, total_timesteps=total_timesteps)
         if total_timesteps > 0:
             len(self.data)  # load and check the data before anything is set up
         if self._graphs is not None:

@@ -34,7 +34,7 @@ class AgentConfig:
     """float32; bfloat16: hidden layers multiply in bfloat16, weights and output layers stay in
     float32; tfloat32: a GPU's TensorFloat-32; auto: the fastest on the hardware."""
     cuda_graphs: bool = True
-    """On a GPU, record updates as CUDA graphs and replay them, which is several times as fast."""
+    """Whether a GPU records updates as CUDA graphs and replays them: several times as fast."""
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for a value of another type or out of range."""

@@ -119,7 +119,11 @@ def _obtain(row: Task, source: str, dataset_id: str, build: bool) -> None:
         }[source]
     else:
         near = difflib.get_close_matches(dataset_id, list_datasets(), n=3, cutoff=0.5)
-        cure = f"did you mean {' or '.join(near)}?" if near else "`flowmdp data list` shows it"
+        cure = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "`flowmdp data list` shows what there is"
+        )
     raise DatasetError(f"dataset {dataset_id} is not in the local store {store_root()}: {cure}")
 
 

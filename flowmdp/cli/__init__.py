@@ -115,9 +115,11 @@ def _parse_train(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:
     if any(word.split("=")[0] == "--resume" for word in argv):
         arguments, unknown = read(resume, argv, "flowmdp train", return_unknown_args=True)
         if unknown:
+            near = difflib.get_close_matches(unknown[0], ("--steps", "--device", "--verbose"), n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
             raise ConfigurationError(
-                f"{unknown[0]} cannot change in a run that is continued: with --resume give only "
-                "--steps, --device and --verbose, or start a new run"
+                f"{unknown[0]} cannot change in a run that is continued: {hint}With --resume give "
+                "only --steps, --device and --verbose, or start a new run"
             )
         return resume, arguments
     if argv[:1] in (["-h"], ["--help"]):

@@ -10,6 +10,7 @@ import inspect
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -120,7 +121,12 @@ def _unboxed(box: str) -> str:
     lines = " ".join(line.strip("│╭╮╰╯ ") for line in box.splitlines())
     parts = [part.split() for part in re.split(r"[─-]{5,}", lines) if part.strip()]
     first = " ".join(parts[1]).removeprefix("Error parsing config: ").partition(" Got errors:")[0]
-    near = [word for part in parts if part[:2] == ["Perhaps", "you"] for word in part]
-    near = list(dict.fromkeys(word for word in near if word.startswith("--")))
-    hint = f"; did you mean {' or '.join(near[:3])}?" if near else ""
+    first = re.sub(
+        r"no type matching \{None\}\|(\w+) could be .* from \['(.*)'\]", r"'\2' is no \1", first
+    )
+    typed = re.findall(r"--[\w-]+", first)
+    named = {word for part in parts if part[:2] == ["Perhaps", "you"] for word in part}
+    options = [word for word in named if word.startswith("--")]
+    near = [one for word in typed for one in get_close_matches(word, options, n=1)]
+    hint = f"; did you mean {near[0]}?" if near else ""
     return f"{first}{hint} ({' '.join(parts[-1])})".replace(" .", ".")

@@ -104,7 +104,8 @@ def load_results(*paths: Path, only: Sequence[str] = (), acting: str = "publishe
         if not only or any(fnmatchcase(result["label"], label) for label in only):
             found += _as_acting(result, acting)
     if not found:
-        raise ConfigurationError(f"--only leaves nothing: no label is {' or '.join(only)}")
+        why = f"no label is {' or '.join(only)}" if only else "the files are empty"
+        raise ConfigurationError(f"there is nothing to compare: {why}")
     grouped: Grouped = {}
     for result in sorted(found, key=key_of):
         dataset, label, _ = key_of(result)

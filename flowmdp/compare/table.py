@@ -103,6 +103,8 @@ def read_table(path: Path) -> list[Job]:
     Raises:
         ConfigurationError: For anything that cannot be run as written, with the file and the place.
     """
+    if not path.is_file():
+        raise ConfigurationError(f"{path} does not exist: name a table, a TOML file")
     try:
         with path.open("rb") as file:
             table = tomllib.load(file)

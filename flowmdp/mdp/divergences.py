@@ -56,7 +56,7 @@ DIVERGENCES: dict[str, Divergence] = {
 
 
 def direction(velocity: Any, eps: float) -> Any:
-    """U / sqrt(||u||^2 + eps^2), shape kept: the unit vector, finite at zero velocity."""
+    """Unit vector u / sqrt(||u||^2 + eps^2), shape kept; finite at zero velocity."""
     return velocity / _sqrt((velocity**2).sum(-1)[..., None] + eps**2)
 
 

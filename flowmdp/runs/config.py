@@ -93,8 +93,8 @@ def make_config(
         noise_scale: Standard deviation of the noise that chains start from; the algorithm's own
             when not given.
         velocity_scale: Velocity of a flow action of 1; 6.5 when not given.
-        include_time: Let the policy see the flow time.
-        include_previous_action: Let the policy see the action before.
+        include_time: Whether the policy sees the flow time.
+        include_previous_action: Whether the policy sees the action before.
         **others: Hyper-parameters by name; the algorithm's defaults for those that are absent.
 
     Returns:

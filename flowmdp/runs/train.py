@@ -24,6 +24,7 @@ from flowmdp.runs import cache
 from flowmdp.runs.config import (
     Device,
     check_config,
+    jsonable,
     make_agent,
     make_config,
     make_data,
@@ -112,7 +113,6 @@ def resume(
         raise CheckpointError(
             f"{folder.config} lacks {error}: restore it or train again"
         ) from error
-    write_json(folder.config, config)
     _work(folder, config, False, verbose, start)
 
 
@@ -127,6 +127,8 @@ def _work(
         if new:  # only now, so that bad input leaves no folder behind
             folder.create(config)
             print(f"run folder: {folder.path}", file=sys.stderr)
+        else:
+            write_json(folder.config, config)
         run.learn(verbose)
         run.conclude(data)
     except KeyboardInterrupt:
@@ -148,6 +150,14 @@ class _Run:
             if folder.checkpoint.exists()
             else make_agent(config, env)
         )
+        if folder.config.exists() and not folder.checkpoint.exists():
+            print(f"no checkpoint in {folder.path} yet: the run starts anew", file=sys.stderr)
+        for name, value in jsonable(self.agent.config).items():
+            if (asked := config["config"].get(name)) != value:
+                raise ConfigurationError(
+                    f"{folder.config} has {name} {asked!r}, the checkpoint {value!r}: "
+                    "hyper-parameters cannot change in a run; put it back, or start a new run"
+                )
         self.history = self._history()
         self.start = start - self.history["seconds"]
         self.make_robot = partial(make_outer, config["task"], config["source"])

@@ -86,6 +86,19 @@ def test_it_is_an_sb3_algorithm(name: str, tmp_path: Path) -> None:
     assert "time/updates_per_second" in header and "grad_norm" in header
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="torch sees no GPU"):
+        make("flow-bc", device="cuda")
+
+
+@each_algorithm
+def test_an_id_is_made_as_the_algorithm_needs_it(name: str, hopper_data: Path) -> None:
+    agent = ALGORITHMS[name]("MlpPolicy", "FlowMDP-hopper-medium-v0", net_arch=(8,), device="cpu")
+    assert agent.spec.flow_steps == (agent.only_flow_steps or 10)
+    assert agent.spec.noise_scale == agent.environment.get("noise_scale", 1.0)
+
+
 @pytest.mark.parametrize("played", ["Hopper-v5", "FlowMDP-hopper-medium-v0"])
 def test_sb3_callbacks_on_a_task(played: str, hopper_data: Path, tmp_path: Path) -> None:
     """On the bare robot and on the flow environment, the best agent is saved and loads again."""
@@ -352,8 +365,11 @@ def test_every_number_is_checked(name: str) -> None:
 def test_other_bad_input_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="flow environment"):
         FlowBC("MlpPolicy", gym.make("Pendulum-v1"), **TINY)
-    with pytest.raises(ConfigurationError, match="must not be negative"):
-        make("flow-bc").learn(-1)
+    for steps in (-1, 1.5, "5"):
+        with pytest.raises(ConfigurationError, match="total_timesteps is"):
+            make("flow-bc").learn(steps)
+    with pytest.raises(ConfigurationError, match="option is 'nsteps': choose one of n_steps"):
+        make("flow-bc").outer_policy(nsteps=3)
     with pytest.raises(DatasetError, match="width"):
         make("flow-bc", dataset=toy_dataset(obs_dim=3)).learn(1)
     with pytest.raises(ConfigurationError, match="episodes"):

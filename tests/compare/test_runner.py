@@ -311,7 +311,7 @@ def test_a_changed_default_does_not_either(table: Path, capsys: pytest.CaptureFi
         ("table.toml --threads 0", "--threads is 0"),
         ("table.toml --only walker", "no job has such a name"),
         ("table.toml --results out.json", "--results is out.json, as of one run"),
-        ("no.toml", "No such file or directory: no.toml"),
+        ("no.toml", "no.toml does not exist: name a table"),
     ],
 )
 def test_bad_options_get_one_line(

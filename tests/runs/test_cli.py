@@ -391,6 +391,11 @@ def test_checkpoints_of_others_and_damaged_ones(
     flow = config["flow"] | {"flow_steps": 5}
     (run / "config.json").write_text(json.dumps({**config, "flow": flow}))
     assert "flow_steps" in failure(capsys, "train", "--resume", str(run), "--steps", "40")
+    faster = json.dumps({**config, "config": {**config["config"], "learning_rate": 0.5}})
+    (run / "config.json").write_text(faster)
+    line = failure(capsys, "train", "--resume", str(run), "--steps", "40")
+    assert "learning_rate 0.5, the checkpoint 0.0003: hyper-parameters cannot change" in line
+    assert (run / "config.json").read_text() == faster, "the goal moves with a run that can go on"
     history = json.loads((run / "history.json").read_text())
     (run / "config.json").write_text(json.dumps(config))
     (run / "history.json").write_text(json.dumps({"evaluations": history["evaluations"]}))

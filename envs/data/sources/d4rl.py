@@ -103,6 +103,8 @@ def _refuse_other_files(row: Task, name: str) -> None:
 
 def _read(path: Path, outer: gym.Env[Any, Any]) -> Arrays:
     """The arrays of a D4RL file that make transitions of the environment."""
+    if not path.is_file():
+        raise DatasetError(f"{path} does not exist: name D4RL's file, like hopper_medium-v2.hdf5")
     try:
         with h5py.File(path, "r") as file:
             missing = [key for key in KEYS if not isinstance(file.get(key), h5py.Dataset)]
