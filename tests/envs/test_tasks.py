@@ -154,7 +154,7 @@ BAD = {
     "data build pen-human": "no source 'builtin': choose one of minari, d4rl",
     "data build pointmaze-umaz": "did you mean pointmaze-umaze",
     "data build pointmaze-umaze --steps 0": "steps is 0",
-    "data import none.hdf5 --task door-human": "cannot read none.hdf5",
+    "data import none.hdf5 --task door-human": "none.hdf5 does not exist",
     "data import pen-human-v1.hdf5 --task pen-expert": "file of pen-human, not of pen-expert",
     "data import door-human-v0.hdf5 --task door-human": "another version",
     "data import maze2d-umaze-v1.hdf5 --task pointmaze-umaze": "no source 'd4rl'",

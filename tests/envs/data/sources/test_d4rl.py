@@ -120,7 +120,7 @@ def refuse(match: str, path: Path, **options: bool) -> None:
 
 
 def test_files_that_are_refused(path: Path) -> None:
-    refuse("cannot read", path)
+    refuse("does not exist", path)
     whole = write(path, recording()).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     refuse("cannot read", path)
