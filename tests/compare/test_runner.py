@@ -24,18 +24,8 @@ from flowmdp.compare.runner import Bench, lock_log
 from flowmdp.compare.table import read_table
 from flowmdp.files import put_line, read_lines
 from flowmdp.runs.folder import RunFolder
+from tests.compare.test_table import DATA, TABLE
 
-DATA = "flowmdp-hopper-medium-v0"
-TABLE = """
-[run]
-seeds = [1, 2]
-steps = 5
-[[tasks]]
-task = "hopper-medium"
-[algorithms.df-div]
-[algorithms.clone]
-algorithm = "flow-bc"
-"""
 STUB = """
 import json, os, pathlib, signal, sys, time
 words = sys.argv[1:]
