@@ -77,7 +77,8 @@ class OwnBehavior:
 
             with torch.no_grad():
                 answer = self._ask(*map(torch.as_tensor, (observations, x_t, t)))
-        return _array(answer) * factor
+        velocity: Float = _array(answer) * factor
+        return velocity
 
     def on_tensors(self, observations: Any, x_t: Any, t: Any) -> Any:
         """The same on torch tensors, float32; gradients flow where the callable lets them."""
@@ -123,8 +124,9 @@ class OwnBehavior:
     def probe(self, observation_dim: int, action_dim: int) -> list[float]:
         """A few of its velocities, by which a checkpoint knows it again."""
         rng = np.random.default_rng(0)
-        parts = [rng.standard_normal((2, n), np.float32) for n in (observation_dim, action_dim)]
-        return [round(float(v), 4) for v in self(*parts, np.zeros((2, 1), np.float32)).ravel()[:16]]
+        s, x = (rng.standard_normal((2, n), np.float32) for n in (observation_dim, action_dim))
+        velocities = self(s, x, np.zeros((2, 1), np.float32)).ravel()[:16]
+        return [round(float(v), 4) for v in velocities]
 
     def _own_time(self, t: Any) -> tuple[Any, Any]:
         """The callable's time, and what its velocity is multiplied with.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from flowmdp.behavior import OwnBehavior, as_behavior
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ConfigurationError
+from flowmdp.vector import FlowMDPVectorEnv
 from tests.mdp.toys import PointRobot, behavior, toy_dataset
 
 
@@ -90,7 +92,7 @@ def test_its_own_times_are_followed_exactly() -> None:
     observation, _ = env.reset(seed=0)
     x, s = observation[2:4].astype(float), observation[:2]
     asked.clear()
-    for start, end in zip(times[:-1], times[1:], strict=True):
+    for start, end in itertools.pairwise(times):
         x = x + (end - start) * start * (x - s)
         *_, info = env.step(np.zeros(2, np.float32))
     np.testing.assert_allclose(asked, times[:-1], rtol=1e-6)
@@ -102,15 +104,15 @@ def test_its_own_times_are_followed_exactly() -> None:
 
 def test_registered_ids_take_it() -> None:
     own = as_behavior(lambda s, x, t: -x, flow_steps=5)
-    for extra in ({"action_mode": "residual"}, {"decision": "noise"}):
+    extras: list[dict[str, Any]] = [{"action_mode": "residual"}, {"decision": "noise"}]
+    for extra in extras:
         env = gym.make("FlowMDP-v0", env_id="Pendulum-v1", behavior=own, **extra)
         env.reset(seed=0)
         *_, info = env.step(np.zeros(1, np.float32))
         assert env.unwrapped.get_wrapper_attr("flow_steps" if "action_mode" in extra else "flow")
         env.close()
     assert "executed_action" in info
-    vector: Any = gym.make_vec("FlowMDP-v0", num_envs=2, env_id="Pendulum-v1", behavior=own)
-    assert vector.unwrapped.flow_steps == 5
+    assert FlowMDPVectorEnv(2, toy_dataset(), behavior=own).flow_steps == 5
 
 
 @pytest.mark.parametrize(
