@@ -36,6 +36,8 @@ from flowmdp.agents.core.inputs import (
     check_environment,
     check_kind,
     check_kinds,
+    rows,
+    shown,
     spec_difference,
     within_memory,
 )
@@ -153,14 +155,14 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
     ) -> None:
         if not isinstance(config, self.config_class | None):
             raise ConfigurationError(
-                f"config is {config!r}: pass a {self.config_class.__name__}, or name "
+                f"config is {shown(config)}: pass a {self.config_class.__name__}, or name "
                 "hyper-parameters, as in learning_rate=1e-3"
             )
         check_kinds(
             dataset=dataset,
             policy_kwargs=policy_kwargs,
             tensorboard_log=tensorboard_log,
-            verbose=verbose,
+            verbose="None" if verbose is None else verbose,
         )
         named = {**(policy_kwargs or {}), **hyperparameters}
         self.config: Config = self.config_class.of(named, config)
@@ -172,7 +174,9 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         chosen = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
         if not (isinstance(chosen, type) and issubclass(chosen, FlowPolicy)):
             names = ", ".join(self.policy_aliases)
-            raise ConfigurationError(f"policy is {policy!r}: take {names}, or a FlowPolicy class")
+            raise ConfigurationError(
+                f"policy is {shown(policy)}: take {names}, or a FlowPolicy class"
+            )
         super().__init__(
             policy,
             env,
@@ -444,6 +448,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         Raises:
             TrainingDivergedError: If a number is not finite.
         """
+        check_kinds(callback=callback)
         if self.prepared:
             return True
         if self.pretrain_updates < self.pretrain_steps:
@@ -574,6 +579,8 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
 
     def dump_logs(self) -> None:
         """Write a line of the log now: what the updates since the last line say."""
+        if not hasattr(self, "_logger"):
+            return  # before the first update there is nothing to say
         if self.means.count:
             self._check_finite("train", self.num_timesteps)
             start, first = self._clock
@@ -647,16 +654,20 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             raise ConfigurationError(
                 f"{type(self).__name__} acts in {only} step: leave out flow steps and solver"
             )
-        shape, device = (len(observations), spec.action_dim), self.device
+        states, device = (
+            rows("observations", observations, spec.observation_dim, self.device),
+            self.device,
+        )
+        shape = len(states), spec.action_dim
         if noise is None:
             x_0 = torch.randn(shape, generator=self.act_generator, device=device)
             x_0 = spec.noise_scale * x_0
         else:
-            x_0 = torch.as_tensor(noise, dtype=torch.float32, device=device)
-        context = policy.normalizer(torch.as_tensor(observations, device=device).float())
+            x_0 = rows("noise", noise, spec.action_dim, device, len(states))
+        context = policy.normalizer(states)
         if spec.include_previous_action:
             seen = np.zeros((len(x_0), shape[1] + 1)) if previous is None else previous
-            flagged = torch.as_tensor(seen, dtype=torch.float32, device=device)
+            flagged = rows("previous", seen, spec.action_dim + 1, device, len(states))
             context = torch.cat([context, flagged], 1)
         steps, asked = spec.flow_steps if n_steps is None else n_steps, list[Tensor]()
         acting = policy.ema if field is None else field
@@ -711,8 +722,9 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             raise ConfigurationError(
                 f"{type(self).__name__} has no critic to choose by: leave best_of out"
             )
-        states = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
-        chosen = torch.as_tensor(actions, device=self.device)
+        spec, device = self.spec, self.device
+        states = rows("observations", observations, spec.observation_dim, device)
+        chosen = rows("actions", actions, spec.action_dim, device, len(states))
         values: Array = self.critic.values(self.policy.normalizer(states), chosen).cpu().numpy()
         return values
 
@@ -775,10 +787,18 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
                 f"parameters for {min(wrong)!r} are missing or not of this agent, which has "
                 f"{', '.join(owners)}: take those of a {type(self).__name__}, or exact_match=False"
             )
+        wrong = {
+            f"{name}/{key}"
+            for name in given.keys() & self.saved.modules.keys()
+            for key, one in dict(given[name]).items()
+            if not torch.as_tensor(one).isfinite().all()
+        }
+        if wrong:
+            raise ConfigurationError(f"{min(wrong)} holds NaN or infinity: nothing was taken")
         try:
             for name, state in given.items():
                 owners[name].load_state_dict(state)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise ConfigurationError(
                 f"the parameters do not fit this agent ({str(error).splitlines()[-1].strip()}): "
                 "take those of an agent with the same hyper-parameters"

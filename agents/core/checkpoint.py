@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from flowmdp.agents.core.randomness import restore_generator
 from flowmdp.arguments import check_integers
-from flowmdp.errors import CheckpointError, TrainingDivergedError
+from flowmdp.errors import CheckpointError, ConfigurationError, TrainingDivergedError
 from flowmdp.files import replace_file
 
 FORMAT = 2
@@ -131,6 +131,8 @@ def first_not_finite(tensors: dict[str, Tensor]) -> str | None:
 
 def with_suffix(path: str | os.PathLike[str]) -> Path:
     """The path, with ".zip" where it has no suffix (SB3's habit)."""
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigurationError(f"path is {path!r}: pass a file's name, or an open binary file")
     path = Path(path)
     return path if path.suffix else path.with_suffix(".zip")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from gymnasium.wrappers import (
 )
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
+from torch import Tensor
 
 from flowmdp.errors import ConfigurationError
 from flowmdp.mdp.spec import FlowSpec
@@ -39,6 +41,11 @@ CHANGING: tuple[type[Any], ...] = (
 """Wrappers that change what an agent sees or does; those of rewards, limits, videos do not."""
 
 
+def shown(value: Any) -> str:
+    """A value in a message: one short line."""
+    return reprlib.repr(value).split("\n")[0]
+
+
 def check_kind(env: Any) -> None:
     """Raise ConfigurationError unless `env` is something SB3 makes a VecEnv of."""
     if isinstance(env, VectorEnv):
@@ -48,7 +55,7 @@ def check_kind(env: Any) -> None:
         )
     if not isinstance(env, gym.Env | VecEnv):
         raise ConfigurationError(
-            f"env is {env!r}: pass a flow environment, as gym.make('FlowMDP-<task>-v0') or "
+            f"env is {shown(env)}: pass a flow environment, as gym.make('FlowMDP-<task>-v0') or "
             "FlowMDPEnv(your_env)"
         )
 
@@ -102,8 +109,9 @@ def check_kinds(**values: Any) -> None:
     """Raise ConfigurationError where an argument is of a type that nothing here can use."""
     for name, value in values.items():
         kinds, wanted = KINDS[name]
-        if value is not None and not isinstance(value, kinds):
-            raise ConfigurationError(f"{name} is {value!r}: it must be {wanted}")
+        entries = value if isinstance(value, list) and name == "callback" else [value]
+        if any(one is not None and not isinstance(one, kinds) for one in entries):
+            raise ConfigurationError(f"{name} is {shown(value)}: it must be {wanted}")
 
 
 KINDS: dict[str, tuple[Any, str]] = {
@@ -113,7 +121,7 @@ KINDS: dict[str, tuple[Any, str]] = {
     "tensorboard_log": (str | os.PathLike, "a folder"),
     "verbose": (int, "0, 1 or 2"),
     "tb_log_name": (str, "a name"),
-    "callback": (list | BaseCallback | Callable, "a callback of SB3, a list of them, a function"),
+    "callback": (BaseCallback | Callable, "a callback of SB3, a list of them, a function"),
 }
 
 
@@ -124,9 +132,33 @@ def check_device(device: Any) -> None:
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         raise ConfigurationError(f"device is {device!r}, but torch sees no GPU: take auto or cpu")
     try:
-        torch.Generator(device)
+        torch.Generator(torch.device(device))
     except (RuntimeError, TypeError):
         raise ConfigurationError(f"device is {device!r}: choose auto, cpu or cuda") from None
+
+
+def rows(
+    name: str, value: Any, width: int, device: torch.device, count: int | None = None
+) -> Tensor:
+    """`value` as a float32 tensor of shape (n, width), where n is `count` if that is given.
+
+    Raises:
+        ConfigurationError: If it has another shape, or holds NaN or infinity.
+    """
+    try:
+        tensor = torch.as_tensor(value, dtype=torch.float32, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigurationError(
+            f"{name} is {shown(value)}: pass numbers, shape (n, {width})"
+        ) from None
+    if tensor.ndim != 2 or tensor.shape[1] != width or count not in (None, len(tensor)):
+        expected = f"({'n' if count is None else count}, {width})"
+        raise ConfigurationError(
+            f"{name} has shape {tuple(tensor.shape)}: it must be {expected}, one row per chain"
+        )
+    if not tensor.isfinite().all():
+        raise ConfigurationError(f"{name} holds NaN or infinity")
+    return tensor
 
 
 @contextmanager

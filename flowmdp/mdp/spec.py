@@ -18,8 +18,8 @@ from flowmdp.errors import ConfigurationError
 
 Steps = Annotated[int, AtLeast(1, 10_000)]
 Width = Annotated[int, AtLeast(1, 1_000_000)]
-Positive = Annotated[float, Range("(0, inf)")]
-NotNegative = Annotated[float, Range("[0, inf)")]
+Positive = Annotated[float, Range("(0, 1e6]")]
+NotNegative = Annotated[float, Range("[0, 1e6]")]
 
 VELOCITY_SCALE = 6.5
 """Velocity of a flow action of 1, in action units per unit of flow time.
