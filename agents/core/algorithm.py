@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import textwrap
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, ClassVar, Generic, Self, get_type_hints
 
 import gymnasium as gym
@@ -51,6 +51,7 @@ from flowmdp.arguments import check_integers, check_numbers
 from flowmdp.errors import CheckpointError, ConfigurationError, TrainingDivergedError
 from flowmdp.mdp.solver import integrate
 from flowmdp.mdp.spec import FlowSpec
+from flowmdp.robot import RobotInterface
 from flowmdp.transitions import TransitionDataset
 
 Array = NDArray[np.float32]
@@ -95,6 +96,8 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": FlowPolicy}
     policy: FlowPolicy
     seed: int
+    robot: RobotInterface
+    """The robot's own spaces, in which `outer_policy` acts."""
     critic: Critic
     """Set by the algorithms that have one."""
     default_steps: ClassVar[int] = 20_000
@@ -190,6 +193,8 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         )
         self.precision = choose_precision(self.config.precision, self.device)
         self._given = self._dataset = dataset
+        if self.env is not None:
+            self.robot = _robot(self.env, self.spec)
         if _init_setup_model:
             self._setup_model()
 
@@ -332,6 +337,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
                 "agent.spec names, or make a new agent"
             )
         self.env, self.n_envs, self._last_obs = env, env.num_envs, None
+        self.robot = _robot(env, spec)
         self._dataset, self._data = self._given, None
         if not (self.pretrain_updates or self._n_updates or self.prepared):
             self.policy.normalizer.fitted.fill_(False)
@@ -600,7 +606,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
 
     def predict(
         self,
-        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        observation: Any,
         state: State = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
@@ -608,17 +614,19 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         """The action for a flow observation, or for a robot's; their widths tell them apart.
 
         Args:
-            observation: A flow observation, (flow_obs_dim,), gets a flow action; a robot's
-                observation, (observation_dim,), gets the whole chain's action. Both may be batched.
+            observation: A flow observation, (flow_obs_dim,), gets a flow action, in [-1, 1]; a
+                robot's, in its own space or flat, gets the whole chain's action, in the robot's own
+                units. Both may be batched.
             state: See `OuterPolicy.predict`.
             episode_start: See `OuterPolicy.predict`.
             deterministic: For a robot's observations: start the chain at zero noise. Without effect
                 on the flow environment, which draws x_0: the velocity field is deterministic.
 
         Returns:
-            Actions in [-1, 1], and the new state.
+            Actions, and the new state.
         """
-        if np.asarray(observation).shape[-1:] == (self.spec.observation_dim,):
+        nested = isinstance(observation, Mapping | tuple)
+        if nested or np.shape(observation)[-1:] != (self.spec.flow_observation_dim,):
             return self.outer_policy().predict(observation, state, episode_start, deterministic)
         return self.policy.predict(observation, state, episode_start, deterministic)
 
@@ -832,6 +840,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             "algorithm": self.name,
             "dataset": None if self._dataset is None else self._dataset.id,
             "spec": dataclasses.asdict(self.spec),
+            "robot": self.robot.to_json(),
             "config": dataclasses.asdict(self.config),
             "seed": self.seed,
             "reward_scale": self._reward_scale,
@@ -894,6 +903,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         with checkpoint.refusing_damage(content.name):
             config, stored_seed = cls.config_class.of(manifest["config"]), manifest["seed"]
             check_seed(stored_seed)
+            checkpoint.check_size(config.net_arch, content.tensors)
         agent = cls(
             "MlpPolicy",
             env,
@@ -923,6 +933,10 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         spec = FlowSpec(**manifest["spec"])
         if self.env is None:
             self.spec, self.n_envs = spec, 1
+            plain = RobotInterface.plain(spec.observation_dim, spec.action_dim)
+            self.robot = (
+                RobotInterface.from_json(manifest["robot"]) if "robot" in manifest else plain
+            )
             self.observation_space = spec.space()
             self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
         elif difference := spec_difference(spec, self.spec):
@@ -930,6 +944,14 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
                 f"the checkpoint is of another environment: {difference}; make it with the "
                 "settings load_agent(FILE).spec names, or train a new agent on this one"
             )
+
+
+def _robot(env: VecEnv, spec: FlowSpec) -> RobotInterface:
+    """The robot's spaces; those of `spec` for a flow environment that does not tell."""
+    if env.has_attr("robot"):
+        robot: RobotInterface = env.get_attr("robot", [0])[0]
+        return robot
+    return RobotInterface.plain(spec.observation_dim, spec.action_dim)
 
 
 def load_agent(path: checkpoint.Target, **kwargs: Any) -> Any:
@@ -960,6 +982,7 @@ def _load_policy(
     cls, manifest = _class_of(content), content.manifest
     with checkpoint.refusing_damage(content.name):
         config = cls.config_class.of(manifest["config"])
+        checkpoint.check_size(config.net_arch, content.tensors)
     agent = cls(policy_class, None, config, device=device, _init_setup_model=False)
     with checkpoint.refusing_damage(content.name):
         agent._take_spec(manifest)

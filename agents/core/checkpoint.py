@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import zipfile
@@ -122,6 +123,17 @@ def refusing_damage(name: Target) -> Iterator[None]:
         raise CheckpointError(
             f"{name} is damaged or no flowmdp checkpoint ({reason}): {CURE}"
         ) from error
+
+
+def check_size(net_arch: Iterable[int], tensors: dict[str, Tensor]) -> None:
+    """Refuse, before any memory is taken, widths for which a file cannot hold the weights.
+
+    Raises:
+        CheckpointError: If they need more than 10^8 weights, and more than there are.
+    """
+    needed = sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(net_arch))
+    if needed > max(10**8, sum(tensor.numel() for tensor in tensors.values())):
+        raise CheckpointError(f"net_arch needs {needed:,} weights, which are not there: {CURE}")
 
 
 def first_not_finite(tensors: dict[str, Tensor]) -> str | None:
