@@ -57,6 +57,10 @@ class FlowBase:
         self.outer_observation_space: Box[Any]
         self.outer_action_space: Box[Any]
         if outer is not None:
+            if not isinstance(outer, gym.Env):
+                raise ConfigurationError(
+                    f"the outer environment is a {type(outer).__name__}: pass a gymnasium.Env"
+                )
             self.robot = RobotInterface(outer.observation_space, outer.action_space)
             self.outer = unit = unit_robot(outer)
             assert isinstance(unit.observation_space, Box) and isinstance(unit.action_space, Box)
@@ -121,6 +125,11 @@ class FlowBase:
                 "this environment has no dataset: pass dataset=, or make it by a task's id"
             )
         if not isinstance(self._dataset, TransitionDataset):
+            if not callable(self._dataset):
+                raise ConfigurationError(
+                    f"dataset is a {type(self._dataset).__name__}: pass a TransitionDataset, or a "
+                    "function that loads one"
+                )
             self._dataset = self._dataset()
         return self._dataset
 
@@ -151,7 +160,10 @@ class FlowBase:
         spec, taken = self.flow_spec, {}
         for name, dim in (("noise", spec.action_dim), ("state", spec.observation_dim)):
             if name in options:
-                taken[name] = value = np.array(options.pop(name), np.float32)
+                try:
+                    taken[name] = value = np.array(options.pop(name), np.float32)
+                except (TypeError, ValueError, RuntimeError) as error:
+                    raise ConfigurationError(f"options[{name!r}] is no array: {error}") from error
                 shapes = dict.fromkeys(((dim,), (*chains, dim)))
                 if value.shape not in shapes or not np.isfinite(value).all():
                     raise ConfigurationError(
