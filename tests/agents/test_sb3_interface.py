@@ -204,7 +204,7 @@ def test_wrappers_of_the_robot_are_the_users() -> None:
 
 def test_wrappers_of_the_vectorised_environment_are_seen() -> None:
     env = FlowMDPVectorEnv(2, toy_dataset(), flow_steps=3, autoreset_mode="SameStep")
-    wrapped: Any = gym.wrappers.vector.TransformObservation(env, lambda seen: 2 * seen)
+    wrapped: Any = gym.wrappers.vector.TransformAction(env, lambda actions: actions / 2)
     with pytest.raises(ConfigurationError, match="wrap"):
         FlowBC("MlpPolicy", FlowVecEnv(wrapped), **TINY)
 
