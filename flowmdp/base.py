@@ -112,10 +112,11 @@ class FlowBase:
                 f"dataset {data.id} holds observations and actions of shapes {shapes}; "
                 f"the outer environment has {expected}"
             )
-        if data.robot is not None and not self.robot.matches(data.robot):
+        difference = data.robot and self.robot.difference(data.robot)
+        if difference:
             raise ConfigurationError(
-                f"dataset {data.id} was recorded with {data.robot}, the robot has {self.robot}: "
-                "wrap the robot as it was wrapped for the recording"
+                f"dataset {data.id} was recorded in {difference} as the robot has: wrap the robot "
+                "as it was wrapped for the recording"
             )
         return data
 
