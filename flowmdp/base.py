@@ -58,6 +58,10 @@ class FlowBase:
         self.outer_observation_space: Box[Any]
         self.outer_action_space: Box[Any]
         if outer is not None:
+            if not isinstance(outer, gym.Env):
+                raise ConfigurationError(
+                    f"the outer environment is a {type(outer).__name__}: pass a gymnasium.Env"
+                )
             self.robot = RobotInterface(outer.observation_space, outer.action_space)
             self.outer = unit = unit_robot(outer)
             assert isinstance(unit.observation_space, Box) and isinstance(unit.action_space, Box)
@@ -123,6 +127,11 @@ class FlowBase:
                 "this environment has no dataset: pass dataset=, or make it by a task's id"
             )
         if not isinstance(self._dataset, TransitionDataset):
+            if not callable(self._dataset):
+                raise ConfigurationError(
+                    f"dataset is a {type(self._dataset).__name__}: pass a TransitionDataset, or a "
+                    "function that loads one"
+                )
             self._dataset = self._dataset()
         return self._dataset
 
@@ -156,7 +165,10 @@ class FlowBase:
         spec, taken = self.flow_spec, {}
         for name, dim in (("noise", spec.action_dim), ("state", spec.observation_dim)):
             if name in options:
-                taken[name] = value = np.array(options.pop(name), np.float32)
+                try:
+                    taken[name] = value = np.array(options.pop(name), np.float32)
+                except (TypeError, ValueError, RuntimeError) as error:
+                    raise ConfigurationError(f"options[{name!r}] is no array: {error}") from error
                 shapes = dict.fromkeys(((dim,), (*chains, dim)))
                 if value.shape not in shapes or not np.isfinite(value).all():
                     raise ConfigurationError(
@@ -221,7 +233,7 @@ def as_flow_action(action: Any, shape: tuple[int, ...]) -> Float:
     """
     try:
         array = np.asarray(action)
-    except ValueError as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor with gradient
         raise ActionError(f"the action is no array: {error}") from error
     if array.dtype.kind != "f":
         raise ActionError(f"the action has dtype {array.dtype}: it must be floating point")
