@@ -29,4 +29,4 @@ def main(path: str, seed: int = 0) -> float:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])

@@ -173,8 +173,8 @@ def metadata(agent: FlowAlgorithm, behavior: bool) -> dict[str, str]:
         "source": spec.source,
         "observation_dim": spec.observation_dim,
         "action_dim": spec.action_dim,
-        "action_low": box.low.tolist(),  # type: ignore[attr-defined]
-        "action_high": box.high.tolist(),  # type: ignore[attr-defined]
+        "action_low": box.low.tolist(),
+        "action_high": box.high.tolist(),
         "flow_steps": spec.flow_steps,
         "noise_scale": spec.noise_scale,
         "include_previous_action": spec.include_previous_action,

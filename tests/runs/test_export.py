@@ -50,7 +50,7 @@ def flow_env(name: str, **settings: Any) -> Any:
 def expected(agent: FlowAlgorithm, inputs: list[np.ndarray[Any, Any]], **options: Any) -> Any:
     """What the agent does, in the robot's units; previous actions are in [-1, 1] here."""
     observations, noise, *previous = inputs
-    x_0 = agent.spec.noise_scale * noise
+    x_0 = np.float32(agent.spec.noise_scale) * noise
     before = previous[0] if previous else None
     return agent.robot.to_robot(agent.act(observations, noise=x_0, previous=before, **options))
 

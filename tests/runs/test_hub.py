@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from huggingface_hub import constants, hf_api
+from huggingface_hub import ModelCard, constants, hf_api
 
 from flowmdp.agents import load_agent
 from flowmdp.cli import main
@@ -70,7 +69,9 @@ class Handler(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     repo[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self.answer({"commitUrl": f"http://{self.headers['Host']}/me/it/commit/{SHA}", "commitOid": SHA})
+            self.answer(
+                {"commitUrl": f"http://{self.headers['Host']}/me/it/commit/{SHA}", "commitOid": SHA}
+            )
         else:
             self.answer({"warnings": [], "errors": []})  # of the card's metadata
 
@@ -134,15 +135,13 @@ def test_a_run_goes_there_and_back(
     assert capsys.readouterr().out.endswith(f"/commit/{SHA}\n")
     repo = hub.repos["me/clone"]
     assert set(repo) == set(FILES)
-    _, front, text = repo["README.md"].decode().split("---\n", 2)
-    card, result = yaml.safe_load(front), json.loads(repo["result.json"])
+    read = ModelCard(repo["README.md"].decode())
+    card, text, result = read.data.to_dict(), read.text, json.loads(repo["result.json"])
     assert card["license"] == "apache-2.0" and card["library_name"] == "flowmdp"
     assert {"offline-rl", "flow-bc"} <= set(card["tags"])
     (index,) = card["model-index"]
     values = {
-        metric["type"]: metric["value"]
-        for entry in index["results"]
-        for metric in entry["metrics"]
+        metric["type"]: metric["value"] for entry in index["results"] for metric in entry["metrics"]
     }
     mean, std = result["mean_return"], result["std_return"]
     assert values["mean_reward"] == f"{mean:.2f} +/- {std:.2f}"
