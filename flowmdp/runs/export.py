@@ -65,7 +65,6 @@ def export_run(
     """
     beside = run_folder if run_folder.is_dir() else run_folder.parent
     path = beside / f"policy{SUFFIXES[format]}" if out is None else out
-    check_export(path, format)
     agent = load_checkpoint(run_folder, "cpu")
     export(agent, path, format, behavior=behavior)
     noise = "zeros, as its paper plays it" if agent.acts_at_mean else "N(0, 1)"
@@ -79,7 +78,7 @@ def export(
 
     The answers are those of `agent.act(observations, noise=noise_scale * noise)`, in the robot's
     units, up to rounding, about 1e-6. IFQL wraps its noises around in float32, which makes rounding
-    larger in the Gaussian's tails: about one action in a thousand differs by more than 1e-5.
+    larger in the Gaussian's tails: in ONNX one action in some thousands differs by more than 1e-5.
 
     Args:
         agent: The agent.
