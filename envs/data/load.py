@@ -165,12 +165,9 @@ def _check_recorded(
             f"{dataset} was recorded on {recorded}, but task {row.name} with source {source} runs "
             f"{env_id}: {cure}"
         )
-    theirs, ours = (
-        recorded_robot(metadata),
-        RobotInterface(robot.observation_space, robot.action_space),
-    )
-    if not ours.matches(theirs):
+    ours = RobotInterface(robot.observation_space, robot.action_space)
+    if difference := ours.difference(recorded_robot(metadata)):
         raise DatasetError(
-            f"{dataset} was recorded with {theirs}, but {env_id} has {ours}: choose a dataset of "
-            "this task's environment, or wrap the robot as it was wrapped for the recording"
+            f"{dataset} was recorded in {difference} as {env_id} has: choose a dataset of this "
+            "task's environment, or wrap the robot as it was wrapped for the recording"
         )

@@ -106,7 +106,7 @@ def test_memory_stays_near_the_arrays(hopper_data: Path) -> None:
     data = load_dataset("hopper-medium")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    arrays = sum(getattr(data, field.name).nbytes for field in dataclasses.fields(data)[1:])
+    arrays = sum(getattr(data, field.name).nbytes for field in dataclasses.fields(data)[1:-1])
     assert peak < 1.3 * arrays + 500_000  # the constant: environment and Python's own
 
 
@@ -217,7 +217,7 @@ def test_foreign_spaces() -> None:
     write(ID, [episode(2, terminated=True)])
     box = {"type": "Box", "dtype": "float32", "shape": [3], "low": [-2.0] * 3, "high": [2.0] * 3}
     change_metadata(action_space=json.dumps(box))
-    refuse("must lie in \\[-1, 1\\]")
+    refuse("the action space Box\\(-2.0.*, not Box\\(-1.0.* as Hopper-v5 has")
     change_metadata(observation_space='{"type": "Riddle"}')
     refuse("no readable spaces")
 
