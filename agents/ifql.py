@@ -81,7 +81,8 @@ class BestOfField(SampledField):
         candidates = super().actions(contexts, noises)
         values = self._critic[0].values(contexts[:, : self.observation_dim], candidates)
         best = values.unflatten(0, (-1, samples)).argmax(1)
-        chosen: Tensor = candidates.unflatten(0, (-1, samples))[torch.arange(len(x_0)), best]
+        rows = torch.arange(x_0.shape[0], device=x_0.device)
+        chosen: Tensor = candidates.unflatten(0, (-1, samples))[rows, best]
         return chosen
 
 

@@ -104,7 +104,7 @@ class VelocityField(nn.Module):
             t: Flow time in [0, 1], a number or shape (batch, 1).
         """
         if not isinstance(t, Tensor):
-            t = x_t.new_full((len(x_t), 1), t)
+            t = torch.full_like(x_t[:, :1], t)  # by shape, not len: torch.export counts on it
         if not self.include_time:
             t = torch.zeros_like(t)
         velocity: Tensor = self.mlp(torch.cat([context, x_t, t], dim=-1)).squeeze(0)
