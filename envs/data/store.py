@@ -10,6 +10,8 @@ lock dies with its process, so whoever holds it next removes what a killed build
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import json
 import os
 import re
@@ -19,22 +21,67 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import gymnasium as gym
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowmdp.errors import DatasetError
 from flowmdp.files import write_json
 
 DATASET_ID = re.compile(r"(?:[-_\w]+/)*[-_\w]+-v\d+")
-REQUIRED_METADATA = ("dataset_id", "total_episodes", "total_steps", "data_format", "minari_version")
+Count = Annotated[int, Field(strict=True, ge=0)]
+
+
+class Metadata(BaseModel):
+    """What flowmdp reads of a dataset's metadata.json; other keys may be anything."""
+
+    model_config = ConfigDict(extra="allow")
+
+    dataset_id: str
+    total_episodes: Count
+    total_steps: Count
+    data_format: Literal["hdf5", "arrow", "parquet"]
+    minari_version: str
+    algorithm_name: str = "unknown"
+    observation_space: str | None = None
+    action_space: str | None = None
+    env_spec: str | None = None
+    flowmdp_build: dict[str, Any] = {}
+
+
+class RecordedWrapper(BaseModel):
+    """A wrapper of the recorded environment, as Gymnasium's `WrapperSpec`."""
+
+    name: str
+    entry_point: str = ""
+    kwargs: dict[str, Any] | None = None
+
+
+class RecordedSpec(BaseModel):
+    """What flowmdp reads of the recorded environment's description, Gymnasium's `EnvSpec`."""
+
+    id: str | None = None
+    kwargs: dict[str, Any] = {}
+    additional_wrappers: list[RecordedWrapper] = []
+
+
+HARMLESS_WRAPPERS = {
+    *("PassiveEnvChecker", "OrderEnforcing", "TimeLimit", "Autoreset", "RecordEpisodeStatistics"),
+    *("RecordVideo", "RenderCollection", "HumanRendering", "AddWhiteNoise", "ObstructView"),
+    *("FlattenObservation", "DtypeObservation", "ClipAction", "RescaleAction"),
+    *("JaxToNumpy", "JaxToTorch", "NumpyToTorch", "ArrayConversion"),
+    *("NormalizeReward", "TransformReward", "ClipReward"),
+}
+"""Gymnasium's wrappers that leave observations and actions what they are. `RescaleAction` maps the
+box of the recorded actions to the robot's, as the loader does. Some change rewards."""
 
 
 def store_root() -> Path:
-    """Folder of Minari's local store; it need not exist."""
+    """Folder of Minari's local store, absolute; it need not exist."""
     path = os.environ.get("MINARI_DATASETS_PATH")
-    return Path(path) if path else Path.home() / ".minari" / "datasets"
+    return Path(path).absolute() if path else Path.home() / ".minari" / "datasets"
 
 
 def dataset_folder(dataset_id: str) -> Path:
@@ -48,7 +95,7 @@ def dataset_folder(dataset_id: str) -> Path:
 
 def is_present(dataset_id: str) -> bool:
     """Whether something lies where the dataset belongs; `read_metadata` tells if it is whole."""
-    return (dataset_folder(dataset_id) / "data").exists()
+    return os.path.lexists(dataset_folder(dataset_id) / "data")
 
 
 def list_datasets() -> dict[str, dict[str, Any] | None]:
@@ -72,18 +119,24 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
         )
     path = dataset_folder(dataset_id) / "data" / "metadata.json"
     try:
-        metadata: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        cause = f"metadata.json cannot be read ({type(error).__name__})"
-        raise broken(dataset_id, cause) from error
-    if missing := [key for key in REQUIRED_METADATA if key not in metadata]:
-        raise broken(dataset_id, f"metadata.json lacks {', '.join(missing)}")
+        metadata: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        Metadata.model_validate(metadata)
+    except ValidationError as error:
+        raise broken(dataset_id, f"metadata.json: {_first(error)}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(dataset_id, path.name, error) from error
     if metadata["dataset_id"] != dataset_id:
         raise broken(dataset_id, f"its metadata belong to {metadata['dataset_id']!r}")
-    for key in ("total_episodes", "total_steps"):
-        if not isinstance(metadata[key], int):
-            raise broken(dataset_id, f"its {key} is {metadata[key]!r}, not a whole number")
     return metadata
+
+
+def _first(error: ValidationError) -> str:
+    """What is wrong with the first field that is wrong, in a few words."""
+    first = error.errors(include_url=False)[0]
+    name = ".".join(map(str, first["loc"]))
+    value = repr(first["input"])
+    value = value if len(value) <= 40 else f"{value[:37]}..."
+    return f"{name} is missing" if first["type"] == "missing" else f"{name} is {value}: {first['msg']}"
 
 
 def broken(dataset_id: str, cause: str) -> DatasetError:
@@ -94,12 +147,63 @@ def broken(dataset_id: str, cause: str) -> DatasetError:
     )
 
 
+NOT_THE_DATA = {
+    *(errno.EACCES, errno.EPERM, errno.EAGAIN, errno.EIO, errno.ESTALE),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
+"""Failures of reading that say nothing of the data: permission, another's lock, the machine."""
+
+
+def unreadable(dataset_id: str, file: str, error: BaseException) -> DatasetError:
+    """The error for a file of a dataset that cannot be read; removing it is advised only if torn."""
+    folder = dataset_folder(dataset_id)
+    cause = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, PermissionError):
+        return DatasetError(
+            f"dataset {dataset_id} is there, but you have no permission to read its {file}: ask "
+            f"the owner of {folder}, or `chmod -R u+rX {folder}` if it is yours"
+        )
+    if isinstance(error, OSError) and error.errno in NOT_THE_DATA:
+        return DatasetError(f"dataset {dataset_id}: {file} cannot be read now ({cause}): try again")
+    if isinstance(error, ImportError):
+        return DatasetError(f'dataset {dataset_id} needs pyarrow: pip install "minari[arrow]"')
+    return broken(dataset_id, f"{file} cannot be read ({cause})")
+
+
 def recorded_spec(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The dataset's environment as Gymnasium described it; empty without a description."""
+    """The dataset's environment as Gymnasium described it; empty without a description.
+
+    `id`, `kwargs` and `additional_wrappers` are always there and of their types.
+
+    Raises:
+        DatasetError: When the description is none.
+    """
+    text = metadata.get("env_spec")
     try:
-        return dict(json.loads(metadata["env_spec"]))
-    except (KeyError, TypeError, ValueError):
-        return {}
+        return RecordedSpec.model_validate_json(text).model_dump() if text else {}
+    except ValidationError as error:
+        raise DatasetError(
+            f"dataset {metadata['dataset_id']} has an env_spec that describes no environment "
+            f"({_first(error)}): write it again with Gymnasium's"
+        ) from error
+
+
+def changing_wrappers(
+    metadata: dict[str, Any], played: gym.envs.registration.EnvSpec | None = None
+) -> list[str]:
+    """Names of recorded wrappers that made observations or actions other than the robot's own.
+
+    Wrappers that the `played` environment has too, of the same arguments, do not count, nor do
+    those of packages other than Gymnasium, which nobody here can know.
+    """
+    own = [(w.name, w.kwargs or {}) for w in (played.additional_wrappers if played else ())]
+    return [
+        wrapper["name"]
+        for wrapper in recorded_spec(metadata).get("additional_wrappers", ())
+        if wrapper["entry_point"].startswith("gymnasium.")
+        and wrapper["name"] not in HARMLESS_WRAPPERS
+        and (wrapper["name"], wrapper["kwargs"] or {}) not in own
+    ]
 
 
 def recorded_spaces(metadata: dict[str, Any]) -> tuple[gym.Space[Any], gym.Space[Any]]:
@@ -111,10 +215,11 @@ def recorded_spaces(metadata: dict[str, Any]) -> tuple[gym.Space[Any], gym.Space
             deserialize_space(metadata[f"{name}_space"]) for name in ("observation", "action")
         )
         gym.spaces.flatdim(observation), gym.spaces.flatdim(action)
-    except (KeyError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # nonsense in them makes Gymnasium and NumPy raise whatever comes
+        cause = " ".join(str(error).split())[:200]
         raise DatasetError(
             f"dataset {metadata['dataset_id']} has no readable spaces ({type(error).__name__}: "
-            f"{error}): write it again with its observation and action space"
+            f"{cause}): write it again with its observation and action space"
         ) from error
     return observation, action
 
