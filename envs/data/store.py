@@ -11,10 +11,10 @@ lock dies with its process, so whoever holds it next removes what a killed build
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import re
+import reprlib
 import shutil
 import sys
 import tempfile
@@ -27,8 +27,9 @@ import gymnasium as gym
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flowmdp.errors import DatasetError
+from flowmdp.errors import ConfigurationError, DatasetError
 from flowmdp.files import write_json
+from flowmdp.robot import RobotInterface
 
 DATASET_ID = re.compile(r"(?:[-_\w]+/)*[-_\w]+-v\d+")
 Count = Annotated[int, Field(strict=True, ge=0)]
@@ -67,17 +68,6 @@ class RecordedSpec(BaseModel):
     additional_wrappers: list[RecordedWrapper] = []
 
 
-HARMLESS_WRAPPERS = {
-    *("PassiveEnvChecker", "OrderEnforcing", "TimeLimit", "Autoreset", "RecordEpisodeStatistics"),
-    *("RecordVideo", "RenderCollection", "HumanRendering", "AddWhiteNoise", "ObstructView"),
-    *("FlattenObservation", "DtypeObservation", "ClipAction", "RescaleAction"),
-    *("JaxToNumpy", "JaxToTorch", "NumpyToTorch", "ArrayConversion"),
-    *("NormalizeReward", "TransformReward", "ClipReward"),
-}
-"""Gymnasium's wrappers that leave observations and actions what they are. `RescaleAction` maps the
-box of the recorded actions to the robot's, as the loader does. Some change rewards."""
-
-
 def store_root() -> Path:
     """Folder of Minari's local store, absolute; it need not exist."""
     path = os.environ.get("MINARI_DATASETS_PATH")
@@ -95,7 +85,10 @@ def dataset_folder(dataset_id: str) -> Path:
 
 def is_present(dataset_id: str) -> bool:
     """Whether something lies where the dataset belongs; `read_metadata` tells if it is whole."""
-    return os.path.lexists(dataset_folder(dataset_id) / "data")
+    try:
+        return (dataset_folder(dataset_id) / "data").exists()
+    except PermissionError:  # of a folder above, which may not be entered
+        return True
 
 
 def list_datasets() -> dict[str, dict[str, Any] | None]:
@@ -133,10 +126,10 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
 def _first(error: ValidationError) -> str:
     """What is wrong with the first field that is wrong, in a few words."""
     first = error.errors(include_url=False)[0]
-    name = ".".join(map(str, first["loc"]))
-    value = repr(first["input"])
-    value = value if len(value) <= 40 else f"{value[:37]}..."
-    return f"{name} is missing" if first["type"] == "missing" else f"{name} is {value}: {first['msg']}"
+    name = ".".join(map(str, first["loc"])) or "it"
+    if first["type"] == "missing":
+        return f"{name} is missing"
+    return f"{name} is {reprlib.repr(first['input'])}: {first['msg']}"
 
 
 def broken(dataset_id: str, cause: str) -> DatasetError:
@@ -155,7 +148,7 @@ NOT_THE_DATA = {
 
 
 def unreadable(dataset_id: str, file: str, error: BaseException) -> DatasetError:
-    """The error for a file of a dataset that cannot be read; removing it is advised only if torn."""
+    """The error for a file that cannot be read; only what is torn is advised to be removed."""
     folder = dataset_folder(dataset_id)
     cause = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, PermissionError):
@@ -173,8 +166,6 @@ def unreadable(dataset_id: str, file: str, error: BaseException) -> DatasetError
 def recorded_spec(metadata: dict[str, Any]) -> dict[str, Any]:
     """The dataset's environment as Gymnasium described it; empty without a description.
 
-    `id`, `kwargs` and `additional_wrappers` are always there and of their types.
-
     Raises:
         DatasetError: When the description is none.
     """
@@ -188,22 +179,12 @@ def recorded_spec(metadata: dict[str, Any]) -> dict[str, Any]:
         ) from error
 
 
-def changing_wrappers(
-    metadata: dict[str, Any], played: gym.envs.registration.EnvSpec | None = None
-) -> list[str]:
-    """Names of recorded wrappers that made observations or actions other than the robot's own.
-
-    Wrappers that the `played` environment has too, of the same arguments, do not count, nor do
-    those of packages other than Gymnasium, which nobody here can know.
-    """
-    own = [(w.name, w.kwargs or {}) for w in (played.additional_wrappers if played else ())]
-    return [
-        wrapper["name"]
-        for wrapper in recorded_spec(metadata).get("additional_wrappers", ())
-        if wrapper["entry_point"].startswith("gymnasium.")
-        and wrapper["name"] not in HARMLESS_WRAPPERS
-        and (wrapper["name"], wrapper["kwargs"] or {}) not in own
-    ]
+def recorded_wrappers(metadata: dict[str, Any], played: gym.Env[Any, Any]) -> list[str]:
+    """Names of the wrappers, but of the played environment's own, that the data came through."""
+    spec = played.spec
+    own = {wrapper.name for wrapper in (spec.additional_wrappers if spec else ())}
+    recorded = recorded_spec(metadata).get("additional_wrappers", ())
+    return [wrapper["name"] for wrapper in recorded if wrapper["name"] not in own]
 
 
 def recorded_spaces(metadata: dict[str, Any]) -> tuple[gym.Space[Any], gym.Space[Any]]:
@@ -222,6 +203,19 @@ def recorded_spaces(metadata: dict[str, Any]) -> tuple[gym.Space[Any], gym.Space
             f"{cause}): write it again with its observation and action space"
         ) from error
     return observation, action
+
+
+def recorded_robot(metadata: dict[str, Any]) -> RobotInterface:
+    """The interface of the robot that the dataset was recorded with.
+
+    Raises:
+        DatasetError: When its spaces cannot be read.
+        ConfigurationError: For spaces that a flow policy cannot use.
+    """
+    try:
+        return RobotInterface(*recorded_spaces(metadata))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"dataset {metadata['dataset_id']}: {error}") from error
 
 
 @contextmanager
@@ -254,13 +248,15 @@ def dataset_lock(dataset_id: str) -> Iterator[None]:
 
 
 @contextmanager
-def new_dataset(dataset_id: str) -> Iterator[Path]:
+def new_dataset(dataset_id: str, room: int = 0) -> Iterator[Path]:
     """Give an empty folder to write a dataset into; publish it when the block ends without error.
 
     The caller makes `data` in it. A dataset that is already there under this id is replaced. Use it
-    under `dataset_lock`, which turns a store that cannot be written into a DatasetError.
+    under `dataset_lock`, which turns a store that cannot be written, or has no `room` for so many
+    bytes, into a DatasetError.
     """
     target = dataset_folder(dataset_id)
+    _check_place(target.parent, room)
     prefix = f"{_hidden(dataset_id)}.new-"
     hidden = Path(tempfile.mkdtemp(prefix=prefix, dir=store_root()))
     new, old = hidden / "new", hidden / "old"
@@ -280,6 +276,19 @@ def new_dataset(dataset_id: str) -> Iterator[Path]:
         os.rename(new, target)
     finally:
         _clear(hidden, target)
+
+
+def _check_place(folder: Path, room: int) -> None:
+    """Raise OSError where the rename into `folder` would fail in the end, or the disk is full."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"Permission denied: {nearest}")
+    if nearest.stat().st_dev != store_root().stat().st_dev:
+        raise OSError(errno.EXDEV, f"{nearest} is on another disk than the store")
+    if (free := shutil.disk_usage(store_root()).free) < room:
+        raise OSError(errno.ENOSPC, f"{room / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} free")
 
 
 def _hidden(dataset_id: str) -> str:

@@ -3,7 +3,8 @@
 A file holds all transitions in one row: observations, actions, rewards, terminals, timeouts, and in
 the Gym-MuJoCo ones next_observations; infos/* and metadata/* are left behind. An episode ends where
 terminals or timeouts say so, where next_observations does not lead to the following row (up to
-rounding, where one of the two was stored in a lower precision), and at the end of the file. Neither `d4rl` nor `gym` nor `mujoco_py` is needed.
+rounding, where one of the two was stored in a lower precision), and at the end of the file. Neither
+`d4rl` nor `gym` nor `mujoco_py` is needed.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmdp.envs.data.reading import check_values
 from flowmdp.envs.data.sources.build import write_dataset
 from flowmdp.envs.data.sources.collect import Episode
 from flowmdp.envs.data.store import dataset_lock, is_present
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.tasks import TASKS, Task, get_task
 from flowmdp.errors import DatasetError
+from flowmdp.transitions import check_values
 
 Arrays = dict[str, NDArray[Any]]
 
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
 
 MOST_COMPRESSED = 1100
-"""Bytes of arrays per byte of file; HDF5's deflate reaches 1,032. More was declared, not written."""
+"""Bytes of arrays per byte of file, where deflate reaches 1,032: more was declared, not written."""
 
 IMPORT_KEY = "flowmdp_import"
 """Key of a dataset's metadata that tells which file it came from, and what was done to it."""
@@ -69,7 +70,7 @@ def import_d4rl(
     _refuse_other_files(row, path.name)
     with make_outer(task, "d4rl") as outer:
         arrays = _read(path, outer)
-        clip = None if clip_actions else "clip_actions=True (--clip-actions)"
+        clip = None if clip_actions else "clip them with clip_actions=True (--clip-actions)"
         check_values(str(path), arrays, cure="download it again", clip=clip)
         episodes = _episodes(arrays, outer.observation_space.dtype)
         first = next(episodes, None)
@@ -109,10 +110,11 @@ def _read(path: Path, outer: gym.Env[Any, Any]) -> Arrays:
     if not path.is_file():
         raise DatasetError(f"{path} does not exist: name D4RL's file, like hopper_medium-v2.hdf5")
     observed, acted = outer.observation_space.shape, outer.action_space.shape
-    shapes = {"observations": observed, "next_observations": observed, "actions": acted}
+    shapes: dict[str, Any] = {"actions": acted}
+    shapes |= {"observations": observed, "next_observations": observed}
     try:
         with h5py.File(path, "r") as file:
-            keys = (*KEYS, "next_observations") if "next_observations" in file else KEYS
+            keys = [*KEYS, *(["next_observations"] if "next_observations" in file else [])]
             if missing := [key for key in keys if not isinstance(file.get(key), h5py.Dataset)]:
                 raise DatasetError(
                     f"{path} is no D4RL file: it lacks {', '.join(missing)}; give one like "
