@@ -17,8 +17,8 @@ from flowmdp.arguments import AtLeast, Range, check_fields
 from flowmdp.errors import ConfigurationError
 
 Count = Annotated[int, AtLeast(1)]
-Positive = Annotated[float, Range("(0, inf)")]
-NotNegative = Annotated[float, Range("[0, inf)")]
+Positive = Annotated[float, Range("(0, 1e9]")]
+NotNegative = Annotated[float, Range("[0, 1e9]")]  # float32 holds its square
 
 VELOCITY_SCALE = 6.5
 """Velocity of a flow action of 1, in action units per unit of flow time.

@@ -87,7 +87,8 @@ def import_d4rl(
             if is_present(dataset_id) and not force:
                 cure = "keep it, or replace it with --force (force=True)"
                 raise DatasetError(f"dataset {dataset_id} is there already: {cure}")
-            write_dataset(dataset_id, outer, chain([first], episodes), metadata)
+            steps = len(arrays["rewards"])
+            write_dataset(dataset_id, outer, chain([first], episodes), metadata, steps)
     return dataset_id
 
 
