@@ -22,6 +22,8 @@ from flowmdp.transitions import TransitionDataset
 
 FIELDS = ("actions", "rewards", "terminations", "truncations")
 
+FORMATS = ("hdf5", "arrow", "parquet")
+
 
 def read_transitions(metadata: dict[str, Any]) -> TransitionDataset:
     """All episodes of the dataset with that metadata (`store.read_metadata`), values unchecked.
@@ -35,6 +37,11 @@ def read_transitions(metadata: dict[str, Any]) -> TransitionDataset:
     episodes, steps = metadata["total_episodes"], metadata["total_steps"]
     if steps < 1 or episodes < 1:
         raise broken(dataset_id, f"it holds {episodes} episodes and {steps} steps")
+    if metadata["data_format"] not in FORMATS:
+        raise DatasetError(
+            f"dataset {dataset_id} has the format {metadata['data_format']!r}: write it again in "
+            f"one of {', '.join(FORMATS)}"
+        )
     robot = recorded_robot(metadata)
     obs_dim, action_dim = robot.observation_dim, robot.action_dim
     try:

@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import gymnasium as gym
 from filelock import FileLock, Timeout
@@ -43,7 +43,7 @@ class Metadata(BaseModel):
     dataset_id: str
     total_episodes: Count
     total_steps: Count
-    data_format: Literal["hdf5", "arrow", "parquet"]
+    data_format: str
     minari_version: str
     algorithm_name: str = "unknown"
     observation_space: str | None = None
@@ -92,9 +92,15 @@ def is_present(dataset_id: str) -> bool:
 
 
 def list_datasets() -> dict[str, dict[str, Any] | None]:
-    """Every dataset of the local store: id -> metadata, or None where it is not whole, sorted."""
-    found: dict[str, dict[str, Any] | None] = {}
-    folders = (folder.parent.relative_to(store_root()) for folder in store_root().rglob("data"))
+    """Every dataset of the local store: id -> metadata, or None where they cannot be used, sorted.
+
+    Raises:
+        DatasetError: When the store may not be read.
+    """
+    root, found = store_root(), dict[str, dict[str, Any] | None]()
+    if root.exists() and not os.access(root, os.R_OK | os.X_OK):
+        raise DatasetError(f"you have no permission to read the store {root}: ask its owner")
+    folders = (folder.parent.relative_to(root) for folder in root.rglob("data"))
     for dataset_id in sorted(filter(DATASET_ID.fullmatch, map(str, folders))):
         try:
             found[dataset_id] = read_metadata(dataset_id)
@@ -136,7 +142,7 @@ def broken(dataset_id: str, cause: str) -> DatasetError:
     """The error for a dataset that is there but not whole, with the folder to remove."""
     return DatasetError(
         f"dataset {dataset_id} is half-written or damaged: {cause}; "
-        f"remove {dataset_folder(dataset_id)} and get it again"
+        f"restore it, or remove {dataset_folder(dataset_id)} and get it again"
     )
 
 
@@ -256,7 +262,7 @@ def new_dataset(dataset_id: str, room: int = 0) -> Iterator[Path]:
     bytes, into a DatasetError.
     """
     target = dataset_folder(dataset_id)
-    _check_place(target.parent, room)
+    _check_place(target, room)
     prefix = f"{_hidden(dataset_id)}.new-"
     hidden = Path(tempfile.mkdtemp(prefix=prefix, dir=store_root()))
     new, old = hidden / "new", hidden / "old"
@@ -278,13 +284,14 @@ def new_dataset(dataset_id: str, room: int = 0) -> Iterator[Path]:
         _clear(hidden, target)
 
 
-def _check_place(folder: Path, room: int) -> None:
-    """Raise OSError where the rename into `folder` would fail in the end, or the disk is full."""
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+def _check_place(target: Path, room: int) -> None:
+    """Raise OSError where the rename to `target` would fail in the end, or the disk is full."""
+    nearest = next(path for path in target.parents if path.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, f"Permission denied: {nearest}")
+    for path in (nearest, target):
+        if path.exists() and not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"Permission denied: {path}")
     if nearest.stat().st_dev != store_root().stat().st_dev:
         raise OSError(errno.EXDEV, f"{nearest} is on another disk than the store")
     if (free := shutil.disk_usage(store_root()).free) < room:

@@ -100,7 +100,7 @@ class _HandReward(_D4RLHand):
             return data, ""
         rewards = (data.rewards - 2 * HAND_WEIGHT * distance).astype(np.float32)
         note = "its hand-to-object reward had the other sign: D4RL's is restored"
-        return dataclasses.replace(data, rewards=rewards), note
+        return dataclasses.replace(data, rewards=rewards, check=False), note
 
 
 class D4RLDoor(_HandReward):
@@ -202,4 +202,4 @@ class D4RLPen(_D4RLHand):
             f"it goes on after dropping the pen in {ends.sum():,} of {data.starts.sum():,} "
             f"episodes: they end there as D4RL's do, {(~kept).sum():,} later steps are left out"
         )
-        return dataclasses.replace(data, **arrays), note
+        return dataclasses.replace(data, **arrays, check=False), note
