@@ -74,7 +74,7 @@ def load_dataset(
     metadata = read_metadata(dataset_id)
     with make_robot(task, source) as robot:
         _check_recorded(row, source, metadata, robot)
-        dataset = _checked(read_transitions(metadata), clip_actions)
+        dataset = _checked(read_transitions(metadata, robot.observation_space), clip_actions)
         dataset = dataclasses.replace(
             dataset, robot=RobotInterface(robot.observation_space, robot.action_space), check=False
         )
@@ -190,7 +190,7 @@ def _check_recorded(
             "without: record it again without, or register the robot with that wrapper and give "
             "that id"
         )
-    theirs = recorded_robot(metadata)
+    theirs = recorded_robot(metadata, robot.observation_space)
     if "RescaleAction" in through:  # maps its box to the robot's, as `RobotInterface` does
         theirs = RobotInterface(theirs.observation_space, robot.action_space)
     ours = RobotInterface(robot.observation_space, robot.action_space)

@@ -25,10 +25,13 @@ FIELDS = ("actions", "rewards", "terminations", "truncations")
 FORMATS = ("hdf5", "arrow", "parquet")
 
 
-def read_transitions(metadata: dict[str, Any]) -> TransitionDataset:
+def read_transitions(
+    metadata: dict[str, Any], played: gym.Space[Any] | None = None
+) -> TransitionDataset:
     """All episodes of the dataset with that metadata (`store.read_metadata`), values unchecked.
 
-    The end of a recording counts as a truncation.
+    Parts of a Dict observation are in the order of the `played` space, where it is given. The end
+    of a recording counts as a truncation.
 
     Raises:
         DatasetError: When episodes are missing, torn, or not of the dataset's own spaces.
@@ -42,7 +45,7 @@ def read_transitions(metadata: dict[str, Any]) -> TransitionDataset:
             f"dataset {dataset_id} has the format {metadata['data_format']!r}: write it again in "
             f"one of {', '.join(FORMATS)}"
         )
-    robot = recorded_robot(metadata)
+    robot = recorded_robot(metadata, played)
     obs_dim, action_dim = robot.observation_dim, robot.action_dim
     try:
         observations = np.empty((steps + 1, obs_dim), np.float32)

@@ -211,17 +211,33 @@ def recorded_spaces(metadata: dict[str, Any]) -> tuple[gym.Space[Any], gym.Space
     return observation, action
 
 
-def recorded_robot(metadata: dict[str, Any]) -> RobotInterface:
+def recorded_robot(
+    metadata: dict[str, Any], played: gym.Space[Any] | None = None
+) -> RobotInterface:
     """The interface of the robot that the dataset was recorded with.
+
+    Minari sorts the parts of a Dict observation by name; with the `played` robot's observation
+    space they are in its order, where it has the same parts.
 
     Raises:
         DatasetError: When its spaces cannot be read.
         ConfigurationError: For spaces that a flow policy cannot use.
     """
     try:
-        return RobotInterface(*recorded_spaces(metadata))
+        observation, action = recorded_spaces(metadata)
+        return RobotInterface(_in_order(observation, played), action)
     except ConfigurationError as error:
         raise ConfigurationError(f"dataset {metadata['dataset_id']}: {error}") from error
+
+
+def _in_order(space: gym.Space[Any], like: gym.Space[Any] | None) -> gym.Space[Any]:
+    if isinstance(space, gym.spaces.Dict) and isinstance(like, gym.spaces.Dict):
+        if set(space.spaces) == set(like.spaces):
+            return gym.spaces.Dict([(name, _in_order(space[name], like[name])) for name in like])
+    if isinstance(space, gym.spaces.Tuple) and isinstance(like, gym.spaces.Tuple):
+        if len(space) == len(like):
+            return gym.spaces.Tuple(list(map(_in_order, space, like)))
+    return space
 
 
 @contextmanager
