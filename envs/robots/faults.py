@@ -17,8 +17,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, AssertionError) and last.endswith(JOINTS):
         ours, theirs = map(_version, ("gymnasium-robotics", "mujoco"))
         return f'{ours} does not work with {theirs} here: pip install "mujoco<3.12"'
-    where = f" (line {frames[-1].lineno} of {last})" if frames else ""
-    return f"{type(error).__name__} {' '.join(str(error).split())}{where}"
+    where = f"(line {frames[-1].lineno} of {last})" if frames else ""
+    return " ".join(f"{type(error).__name__} {error} {where}".split())
 
 
 def _version(package: str) -> str:

@@ -328,11 +328,16 @@ class Halves(gym.ObservationWrapper[Any, Any, Any]):
 def test_parts_are_in_the_order_of_the_played_robot() -> None:
     gym.register("Halves-v1", f"{__name__}:Halves")
     try:
-        collector = minari.DataCollector(gym.make("Halves-v1"))
-        collector.reset(seed=0)
-        for _ in range(5):
-            collector.step(collector.action_space.sample())
-        collector.create_dataset(ID, algorithm_name="by hand")
+        env = gym.make("Halves-v1")
+        rows = [env.reset(seed=0)[0]] + [env.step(np.zeros(1, np.float32))[0] for _ in range(5)]
+        buffer = EpisodeBuffer(
+            observations={name: np.array([row[name] for row in rows]) for name in rows[0]},
+            actions=np.zeros((5, 1), np.float32),
+            rewards=[0.0] * 5,
+            terminations=[False] * 5,
+            truncations=[False] * 4 + [True],
+        )
+        minari.create_dataset_from_buffers(ID, [buffer], env=env, algorithm_name="by hand")
         state, _ = gym.make("Pendulum-v1").reset(seed=0)
         data = load_dataset("Halves-v1", dataset_id=ID)
         np.testing.assert_allclose(data.observations[0], state[[2, 0, 1]])
