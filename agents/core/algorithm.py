@@ -29,6 +29,7 @@ from flowmdp.agents.core.batch import Batch, DeviceDataset, check_fit
 from flowmdp.agents.core.config import AgentConfig, documented
 from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.graphs import CudaGraphs
+from flowmdp.agents.core.means import Means
 from flowmdp.agents.core.networks import Descent, Info, VelocityField
 from flowmdp.agents.core.parts import Part
 from flowmdp.agents.core.policy import FlowPolicy
@@ -189,6 +190,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         self._data: DeviceDataset | None = None
         self.parts: tuple[Part, ...] = ()
         self.prepared = 0
+        self.means = Means()
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
             self.action_space,
@@ -372,15 +374,13 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
 
     def _fit(self, part: Part, bar: Any, callback: Callable[[], bool] | None) -> bool:
         """The updates that a part lacks; False when the callback stopped them."""
-        infos: list[Info] = []
         while part.updates < part.steps:
             part.refresh()
-            infos.append(self.graphed(part.update, (part.name, part.phase)))
+            self.means.add(self.graphed(part.update, (part.name, part.phase)))
             part.updates += 1
             bar.update()
             if self.pretrain_updates % 1000 == 0 or part.updates == part.steps:
-                self._dump(infos, "pretrain", self.pretrain_updates)
-                infos.clear()
+                self._dump("pretrain", self.pretrain_updates)
             if callback is not None and not callback():
                 return False
         return True
@@ -415,35 +415,34 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+        if reset_num_timesteps:
+            self.means.clear()
         if self.num_timesteps < total_timesteps:
             self.pretrain(progress_bar)
         callback.on_training_start(locals(), globals())
-        infos: list[Info] = []
         start, first = time.perf_counter(), self.num_timesteps
         while self.num_timesteps < total_timesteps:
-            infos.append(self.graphed(self.update, ("policy", self.phase())))
+            info = self.graphed(self.update, ("policy", self.phase()))
             self.num_timesteps += 1
             self._n_updates += 1
-            if not log_interval:
-                infos.clear()
-            elif self.num_timesteps % log_interval == 0:
+            if log_interval:
+                self.means.add(info)
+            if log_interval and self.num_timesteps % log_interval == 0:
                 rate = (self.num_timesteps - first) / (time.perf_counter() - start)
                 self.logger.record("time/updates_per_second", rate)
                 for key, value in self.diagnostics().items():
                     self.logger.record(f"train/{key}", value)
-                self._dump(infos, "train", self.num_timesteps)
-                infos.clear()
+                self._dump("train", self.num_timesteps)
             callback.update_locals(locals())
             if not callback.on_step():
                 break
         callback.on_training_end()
         return self
 
-    def _dump(self, infos: list[Info], prefix: str, step: int) -> None:
-        """Write the mean of `infos` to the logger."""
-        for key in infos[0]:
-            mean = torch.stack([info[key] for info in infos]).mean()
-            self.logger.record(f"{prefix}/{key}", mean.item())
+    def _dump(self, prefix: str, step: int) -> None:
+        """Write the means since the last line to the logger."""
+        for key, mean in self.means.take().items():
+            self.logger.record(f"{prefix}/{key}", mean)
         self.logger.dump(step)
 
     # -- acting -----------------------------------------------------------------------------

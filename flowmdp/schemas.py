@@ -1,0 +1,119 @@
+"""What files from outside must hold, checked where they are read; more fields than these may be."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Record(BaseModel):
+    """A JSON object: no text for a number, no NaN, and whatever else it holds stays."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class RunConfig(Record):
+    """config.json of a run."""
+
+    algorithm: str
+    task: str
+    source: str
+    dataset_id: str | None
+    seed: Count
+    steps: Count
+    flow: dict[str, Any]
+    config: dict[str, Any]
+
+
+class WholeConfig(RunConfig):
+    """The config.json of a run that is continued."""
+
+    episodes: Positive
+    eval_every: Positive | None
+    eval_episodes: Positive
+    save_every: Positive | None
+    quick: bool
+    device: str
+    command: str
+
+
+class Evaluation(Record):
+    """One of history.json's evaluations."""
+
+    step: Count
+    returns: Annotated[list[float], Field(min_length=1)]
+
+
+class Sums(Record):
+    """Running sums of what goes into the next line of the log."""
+
+    count: Count = 0
+    sums: dict[str, float] = {}
+
+
+class History(Record):
+    """history.json of a run: evaluations, clocks, and what goes into the next line of the log."""
+
+    evaluations: list[Evaluation]
+    updates: Count
+    update_seconds: float
+    seconds: float
+    log: Sums = Sums()
+
+
+class Outcome(Record):
+    """Returns of a flow or of the data."""
+
+    mean_return: float
+    normalized_score: float | None = None
+    returns: list[float] = []
+    interval_95: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.0, 0.0]
+
+
+class Played(Outcome):
+    """A flow that was played both ways; older results lack them."""
+
+    sampled: Outcome | None = None
+    noiseless: Outcome | None = None
+
+
+class Result(Played):
+    """result.json of a run, and a row of a table's results."""
+
+    task: str
+    source: str
+    dataset_id: str
+    algorithm: str
+    seed: int
+    data: Outcome
+    label: str = ""
+    behavior: Played | None = None
+    best_evaluation: Outcome | None = None
+    last_evaluations: Outcome | None = None
+    flow: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    command: str = ""
+
+
+def fault(schema: type[BaseModel], value: Any) -> str | None:
+    """What keeps a value from being of a schema, in a few words; None when nothing does."""
+    try:
+        schema.model_validate(value)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False)
+        missing = [_place(one["loc"]) for one in errors if one["type"] == "missing"]
+        if missing:
+            return f"it lacks {', '.join(sorted(missing))}"
+        first = errors[0]
+        reason = first["msg"].partition(": ")[0].replace("Input should be", "which should be")
+        return f"{_place(first['loc'])} is {reprlib.repr(first['input'])}, {reason}"
+    return None
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, location))
