@@ -83,7 +83,7 @@ class Played(Outcome):
 
 
 class Result(Played):
-    """result.json of a run, and a row of a table's results."""
+    """result.json of a run."""
 
     task: str
     source: str
@@ -91,13 +91,19 @@ class Result(Played):
     algorithm: str
     seed: int
     data: Outcome
-    label: str = ""
     behavior: Played | None = None
     best_evaluation: Outcome | None = None
     last_evaluations: Outcome | None = None
     flow: dict[str, Any] = {}
     config: dict[str, Any] = {}
-    command: str = ""
+    command: str = "# not recorded"
+    episodes: int = 1
+
+
+class Row(Result):
+    """A row of a table's results."""
+
+    label: str
 
 
 def fault(schema: type[BaseModel], value: Any) -> str | None:

@@ -115,7 +115,7 @@ def _given(config: Any) -> dict[str, Any]:
         if value == ():
             option = f"--{name.replace('_', '-')}"
             raise ConfigurationError(f"{option} has no value: write some after it, or leave it out")
-    return vars(config)
+    return {**vars(config)}
 
 
 def _flat(value: Any) -> Any:

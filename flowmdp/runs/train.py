@@ -114,9 +114,7 @@ def resume(
     folder, _ = RunFolder.open(resume)
     with folder.locked():
         remove_unfinished(folder.path)
-        folder, config = RunFolder.open(
-            resume, WholeConfig
-        )  # as it is now that nobody else writes it
+        folder, config = RunFolder.open(resume, WholeConfig)  # now that nobody else writes it
         if steps is not None:
             if steps < config["steps"]:
                 raise ConfigurationError(
