@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,7 +38,7 @@ class WholeConfig(RunConfig):
     eval_episodes: Positive
     save_every: Positive | None
     quick: bool
-    device: str
+    device: Literal["auto", "cpu", "cuda"]
     command: str
 
 
