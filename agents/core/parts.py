@@ -23,6 +23,7 @@ from flowmdp.agents.core.batch import Batch
 from flowmdp.agents.core.critics import (
     Critic,
     ReturnTargets,
+    average_value,
     expectile_loss,
     return_loss,
     return_targets,
@@ -253,11 +254,13 @@ class ReturnCritic(Part):
         if not self.phase:
             return
         critic = self.critic
+        if self.updates == 0:
+            critic.start_at(average_value(self.agent.data, critic.gamma))
         due = self.updates % TARGETS_INTERVAL == 0
         if due:
             critic.target_v.load_state_dict(critic.v.state_dict())
         if due or self._targets is None:
-            lam = 1.0 if self.updates < TARGETS_INTERVAL else LAMBDA
+            lam = None if self.updates < TARGETS_INTERVAL else LAMBDA
             with self.agent.autocast():
                 targets = return_targets(critic, self.agent.data, lam)
             if self._targets is None:
