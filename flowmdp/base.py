@@ -207,7 +207,7 @@ def as_flow_action(action: Any, shape: tuple[int, ...]) -> Float:
     """
     try:
         array = np.asarray(action)
-    except ValueError as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor with gradient
         raise ActionError(f"the action is no array: {error}") from error
     if array.dtype.kind != "f":
         raise ActionError(f"the action has dtype {array.dtype}: it must be floating point")

@@ -49,6 +49,7 @@ class DeviceDataset:
         normalizer: Applied to the observations, once.
         gamma: Discount, by which rewards are scaled to returns of order one; None leaves them.
         device: Where the tensors live.
+        scale: Of the rewards, where it is known already.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class DeviceDataset:
         normalizer: Normalizer,
         gamma: float | None,
         device: torch.device,
+        scale: float | None = None,
     ) -> None:
         def tensor(array: NDArray[Any]) -> Tensor:
             return torch.as_tensor(array, dtype=torch.float32, device=device)
@@ -70,8 +72,8 @@ class DeviceDataset:
         self.actions = tensor(dataset.actions)
         self.masks = tensor(dataset.masks)
         rewards = tensor(dataset.rewards)
-        self.reward_scale = 1.0
-        if gamma is not None:
+        self.reward_scale = 1.0 if scale is None else scale
+        if gamma is not None and scale is None:
             self.reward_scale = reward_scale(rewards, self.masks, self.continues, gamma)
         self.rewards = rewards * self.reward_scale
         self.previous: Tensor | None = None

@@ -23,12 +23,18 @@ class Means:
 
     def add(self, info: Mapping[str, Tensor]) -> None:
         """Count one update's scalars; other names than before begin a line."""
-        if tuple(info) != self.names:
+        if info.keys() != set(self.names):
             self.clear()
-        values = torch.stack([value.detach() for value in info.values()]).double()
-        self.names = tuple(info)
+            self.names = tuple(info)
+        values = torch.stack([info[name].detach() for name in self.names]).double()
         self.sums = values if self.sums is None else self.sums.to(values.device) + values
         self.count += 1
+
+    def not_finite(self) -> str | None:
+        """The first scalar of which an update was NaN or infinite, None where there is none."""
+        if self.sums is None or math.isfinite(self.sums.sum().item()):
+            return None
+        return next(n for n, one in zip(self.names, self.sums, strict=True) if not one.isfinite())
 
     def take(self) -> dict[str, float]:
         """The means so far; the next line begins."""
