@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Positive = Annotated[int, Field(ge=1, lt=2**53)]
 
 
 class Record(BaseModel):
@@ -89,7 +89,7 @@ class Result(Played):
     source: str
     dataset_id: str
     algorithm: str
-    seed: int
+    seed: Count
     data: Outcome
     behavior: Played | None = None
     best_evaluation: Outcome | None = None
