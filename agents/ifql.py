@@ -39,7 +39,7 @@ class IFQLConfig(CloneConfig, ExpectileConfig):
 
     expectile: Annotated[float, Range("[0.5, 1)")] = 0.7
     """Of V's regression to Q (paper: 0.9) [ours: 0.7]."""
-    samples: Annotated[int, AtLeast(1)] = 32
+    samples: Annotated[int, AtLeast(1, 10_000)] = 32
     """Actions to choose from (paper: 32)."""
     critic_steps: Annotated[int, AtLeast(0)] = 10_000
     """Gradient steps of the critic before `learn`, half on returns, half by expectiles [ours]."""
@@ -105,6 +105,7 @@ class IFQL(FlowAlgorithm[IFQLConfig], name="ifql"):
     config_class = IFQLConfig
     default_steps = 2_000
     only_flow_steps = 1
+    acts_with = ("policy", "behavior", "critic")
     environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
 
     def make_field(self) -> nn.Module:

@@ -50,15 +50,18 @@ class Range:
 
 @dataclass(frozen=True)
 class AtLeast:
-    """Integers of at least `least`; None is any integer."""
+    """Integers of at least `least` and at most `most`; None is no bound."""
 
     least: int | None = None
+    most: int | None = None
 
     def check(self, name: str, value: Any) -> None:
         """Raise ConfigurationError unless the value is such an integer."""
         integer = isinstance(value, INTEGER) and not isinstance(value, bool)
         holds = integer and (self.least is None or value >= self.least)
+        holds = holds and (self.most is None or value <= self.most)
         bound = "" if self.least is None else f" of at least {self.least}"
+        bound += "" if self.most is None else f" and at most {self.most:,}"
         _require(holds, name, value, f"it must be an integer{bound}")
 
 

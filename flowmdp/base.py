@@ -111,10 +111,11 @@ class FlowBase:
                 f"dataset {data.id} holds observations and actions of shapes {shapes}; "
                 f"the outer environment has {expected}"
             )
-        if data.robot is not None and not self.robot.matches(data.robot):
+        difference = data.robot and self.robot.difference(data.robot)
+        if difference:
             raise ConfigurationError(
-                f"dataset {data.id} was recorded with {data.robot}, the robot has {self.robot}: "
-                "wrap the robot as it was wrapped for the recording"
+                f"dataset {data.id} was recorded in {difference} as the robot has: wrap the robot "
+                "as it was wrapped for the recording"
             )
         return data
 
@@ -224,7 +225,7 @@ def as_flow_action(action: Any, shape: tuple[int, ...]) -> Float:
     """
     try:
         array = np.asarray(action)
-    except ValueError as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor with gradient
         raise ActionError(f"the action is no array: {error}") from error
     if array.dtype.kind != "f":
         raise ActionError(f"the action has dtype {array.dtype}: it must be floating point")

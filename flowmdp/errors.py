@@ -19,6 +19,10 @@ class CheckpointError(FlowMDPError):
     """A checkpoint is missing, damaged, hostile, or belongs to another task."""
 
 
+class TrainingDivergedError(FlowMDPError):
+    """A loss, a gradient or a weight is NaN or infinite; what was saved before stays."""
+
+
 class ConfigurationError(FlowMDPError):
     """An argument is out of its range, or two arguments exclude each other."""
 

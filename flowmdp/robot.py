@@ -108,22 +108,18 @@ class RobotInterface:
             flat = (flat - self._middle) / self._half
         return flat.astype(np.float32)
 
-    def matches(self, other: RobotInterface) -> bool:
-        """Whether both make the same numbers of the same observations and actions.
+    def difference(self, other: RobotInterface) -> str:
+        """How the other makes other numbers of the same observation or action; "" if it does not.
 
         Of observations only the width and, where both are Dicts, the names are compared.
         """
-        names = [one for one in (self.names, other.names) if one]
-        return (
-            (self.observation_dim, self.action_dim) == (other.observation_dim, other.action_dim)
-            and (len(names) < 2 or names[0] == names[1])
-            and bool(np.allclose(self._middle, other._middle))
-            and bool(np.allclose(self._half, other._half))
+        ordered = self.names == other.names or not (self.names and other.names)
+        if self.observation_dim != other.observation_dim or not ordered:
+            return f"the observation space {other.observation_space}, not {self.observation_space}"
+        same = self.action_dim == other.action_dim and (
+            np.allclose(self._middle, other._middle) and np.allclose(self._half, other._half)
         )
-
-    def __repr__(self) -> str:
-        """The two spaces."""
-        return f"observations {self.observation_space} and actions {self.action_space}"
+        return "" if same else f"the action space {other.action_space}, not {self.action_space}"
 
     def to_json(self) -> dict[str, Any]:
         """The two spaces as `from_json` takes them."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -35,10 +35,15 @@ class FlowVecEnv(VecEnv):
         env: The vectorised flow environment, with `autoreset_mode="SameStep"`.
 
     Raises:
-        ConfigurationError: For another autoreset mode.
+        ConfigurationError: For another environment or autoreset mode.
     """
 
     def __init__(self, env: FlowMDPVectorEnv) -> None:
+        if not isinstance(env, VectorEnv) or not hasattr(env, "flow_spec"):
+            raise ConfigurationError(
+                f"env is a {type(env).__name__}: pass a FlowMDPVectorEnv; SB3 wraps single flow "
+                "environments by itself"
+            )
         if env.autoreset_mode != AutoresetMode.SAME_STEP:
             raise ConfigurationError(
                 f"SB3 resets in the same step, this environment by {env.autoreset_mode.value}: "
@@ -98,8 +103,11 @@ class FlowVecEnv(VecEnv):
         return [answer for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Indices = None) -> list[bool]:
-        """No chain has a wrapper of its own."""
-        return [False for _ in self._get_indices(indices)]
+        """Whether the vectorised environment has such a wrapper, once per chain asked for."""
+        layer: Any = self.env
+        while isinstance(layer, VectorWrapper) and not isinstance(layer, wrapper_class):
+            layer = layer.env
+        return [isinstance(layer, wrapper_class) for _ in self._get_indices(indices)]
 
 
 class FlowReplayBuffer(ReplayBuffer):
@@ -116,7 +124,8 @@ class FlowReplayBuffer(ReplayBuffer):
         **kwargs: As `*args`.
 
     Raises:
-        ConfigurationError: For a discount outside [0, 1], or `optimize_memory_usage`.
+        ConfigurationError: For a discount outside [0, 1], `optimize_memory_usage`, or what
+            `ReplayBuffer` refuses.
     """
 
     def __init__(
@@ -125,7 +134,11 @@ class FlowReplayBuffer(ReplayBuffer):
         check_numbers("[0, 1]", gamma=gamma, flow_gamma=flow_gamma)
         if kwargs.get("optimize_memory_usage"):
             raise ConfigurationError("FlowReplayBuffer does not support optimize_memory_usage")
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = (str(error).splitlines() or ["no reason given"])[0]
+            raise ConfigurationError(f"ReplayBuffer refuses the arguments: {reason}") from error
         self.gamma, self.flow_gamma = gamma, flow_gamma
         self.discounts = np.ones((self.buffer_size, self.n_envs), np.float32)
 

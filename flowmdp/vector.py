@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from flowmdp.arguments import check_choice, check_integers
+from flowmdp.arguments import AtLeast, check_choice
 from flowmdp.base import Behavior, Critic, FlowBase, Recording, as_flow_action
 from flowmdp.errors import ActionError, ConfigurationError, ResetNeededError
 from flowmdp.mdp.spec import FlowSettings
@@ -75,7 +75,7 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         source: str | None = None,
         **settings: Any,
     ) -> None:
-        check_integers(1, num_envs=num_envs)
+        AtLeast(1, 1_000_000).check("num_envs", num_envs)
         super().__init__(vector_settings(settings), None, dataset, critic, behavior, task, source)
         spec, action_dim = self.flow_spec, self.flow_spec.action_dim
         self.num_envs = num_envs
@@ -152,6 +152,8 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         """Seed the generators of some chains: chain i gets seed + i, as in SyncVectorEnv."""
         if seed is None or isinstance(seed, int | np.integer):
             seed = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
+        if not isinstance(seed, Sequence):
+            raise ConfigurationError(f"seed is {seed!r}: pass one integer, or one per chain")
         if len(seed) != self.num_envs:
             raise ConfigurationError(f"{len(seed)} seeds for {self.num_envs} chains")
         if not self._generators:
@@ -206,7 +208,8 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
 
     def _bounded(self, actions: Array, rows: Rows) -> Array:
         """The actions of some chains, checked and clipped; counts what the clipping touched."""
-        actions = np.asarray(actions)
+        if not isinstance(actions, np.ndarray):
+            actions = as_flow_action(actions, self._x_t.shape)
         if actions.dtype.kind != "f" or actions.shape != self._x_t.shape:
             as_flow_action(actions, self._x_t.shape)  # raises
         actions = actions[rows].astype(np.float32, copy=False)

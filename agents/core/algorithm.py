@@ -16,9 +16,11 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger, get_system_info
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import TypeVar
@@ -29,12 +31,24 @@ from flowmdp.agents.core.batch import Batch, DeviceDataset, check_fit
 from flowmdp.agents.core.config import AgentConfig, documented
 from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.graphs import CudaGraphs
+from flowmdp.agents.core.inputs import (
+    check_device,
+    check_environment,
+    check_kind,
+    check_kinds,
+    rows,
+    shown,
+    spec_difference,
+    within_memory,
+)
+from flowmdp.agents.core.means import Means
 from flowmdp.agents.core.networks import Descent, Info, VelocityField
 from flowmdp.agents.core.parts import Part
 from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.agents.core.precision import autocast, choose_precision, matmul_precision
-from flowmdp.arguments import check_integers
-from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.agents.core.randomness import check_seed, concrete, seeded
+from flowmdp.arguments import check_integers, check_numbers
+from flowmdp.errors import CheckpointError, ConfigurationError, TrainingDivergedError
 from flowmdp.mdp.solver import integrate
 from flowmdp.mdp.spec import FlowSpec
 from flowmdp.robot import RobotInterface
@@ -63,10 +77,11 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             with the settings `environment`).
         config: All hyper-parameters; None takes the defaults.
         dataset: Transitions to learn from; None takes the environment's.
-        policy_kwargs: SB3's way to say `net_arch`.
+        policy_kwargs: SB3's way to say `net_arch`, or any other hyper-parameter.
         tensorboard_log: Folder for TensorBoard files.
         verbose: 1 prints the log to the terminal.
-        seed: Of the networks, the batches and the noise.
+        seed: Of the networks, the batches and the noise; None draws one, which `agent.seed` and
+            checkpoints keep. No global generator is touched.
         device: "auto", "cpu" or "cuda".
         **hyperparameters: Of the config, by name.
 
@@ -80,6 +95,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
     name: ClassVar[str]
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": FlowPolicy}
     policy: FlowPolicy
+    seed: int
     robot: RobotInterface
     """The robot's own spaces, in which `outer_policy` acts."""
     critic: Critic
@@ -88,6 +104,8 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
     """Gradient steps of a usual run [ours, at 256x3 on a CPU]."""
     only_flow_steps: ClassVar[int | None] = None
     """The flow steps that the algorithm needs; None where any number will do."""
+    acts_with: ClassVar[tuple[str, ...]] = ("policy",)
+    """The registered modules that decide an action: what `agent.policy.save` writes."""
     acts_at_mean: ClassVar[bool] = False
     """Whether its paper evaluates it without noise (x_0 = 0) instead of with sampled noise."""
     shows_behavior: ClassVar[bool] = False
@@ -140,18 +158,28 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
     ) -> None:
         if not isinstance(config, self.config_class | None):
             raise ConfigurationError(
-                f"config is {config!r}: pass a {self.config_class.__name__}, or name "
+                f"config is {shown(config)}: pass a {self.config_class.__name__}, or name "
                 "hyper-parameters, as in learning_rate=1e-3"
             )
+        check_kinds(
+            dataset=dataset,
+            policy_kwargs=policy_kwargs,
+            tensorboard_log=tensorboard_log,
+            verbose="None" if verbose is None else verbose,
+        )
         named = {**(policy_kwargs or {}), **hyperparameters}
         self.config: Config = self.config_class.of(named, config)
-        check_seed(seed)
-        if str(device).startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigurationError(
-                f"device is {device!r}, but torch sees no GPU: take auto or cpu"
-            )
+        check_device(device)
         if isinstance(env, str):
             env = gym.make(env, **(self._settings() if "FlowMDP-" in env else {}))
+        if env is not None or _init_setup_model:
+            env, self.spec = self._checked(env)
+        chosen = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
+        if not (isinstance(chosen, type) and issubclass(chosen, FlowPolicy)):
+            names = ", ".join(self.policy_aliases)
+            raise ConfigurationError(
+                f"policy is {shown(policy)}: take {names}, or a FlowPolicy class"
+            )
         super().__init__(
             policy,
             env,
@@ -159,14 +187,13 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             device=device,
-            seed=seed,
+            seed=concrete(seed),
             support_multi_env=True,
             supported_action_spaces=(spaces.Box,),
         )
         self.precision = choose_precision(self.config.precision, self.device)
-        self._dataset = dataset
+        self._given = self._dataset = dataset
         if self.env is not None:
-            self.spec = FlowSpec.of(self.env)
             self.robot = _robot(self.env, self.spec)
         if _init_setup_model:
             self._setup_model()
@@ -177,6 +204,12 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         steps = {} if cls.only_flow_steps is None else {"flow_steps": cls.only_flow_steps}
         return {**cls.environment, **steps}
 
+    def _checked(self, env: Any) -> tuple[VecEnv, FlowSpec]:
+        """The environment as a VecEnv, and its specification."""
+        check_kind(env)
+        env = self._wrap_env(env)
+        return env, check_environment(env)
+
     def _setup_model(self) -> None:
         """Make generators, networks and optimisers."""
         if self.only_flow_steps not in (None, self.spec.flow_steps):
@@ -185,27 +218,50 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
                 f"{self.spec.flow_steps}: make the environment with flow_steps="
                 f"{self.only_flow_steps} (--flow-steps {self.only_flow_steps})"
             )
-        seed = self.seed or 0
-        self.set_random_seed(seed)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.act_generator = torch.Generator(self.device).manual_seed(seed + 1)
+        self.generator = torch.Generator(self.device)
+        self.act_generator = torch.Generator(self.device)
         self._graphs: CudaGraphs | None = None
         self._data: DeviceDataset | None = None
+        self._reward_scale: float | None = None
         self.parts: tuple[Part, ...] = ()
         self.prepared = 0
-        self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space,
-            self.action_space,
-            lambda _: 0.0,  # the optimisers are the algorithm's
-            spec=self.spec,
-            field=self.make_field(),
-        ).to(self.device)
+        self.means = Means()
         self.saved = checkpoint.Registry()
-        self.saved.modules["policy"] = self.policy
         self.saved.generators |= {"learn": self.generator, "act": self.act_generator}
         for name in ("num_timesteps", "_n_updates", "prepared"):
             self.saved.count(name, self, name)
-        self.build()
+        with seeded(self.seed, self.device), within_memory():
+            self.policy = self.policy_class(  # type: ignore[assignment]
+                self.observation_space,
+                self.action_space,
+                lambda _: 0.0,  # the optimisers are the algorithm's
+                spec=self.spec,
+                field=self.make_field(),
+            ).to(self.device)
+            self.saved.modules["policy"] = self.policy
+            self.build()
+        self.policy.origin = {"algorithm": self.name, "config": dataclasses.asdict(self.config)}
+        self.policy.borrowed = {
+            name: self.saved.modules[name] for name in self.acts_with if name != "policy"
+        }
+        self.set_random_seed(self.seed)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed batches, noise, the action space and the environment's next reset.
+
+        SB3 seeds Python's, NumPy's and torch's global generators too; they stay as they are here.
+
+        Args:
+            seed: In [0, 2**32); None changes nothing.
+        """
+        check_seed(seed)
+        if seed is None:
+            return
+        for name, generator in self.saved.generators.items():
+            generator.manual_seed(int(seed) + (name == "act"))
+        self.action_space.seed(int(seed))
+        if self.env is not None:
+            self.env.seed(int(seed))
 
     # -- what an algorithm says -------------------------------------------------------------
 
@@ -251,8 +307,45 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         if self._dataset is None:
             if self.env is None:
                 raise ConfigurationError("no data to learn from: load the agent with env=")
-            self._dataset = self.env.get_attr("dataset")[0]
+            try:
+                (self._dataset,) = self.env.get_attr("dataset", indices=[0])
+            except (EOFError, ConnectionError) as error:
+                raise ConfigurationError(
+                    "the environment's process ended when it was asked for its dataset (above): "
+                    "pass dataset= to the agent"
+                ) from error
         return self._dataset
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Learn from, and play, another flow environment of the same specification.
+
+        The agent takes its dataset, unless it was itself given one. What has been fitted stays:
+        before the first update the normaliser and the rewards' scale are taken from the new data,
+        later both stay what the networks know.
+
+        Args:
+            env: The flow environment; a VecEnv may have another number of environments.
+            force_reset: For SB3's signature only; learning takes no step of `env`.
+
+        Raises:
+            ConfigurationError: If it is no flow environment, or of another specification.
+        """
+        env, spec = self._checked(env)
+        if difference := spec_difference(self.spec, spec):
+            raise ConfigurationError(
+                f"the agent is of another environment: {difference}; make it with the settings "
+                "agent.spec names, or make a new agent"
+            )
+        self.env, self.n_envs, self._last_obs = env, env.num_envs, None
+        self.robot = _robot(env, spec)
+        self._dataset, self._data = self._given, None
+        if not (self.pretrain_updates or self._n_updates or self.prepared):
+            self.policy.normalizer.fitted.fill_(False)
+            self._reward_scale = None
+        for part in self.parts:
+            part.forget_data()
+        if self._graphs is not None:
+            self._graphs.clear()
 
     @property
     def data(self) -> DeviceDataset:
@@ -263,7 +356,10 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             if not normalizer.fitted:
                 normalizer.fit(torch.as_tensor(self.dataset.observations, device=self.device))
             gamma = getattr(self.config, "gamma", None)
-            self._data = DeviceDataset(self.dataset, self.spec, normalizer, gamma, self.device)
+            self._data = DeviceDataset(
+                self.dataset, self.spec, normalizer, gamma, self.device, self._reward_scale
+            )
+            self._reward_scale = self._data.reward_scale
         return self._data
 
     def sample(self) -> Batch:
@@ -324,7 +420,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             update: Takes a gradient step, returns scalars to log.
             phase: Names it, and everything of the host on which it depends.
         """
-        with matmul_precision(self.precision):
+        with matmul_precision(self.precision), within_memory():
             if self.device.type != "cuda" or not self.config.cuda_graphs:
                 return update()
             if self._graphs is None:
@@ -354,7 +450,11 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
 
         Returns:
             Whether everything is fitted.
+
+        Raises:
+            TrainingDivergedError: If a number is not finite.
         """
+        check_kinds(callback=callback)
         if self.prepared:
             return True
         if self.pretrain_updates < self.pretrain_steps:
@@ -368,6 +468,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
                 for part in self.parts:
                     if not self._fit(part, bar, callback):
                         return False
+        self._check_finite("pretrain", self.pretrain_updates, weights=True)
         for part in self.parts:
             part.finish()
         self.prepare()
@@ -376,15 +477,15 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
 
     def _fit(self, part: Part, bar: Any, callback: Callable[[], bool] | None) -> bool:
         """The updates that a part lacks; False when the callback stopped them."""
-        infos: list[Info] = []
         while part.updates < part.steps:
             part.refresh()
-            infos.append(self.graphed(part.update, (part.name, part.phase)))
+            info = self.graphed(part.update, (part.name, part.phase))
             part.updates += 1
+            self._note(info, "pretrain", self.pretrain_updates)
             bar.update()
             if self.pretrain_updates % 1000 == 0 or part.updates == part.steps:
-                self._dump(infos, "pretrain", self.pretrain_updates)
-                infos.clear()
+                self._check_finite("pretrain", self.pretrain_updates)
+                self._dump("pretrain", self.pretrain_updates)
             if callback is not None and not callback():
                 return False
         return True
@@ -410,8 +511,11 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
 
         Raises:
             ConfigurationError: If `total_timesteps` is no integer of at least 0, or without data.
+            TrainingDivergedError: If a loss, a gradient or a weight is not finite. On a CPU it is
+                noticed at once, on a GPU when a line is logged and at the end.
         """
-        check_integers(0, total_timesteps=total_timesteps)
+        check_integers(0, total_timesteps=total_timesteps, log_interval=log_interval or 0)
+        check_kinds(callback=callback, tb_log_name=tb_log_name)
         if total_timesteps > 0:
             len(self.data)  # load and check the data before anything is set up
         if self._graphs is not None:
@@ -419,35 +523,83 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+        if reset_num_timesteps:
+            self.means.clear()
         if self.num_timesteps < total_timesteps:
             self.pretrain(progress_bar)
         callback.on_training_start(locals(), globals())
-        infos: list[Info] = []
-        start, first = time.perf_counter(), self.num_timesteps
+        self._clock = time.perf_counter(), self.num_timesteps
         while self.num_timesteps < total_timesteps:
-            infos.append(self.graphed(self.update, ("policy", self.phase())))
+            info = self.graphed(self.update, ("policy", self.phase()))
             self.num_timesteps += 1
             self._n_updates += 1
-            if not log_interval:
-                infos.clear()
-            elif self.num_timesteps % log_interval == 0:
-                rate = (self.num_timesteps - first) / (time.perf_counter() - start)
-                self.logger.record("time/updates_per_second", rate)
-                for key, value in self.diagnostics().items():
-                    self.logger.record(f"train/{key}", value)
-                self._dump(infos, "train", self.num_timesteps)
-                infos.clear()
+            self._note(info, "train", self.num_timesteps)
+            if log_interval and self.num_timesteps % log_interval == 0:
+                self.dump_logs()
             callback.update_locals(locals())
             if not callback.on_step():
                 break
+        self._check_finite("train", self.num_timesteps, weights=True)
+        if not log_interval:
+            self.means.clear()
         callback.on_training_end()
         return self
 
-    def _dump(self, infos: list[Info], prefix: str, step: int) -> None:
-        """Write the mean of `infos` to the logger."""
-        for key in infos[0]:
-            mean = torch.stack([info[key] for info in infos]).mean()
-            self.logger.record(f"{prefix}/{key}", mean.item())
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        """As SB3's, but that the environment is not reset: learning takes no step of it."""
+        if reset_num_timesteps:
+            self.num_timesteps = 0
+        self._num_timesteps_at_start = self.num_timesteps
+        self._total_timesteps = self.num_timesteps + total_timesteps
+        self.start_time = time.time_ns()
+        if not self._custom_logger:
+            folder = None if self.tensorboard_log is None else str(self.tensorboard_log)
+            self._logger = configure_logger(self.verbose, folder, tb_log_name, reset_num_timesteps)
+        return self._total_timesteps, self._init_callback(callback, progress_bar)
+
+    def _note(self, info: Info, prefix: str, step: int) -> None:
+        """Count what an update logs; on a CPU, look at once whether it is finite."""
+        self.means.add(info)
+        if self.device.type == "cpu":
+            self._check_finite(prefix, step)
+
+    def _check_finite(self, prefix: str, step: int, weights: bool = False) -> None:
+        """Raise TrainingDivergedError if a logged number, or a weight, is not finite."""
+        name = self.means.not_finite()
+        place = name and f"{prefix}/{name}"
+        if weights and not place:
+            place = checkpoint.first_not_finite(self.saved.weights())
+        if place:
+            self.means.clear()
+            raise TrainingDivergedError(
+                f"training diverged at step {step} ({place} is not finite): take a smaller "
+                "learning rate; what was saved before stays"
+            )
+
+    def dump_logs(self) -> None:
+        """Write a line of the log now: what the updates since the last line say."""
+        if not hasattr(self, "_logger"):
+            return  # before the first update there is nothing to say
+        if self.means.count:
+            self._check_finite("train", self.num_timesteps)
+            start, first = self._clock
+            rate = (self.num_timesteps - first) / (time.perf_counter() - start)
+            self.logger.record("time/updates_per_second", rate)
+            for key, value in self.diagnostics().items():
+                self.logger.record(f"train/{key}", value)
+        self._dump("train", self.num_timesteps)
+
+    def _dump(self, prefix: str, step: int) -> None:
+        """Write the means since the last line to the logger."""
+        for key, mean in self.means.take().items():
+            self.logger.record(f"{prefix}/{key}", mean)
         self.logger.dump(step)
 
     # -- acting -----------------------------------------------------------------------------
@@ -510,16 +662,20 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             raise ConfigurationError(
                 f"{type(self).__name__} acts in {only} step: leave out flow steps and solver"
             )
-        shape, device = (len(observations), spec.action_dim), self.device
+        states, device = (
+            rows("observations", observations, spec.observation_dim, self.device),
+            self.device,
+        )
+        shape = len(states), spec.action_dim
         if noise is None:
             x_0 = torch.randn(shape, generator=self.act_generator, device=device)
             x_0 = spec.noise_scale * x_0
         else:
-            x_0 = torch.as_tensor(noise, dtype=torch.float32, device=device)
-        context = policy.normalizer(torch.as_tensor(observations, device=device).float())
+            x_0 = rows("noise", noise, spec.action_dim, device, len(states))
+        context = policy.normalizer(states)
         if spec.include_previous_action:
             seen = np.zeros((len(x_0), shape[1] + 1)) if previous is None else previous
-            flagged = torch.as_tensor(seen, dtype=torch.float32, device=device)
+            flagged = rows("previous", seen, spec.action_dim + 1, device, len(states))
             context = torch.cat([context, flagged], 1)
         steps, asked = spec.flow_steps if n_steps is None else n_steps, list[Tensor]()
         acting = policy.ema if field is None else field
@@ -574,8 +730,9 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             raise ConfigurationError(
                 f"{type(self).__name__} has no critic to choose by: leave best_of out"
             )
-        states = torch.as_tensor(observations, dtype=torch.float32, device=self.device)
-        chosen = torch.as_tensor(actions, device=self.device)
+        spec, device = self.spec, self.device
+        states = rows("observations", observations, spec.observation_dim, device)
+        chosen = rows("actions", actions, spec.action_dim, device, len(states))
         values: Array = self.critic.values(self.policy.normalizer(states), chosen).cpu().numpy()
         return values
 
@@ -585,7 +742,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         Raises:
             ConfigurationError: If it is negative or not finite.
         """
-        self.spec = dataclasses.replace(self.spec, noise_scale=noise_scale)
+        self.spec = self.policy.spec = dataclasses.replace(self.spec, noise_scale=noise_scale)
 
     def outer_policy(self, **options: Any) -> OuterPolicy:
         """The agent as a policy for the bare robot; see `OuterPolicy` for the options."""
@@ -615,6 +772,9 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
     ) -> None:
         """Take weights that `get_parameters` gave; learning goes on from them.
 
+        With `exact_match=False`, parts that are not given are still fitted when learning begins,
+        and the policy then starts from them, unless all modules are given.
+
         Args:
             load_path_or_dict: Name -> state, or a checkpoint of this algorithm.
             exact_match: Whether every module and optimiser must be there.
@@ -635,17 +795,27 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
                 f"parameters for {min(wrong)!r} are missing or not of this agent, which has "
                 f"{', '.join(owners)}: take those of a {type(self).__name__}, or exact_match=False"
             )
+        wrong = {
+            f"{name}/{key}"
+            for name in given.keys() & self.saved.modules.keys()
+            for key, one in dict(given[name]).items()
+            if not torch.as_tensor(one).isfinite().all()
+        }
+        if wrong:
+            raise ConfigurationError(f"{min(wrong)} holds NaN or infinity: nothing was taken")
         try:
             for name, state in given.items():
                 owners[name].load_state_dict(state)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise ConfigurationError(
                 f"the parameters do not fit this agent ({str(error).splitlines()[-1].strip()}): "
                 "take those of an agent with the same hyper-parameters"
             ) from error
-        self.prepared = 1  # what was fitted before must not be fitted again
-        for part in self.parts:
-            part.updates = part.steps
+        for part in self.parts:  # what was fitted before must not be fitted again
+            if set(part.cached) <= set(given):
+                part.updates = part.steps
+        if set(self.saved.modules) <= set(given):
+            self.prepared = 1
 
     def save(
         self,
@@ -662,6 +832,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
 
         Raises:
             OSError: If it cannot be written; a checkpoint that was there before stays whole.
+            TrainingDivergedError: If a weight is not finite; likewise.
         """
         if exclude or include:
             raise ConfigurationError("a checkpoint is always whole: leave exclude and include out")
@@ -672,6 +843,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             "robot": self.robot.to_json(),
             "config": dataclasses.asdict(self.config),
             "seed": self.seed,
+            "reward_scale": self._reward_scale,
             "counters": self.saved.counts(),
         }
         checkpoint.write(path, manifest, self.saved.tensors())
@@ -698,7 +870,8 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             env: The flow environment, needed to learn on unless `dataset` is given.
             device: "auto", "cpu" or "cuda".
             dataset: Transitions to learn from; None takes the environment's.
-            custom_objects: For SB3's signature only; must be empty, nothing is unpickled.
+            custom_objects: Hyper-parameters by name, as below; nothing else can be replaced, since
+                nothing is unpickled.
             print_system_info: Print the versions of this system, as SB3 does.
             force_reset: For SB3's signature only; learning takes no step of `env`.
             tensorboard_log: Folder for TensorBoard files.
@@ -711,11 +884,8 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             CheckpointError: If the file is missing, damaged, of another algorithm, or made for
                 another environment than `env`.
         """
-        if custom_objects:
-            raise ConfigurationError(
-                "a checkpoint holds no objects to replace: leave custom_objects out and override "
-                "hyper-parameters by name, as in load(path, learning_rate=1e-4)"
-            )
+        check_kinds(custom_objects=custom_objects)
+        hyperparameters = {**(custom_objects or {}), **hyperparameters}
         if print_system_info:
             get_system_info()
         content = path if isinstance(path, checkpoint.Checkpoint) else checkpoint.read(path)
@@ -725,9 +895,15 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
                 f"{content.name} holds a {manifest.get('algorithm')}, not a {cls.name}: "
                 "load it with its own class or with load_agent"
             )
+        if "counters" not in manifest:
+            raise CheckpointError(
+                f"{content.name} holds a policy alone: load it with FlowPolicy.load, or take a "
+                "file that agent.save wrote; else train again"
+            )
         with checkpoint.refusing_damage(content.name):
             config, stored_seed = cls.config_class.of(manifest["config"]), manifest["seed"]
             check_seed(stored_seed)
+            checkpoint.check_size(config.net_arch, content.tensors)
         agent = cls(
             "MlpPolicy",
             env,
@@ -745,6 +921,15 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
 
     def _restore(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Take the state that `save` wrote."""
+        self._take_spec(manifest)
+        self._setup_model()
+        if (scale := manifest.get("reward_scale")) is not None:
+            check_numbers("(0, inf)", reward_scale=scale)
+            self._reward_scale = scale
+        self.saved.restore(tensors, manifest["counters"])
+
+    def _take_spec(self, manifest: dict[str, Any]) -> None:
+        """Take the file's specification, which must be that of the environment if there is one."""
         spec = FlowSpec(**manifest["spec"])
         if self.env is None:
             self.spec, self.n_envs = spec, 1
@@ -754,48 +939,57 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             )
             self.observation_space = spec.space()
             self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
-        elif self.spec != spec:
-            ours, theirs = dataclasses.asdict(self.spec), dataclasses.asdict(spec)
-            difference = ", ".join(
-                f"{name} is {theirs[name]!r} there and {ours[name]!r} here"
-                for name in ours
-                if theirs[name] != ours[name]
-            )
+        elif difference := spec_difference(spec, self.spec):
             raise CheckpointError(
                 f"the checkpoint is of another environment: {difference}; make it with the "
                 "settings load_agent(FILE).spec names, or train a new agent on this one"
             )
-        self._setup_model()
-        self.saved.restore(tensors, manifest["counters"])
 
 
-def _robot(env: Any, spec: FlowSpec) -> RobotInterface:
+def _robot(env: VecEnv, spec: FlowSpec) -> RobotInterface:
     """The robot's spaces; those of `spec` for a flow environment that does not tell."""
-    try:
+    if env.has_attr("robot"):
         robot: RobotInterface = env.get_attr("robot", [0])[0]
-    except AttributeError:
-        robot = RobotInterface.plain(spec.observation_dim, spec.action_dim)
-    return robot
-
-
-def check_seed(seed: Any) -> None:
-    """Raise ConfigurationError unless NumPy and torch take the seed, or it is None."""
-    if seed is not None:
-        check_integers(0, seed=seed)
-        if seed >= 2**32:
-            raise ConfigurationError(f"seed is {seed}: NumPy needs it to be below 2**32")
+        return robot
+    return RobotInterface.plain(spec.observation_dim, spec.action_dim)
 
 
 def load_agent(path: checkpoint.Target, **kwargs: Any) -> Any:
     """Load a checkpoint with the class that saved it; arguments as in `FlowAlgorithm.load`."""
     content = checkpoint.read(path)
+    return _class_of(content).load(content, **kwargs)
+
+
+def _class_of(content: checkpoint.Checkpoint) -> type[FlowAlgorithm[Any]]:
+    """The algorithm that wrote a file."""
     name, stack = content.manifest.get("algorithm"), FlowAlgorithm.__subclasses__()
     while stack:
         cls = stack.pop()
         if cls.name == name:
-            return cls.load(content, **kwargs)
+            return cls
         stack += cls.__subclasses__()
     raise CheckpointError(
         f"{content.name} holds an agent of the unknown class {name!r}: import the module that "
         "defines it, or name a file that agent.save wrote"
     )
+
+
+def _load_policy(
+    policy_class: type[FlowPolicy], path: checkpoint.Target, device: torch.device | str
+) -> FlowPolicy:
+    """See `FlowPolicy.load`."""
+    content = checkpoint.read(path)
+    cls, manifest = _class_of(content), content.manifest
+    with checkpoint.refusing_damage(content.name):
+        config = cls.config_class.of(manifest["config"])
+        checkpoint.check_size(config.net_arch, content.tensors)
+    agent = cls(policy_class, None, config, device=device, _init_setup_model=False)
+    with checkpoint.refusing_damage(content.name):
+        agent._take_spec(manifest)
+        agent._setup_model()
+        for name in cls.acts_with:
+            checkpoint.restore_module(name, agent.saved.modules[name], content.tensors)
+    return agent.policy
+
+
+FlowPolicy.rebuild = staticmethod(_load_policy)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowmdp.agents.core.networks import Normalizer
+from flowmdp.agents.core.networks import Normalizer, is_constant
 from flowmdp.errors import DatasetError
 from flowmdp.mdp.spec import FlowSpec
 from flowmdp.transitions import TransitionDataset
@@ -49,6 +49,7 @@ class DeviceDataset:
         normalizer: Applied to the observations, once.
         gamma: Discount, by which rewards are scaled to returns of order one; None leaves them.
         device: Where the tensors live.
+        scale: Of the rewards, where it is known already.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class DeviceDataset:
         normalizer: Normalizer,
         gamma: float | None,
         device: torch.device,
+        scale: float | None = None,
     ) -> None:
         def tensor(array: NDArray[Any]) -> Tensor:
             return torch.as_tensor(array, dtype=torch.float32, device=device)
@@ -70,8 +72,8 @@ class DeviceDataset:
         self.actions = tensor(dataset.actions)
         self.masks = tensor(dataset.masks)
         rewards = tensor(dataset.rewards)
-        self.reward_scale = 1.0
-        if gamma is not None:
+        self.reward_scale = 1.0 if scale is None else scale
+        if gamma is not None and scale is None:
             self.reward_scale = reward_scale(rewards, self.masks, self.continues, gamma)
         self.rewards = rewards * self.reward_scale
         self.previous: Tensor | None = None
@@ -155,7 +157,9 @@ def check_fit(dataset: TransitionDataset, spec: FlowSpec) -> None:
 
 
 def reward_scale(rewards: Tensor, masks: Tensor, continues: Tensor, gamma: float) -> float:
-    """1 / standard deviation of the discounted returns, 1 where they are all equal [ours].
+    """1 / standard deviation of the discounted returns [ours]; 1 for constant rewards.
+
+    Rewards, or returns, that differ only by rounding count as constant.
 
     Values of order one are learned ten times faster than values of order one hundred; flows see
     advantages in units of nu, for which the scale is immaterial.
@@ -166,6 +170,7 @@ def reward_scale(rewards: Tensor, masks: Tensor, continues: Tensor, gamma: float
         continues: 0 at an episode's last transition.
         gamma: Discount.
     """
-    zeros = torch.zeros_like(rewards)
-    spread = lambda_returns(rewards, zeros, masks, continues, gamma, 1.0).std().item()
-    return 1.0 / spread if spread > 0 else 1.0
+    returns = lambda_returns(rewards, torch.zeros_like(rewards), masks, continues, gamma, 1.0)
+    if any(is_constant(values[:, None]).item() for values in (rewards, returns)):
+        return 1.0
+    return 1.0 / returns.std().item()

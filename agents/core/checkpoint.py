@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import zipfile
@@ -22,8 +23,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from flowmdp.agents.core.randomness import restore_generator
 from flowmdp.arguments import check_integers
-from flowmdp.errors import CheckpointError
+from flowmdp.errors import CheckpointError, ConfigurationError, TrainingDivergedError
 from flowmdp.files import replace_file
 
 FORMAT = 2
@@ -39,7 +41,13 @@ def write(target: Target, manifest: dict[str, Any], tensors: dict[str, Tensor]) 
 
     Raises:
         OSError: If the file cannot be written; what was there before stays.
+        TrainingDivergedError: If a tensor is not finite; what was there before stays.
     """
+    if name := first_not_finite(tensors):
+        raise TrainingDivergedError(
+            f"training diverged: {name} holds NaN or infinity, and is not saved; what was saved "
+            "before stays. Train again, with a smaller learning rate"
+        )
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr(MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=1))
@@ -83,7 +91,11 @@ def read(source: Target) -> Checkpoint:
             raise ValueError(f"{MANIFEST} is too large")
         manifest = json.loads(archive.read(MANIFEST))
         tensors = load_tensors(archive.read(TENSORS))
-        check_finite(tensors)
+        if wrong := first_not_finite(tensors):
+            raise CheckpointError(
+                f"{wrong} holds NaN or infinity, as after a training that diverged: train again, "
+                "with a smaller learning rate"
+            )
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(
             f"{name} has a checkpoint format this version does not read: load it with the flowmdp "
@@ -113,18 +125,26 @@ def refusing_damage(name: Target) -> Iterator[None]:
         ) from error
 
 
-def check_finite(tensors: dict[str, Tensor]) -> None:
-    """Raise CheckpointError for NaN or infinity."""
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(
-                f"{name} holds NaN or infinity, as after a training that diverged: train again, "
-                "with a smaller learning rate"
-            )
+def check_size(net_arch: Iterable[int], tensors: dict[str, Tensor]) -> None:
+    """Refuse, before any memory is taken, widths for which a file cannot hold the weights.
+
+    Raises:
+        CheckpointError: If they need more than 10^8 weights, and more than there are.
+    """
+    needed = sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(net_arch))
+    if needed > max(10**8, sum(tensor.numel() for tensor in tensors.values())):
+        raise CheckpointError(f"net_arch needs {needed:,} weights, which are not there: {CURE}")
+
+
+def first_not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor with NaN or infinity, None where there is none."""
+    return next((name for name, one in tensors.items() if not one.isfinite().all()), None)
 
 
 def with_suffix(path: str | os.PathLike[str]) -> Path:
     """The path, with ".zip" where it has no suffix (SB3's habit)."""
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigurationError(f"path is {path!r}: pass a file's name, or an open binary file")
     path = Path(path)
     return path if path.suffix else path.with_suffix(".zip")
 
@@ -145,6 +165,14 @@ class Registry:
     def counts(self) -> dict[str, int]:
         """The counters' values."""
         return {name: getattr(*place) for name, place in self.counters.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The modules' tensors by name."""
+        return {
+            name: tensor
+            for prefix, module in self.modules.items()
+            for name, tensor in module_tensors(prefix, module).items()
+        }
 
     def tensors(self, *names: str) -> dict[str, Tensor]:
         """Everything but the counters as named tensors; names choose modules and optimisers."""
@@ -180,7 +208,7 @@ class Registry:
                 restore_optimizer(name, optimizer, tensors)
         if not names:
             for name, generator in self.generators.items():
-                generator.set_state(tensors[f"generator/{name}"])
+                restore_generator(name, generator, tensors[f"generator/{name}"])
         for name, value in counts.items():
             if name not in self.counters:
                 raise ValueError(f"{name!r} is no counter")
@@ -194,9 +222,18 @@ def module_tensors(name: str, module: nn.Module) -> dict[str, Tensor]:
 
 
 def restore_module(name: str, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load the weights stored under a module's name."""
+    """Load the weights stored under a module's name.
+
+    Raises:
+        CheckpointError: If they are not the module's in name, shape or type.
+    """
     prefix = f"{name}/"
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    for key, own in module.state_dict().items():
+        if key in state and state[key].dtype != own.dtype:
+            raise CheckpointError(
+                f"{prefix}{key} is of type {state[key].dtype}, not {own.dtype}: {CURE}"
+            )
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -226,5 +263,8 @@ def restore_optimizer(
                 f"the checkpoint does not fit this agent ({prefix}{number} is not of its weights' "
                 f"shape): {CURE}"
             )
+        numbers = all(tensor.dtype == torch.float32 for tensor in entries.values())
+        if not numbers or entries["step"] < 0 or (entries["exp_avg_sq"] < 0).any():
+            raise CheckpointError(f"{prefix}{number} is no state of Adam: {CURE}")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -21,14 +21,16 @@ from typing import Annotated, Any, Literal, Self
 from flowmdp.arguments import AtLeast, Range, check_fields
 from flowmdp.errors import ConfigurationError
 
+MOST_LAYERS = 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
     """What every algorithm has."""
 
-    batch_size: Annotated[int, AtLeast(1)] = 256
+    batch_size: Annotated[int, AtLeast(1, 1_000_000)] = 256
     """Transitions per gradient step."""
-    net_arch: tuple[Annotated[int, AtLeast(1)], ...] = (256, 256, 256)
+    net_arch: tuple[Annotated[int, AtLeast(1, 65_536)], ...] = (256, 256, 256)
     """Hidden widths of every network."""
     precision: Literal["auto", "float32", "bfloat16", "tfloat32"] = "auto"
     """float32; bfloat16: hidden layers multiply in bfloat16, weights and output layers stay in
@@ -39,6 +41,10 @@ class AgentConfig:
     def __post_init__(self) -> None:
         """Raise ConfigurationError for a value of another type or out of range."""
         check_fields(self)
+        if len(self.net_arch) > MOST_LAYERS:
+            raise ConfigurationError(
+                f"net_arch has {len(self.net_arch)} layers: at most {MOST_LAYERS} are possible"
+            )
 
     @classmethod
     def names(cls) -> list[str]:
@@ -55,7 +61,7 @@ class AgentConfig:
         known = cls.names()
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
+                near = difflib.get_close_matches(str(name), known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(known)}"
                 raise ConfigurationError(f"{name!r} is no hyper-parameter: {hint}")
         return dataclasses.replace(cls() if base is None else base, **values)
@@ -89,7 +95,7 @@ class CriticConfig(AgentConfig):
 
     gamma: Annotated[float, Range("[0, 1)")] = 0.99
     """Discount per step of the robot."""
-    critic_members: Annotated[int, AtLeast(1)] = 2
+    critic_members: Annotated[int, AtLeast(1, 1_000)] = 2
     """Q networks in the ensemble."""
     pessimism: Annotated[float, Range("(-inf, inf)")] | None = None
     """Q = mean - pessimism * std of the members; None takes their minimum."""

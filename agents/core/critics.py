@@ -111,6 +111,12 @@ class Critic(nn.Module):
         self.scale.copy_(difference.abs().mean().clamp_min(1e-6))
         return q.abs().mean() / self.scale
 
+    @torch.no_grad()
+    def start_at(self, value: float) -> None:
+        """Shift all values, before anything is learned, to a number of their order."""
+        for network in (self.q, self.target_q, self.v, self.target_v):
+            network.biases[-1].add_(value)
+
     def update_target(self) -> None:
         """One Polyak step of the target ensemble."""
         polyak(self.q.parameters(), self.target_q.parameters(), self.tau)
@@ -124,13 +130,34 @@ class ReturnTargets(NamedTuple):
 
 
 @torch.no_grad()
-def return_targets(critic: Critic, data: DeviceDataset, lam: float) -> ReturnTargets:
-    """Targets of all transitions under the critic's `target_v`; `lam` is TD(lambda)'s."""
-    chunks = data.next_observations.split(1 << 14)
-    next_values = torch.cat([critic.target_v(chunk).squeeze((0, -1)) for chunk in chunks])
-    gamma = critic.gamma
-    v = lambda_returns(data.rewards, next_values, data.masks, data.continues, gamma, lam)
-    return ReturnTargets(data.rewards + gamma * data.masks * next_values, v)
+def return_targets(critic: Critic, data: DeviceDataset, lam: float | None) -> ReturnTargets:
+    """Targets of all transitions under the critic's `target_v`; `lam` is TD(lambda)'s.
+
+    None asks for the first targets, before V knows anything: Monte-Carlo returns, to which a
+    truncation adds what the behaviour earns on average, so that they do not depend on where a time
+    limit cut.
+    """
+    rewards, masks, gamma = data.rewards, data.masks, critic.gamma
+    if lam is None:
+        next_values = torch.full_like(rewards, average_value(data, gamma))
+    else:
+        chunks = data.next_observations.split(1 << 14)
+        next_values = torch.cat([critic.target_v(chunk).squeeze((0, -1)) for chunk in chunks])
+    lam = 1.0 if lam is None else lam
+    v = lambda_returns(rewards, next_values, masks, data.continues, gamma, lam)
+    return ReturnTargets(rewards + gamma * masks * next_values, v)
+
+
+def average_value(data: DeviceDataset, gamma: float) -> float:
+    """The constant V that is the mean of its own Monte-Carlo returns: LSTD(1) with one feature.
+
+    Source: Bradtke and Barto 1996, Boyan 2002. The mean return without a bootstrap, divided by 1 -
+    the mean discount that a truncation's bootstrap would get.
+    """
+    none, cut = torch.zeros_like(data.rewards), (data.masks, data.continues, gamma, 1.0)
+    earned = lambda_returns(data.rewards, none, *cut).mean()
+    carried = lambda_returns(none, none + 1, *cut).mean()
+    return (earned / (1 - carried)).item()
 
 
 def return_loss(critic: Critic, batch: Batch, targets: ReturnTargets) -> tuple[Tensor, Info]:

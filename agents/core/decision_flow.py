@@ -40,7 +40,7 @@ class DecisionFlowConfig(PolicyConfig, CloneConfig, ExpectileConfig):
     critic: Literal["td", "iql"] = "td"
     """td learns on under the policy [ours]; iql never asks for an action outside the data, and is
     frozen once the policy moves (paper)."""
-    critic_members: Annotated[int, AtLeast(1)] = 5
+    critic_members: Annotated[int, AtLeast(1, 1_000)] = 5
     """Q networks in the ensemble [ours: two let every policy run into what the critic has not
     seen]."""
     pessimism: Annotated[float, Range("(-inf, inf)")] | None = 2.0

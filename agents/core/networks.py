@@ -145,7 +145,10 @@ class FlowCritic(nn.Module):
 
 
 class Normalizer(nn.Module):
-    """Standardises observations by the dataset's mean and deviation; travels with the policy."""
+    """Standardises observations by the dataset's mean and deviation; travels with the policy.
+
+    A coordinate that never varied keeps its unit: whatever it does at play, it is not blown up.
+    """
 
     mean: Tensor
     std: Tensor
@@ -160,12 +163,19 @@ class Normalizer(nn.Module):
     def fit(self, observations: Tensor) -> None:
         """Take mean and deviation of `observations`, shape (n, observation_dim)."""
         self.mean.copy_(observations.mean(dim=0))
-        self.std.copy_(observations.std(dim=0).clamp_min(1e-3))
+        std = observations.std(dim=0, correction=min(1, len(observations) - 1)).clamp_min(1e-3)
+        self.std.copy_(std.masked_fill(is_constant(observations, least=1.0), 1.0))
         self.fitted.fill_(True)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Standardise, shape kept."""
         return (observations - self.mean) / self.std
+
+
+def is_constant(values: Tensor, least: float = 0.0) -> Tensor:
+    """Which columns of (n, width) vary by no more than rounding, for magnitudes from `least` on."""
+    size = values.abs().amax(0).clamp_min(least)
+    return values.amax(0) - values.amin(0) <= 1e-5 * size
 
 
 class Descent:

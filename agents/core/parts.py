@@ -23,12 +23,14 @@ from flowmdp.agents.core.batch import Batch
 from flowmdp.agents.core.critics import (
     Critic,
     ReturnTargets,
+    average_value,
     expectile_loss,
     return_loss,
     return_targets,
 )
 from flowmdp.agents.core.flow_matching import FlowNoise, flow_matching_loss
 from flowmdp.agents.core.networks import Descent, Info, frozen_copy
+from flowmdp.agents.core.randomness import seeded
 from flowmdp.errors import CheckpointError
 from flowmdp.mdp.path import PATHS
 
@@ -62,8 +64,7 @@ class Part:
 
     def __init__(self, agent: FlowAlgorithm, steps: int) -> None:
         self.agent, self.steps, self.updates = agent, steps, 0
-        seed = agent.seed or 0
-        self.generator = torch.Generator(agent.device).manual_seed(seed)
+        self.generator = torch.Generator(agent.device).manual_seed(agent.seed)
         agent.saved.generators[self.name] = self.generator
         agent.saved.count(f"{self.name}_updates", self, "updates")
 
@@ -82,6 +83,9 @@ class Part:
     def finish(self) -> None:
         """What happens once all parts are fitted."""
 
+    def forget_data(self) -> None:
+        """Drop what was computed from the agent's data, which are others now."""
+
     def sample(self) -> Batch:
         """A batch, drawn by the part's own generator."""
         return self.agent.data.sample(self.agent.config.batch_size, self.generator)
@@ -89,8 +93,7 @@ class Part:
     @contextmanager
     def first_weights(self) -> Iterator[None]:
         """Networks made inside begin with the same weights in every algorithm."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.agent.seed or 0)
+        with seeded(self.agent.seed, self.agent.device):
             yield
 
     # -- sharing ------------------------------------------------------------------------------
@@ -248,16 +251,22 @@ class ReturnCritic(Part):
         self.critic.update_target()
         return {f"critic_{key}": value for key, value in info.items()}
 
+    def forget_data(self) -> None:
+        """Drop the targets."""
+        self._targets = None
+
     def refresh(self) -> None:
         """The data's returns under V as it is, every so often and where they are missing."""
         if not self.phase:
             return
         critic = self.critic
+        if self.updates == 0:
+            critic.start_at(average_value(self.agent.data, critic.gamma))
         due = self.updates % TARGETS_INTERVAL == 0
         if due:
             critic.target_v.load_state_dict(critic.v.state_dict())
         if due or self._targets is None:
-            lam = 1.0 if self.updates < TARGETS_INTERVAL else LAMBDA
+            lam = None if self.updates < TARGETS_INTERVAL else LAMBDA
             with self.agent.autocast():
                 targets = return_targets(critic, self.agent.data, lam)
             if self._targets is None:

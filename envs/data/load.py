@@ -194,8 +194,8 @@ def _check_recorded(
     if "RescaleAction" in through:  # maps its box to the robot's, as `RobotInterface` does
         theirs = RobotInterface(theirs.observation_space, robot.action_space)
     ours = RobotInterface(robot.observation_space, robot.action_space)
-    if not ours.matches(theirs):
+    if difference := ours.difference(theirs):
         raise DatasetError(
-            f"{dataset} was recorded with {theirs}, but {env_id} has {ours}: choose a dataset of "
-            "this task's environment, or wrap the robot as it was wrapped for the recording"
+            f"{dataset} was recorded in {difference} as {env_id} has: choose a dataset of this "
+            "task's environment, or wrap the robot as it was wrapped for the recording"
         )

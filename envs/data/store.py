@@ -14,58 +14,23 @@ import errno
 import json
 import os
 import re
-import reprlib
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import gymnasium as gym
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowmdp.errors import ConfigurationError, DatasetError
 from flowmdp.files import write_json
 from flowmdp.robot import RobotInterface
+from flowmdp.schemas import Metadata, RecordedSpec, fault
 
 DATASET_ID = re.compile(r"(?:[-_\w]+/)*[-_\w]+-v\d+")
-Count = Annotated[int, Field(strict=True, ge=0)]
-
-
-class Metadata(BaseModel):
-    """What flowmdp reads of a dataset's metadata.json; other keys may be anything."""
-
-    model_config = ConfigDict(extra="allow")
-
-    dataset_id: str
-    total_episodes: Count
-    total_steps: Count
-    data_format: str
-    minari_version: str
-    algorithm_name: str = "unknown"
-    observation_space: str | None = None
-    action_space: str | None = None
-    env_spec: str | None = None
-    flowmdp_build: dict[str, Any] = {}
-
-
-class RecordedWrapper(BaseModel):
-    """A wrapper of the recorded environment, as Gymnasium's `WrapperSpec`."""
-
-    name: str
-    entry_point: str = ""
-    kwargs: dict[str, Any] | None = None
-
-
-class RecordedSpec(BaseModel):
-    """What flowmdp reads of the recorded environment's description, Gymnasium's `EnvSpec`."""
-
-    id: str | None = None
-    kwargs: dict[str, Any] = {}
-    additional_wrappers: list[RecordedWrapper] = []
 
 
 def store_root() -> Path:
@@ -119,23 +84,13 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
     path = dataset_folder(dataset_id) / "data" / "metadata.json"
     try:
         metadata: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        Metadata.model_validate(metadata)
-    except ValidationError as error:
-        raise broken(dataset_id, f"metadata.json: {_first(error)}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(dataset_id, path.name, error) from error
+    if wrong := fault(Metadata, metadata):
+        raise broken(dataset_id, f"metadata.json: {wrong}")
     if metadata["dataset_id"] != dataset_id:
         raise broken(dataset_id, f"its metadata belong to {metadata['dataset_id']!r}")
     return metadata
-
-
-def _first(error: ValidationError) -> str:
-    """What is wrong with the first field that is wrong, in a few words."""
-    first = error.errors(include_url=False)[0]
-    name = ".".join(map(str, first["loc"])) or "it"
-    if first["type"] == "missing":
-        return f"{name} is missing"
-    return f"{name} is {reprlib.repr(first['input'])}: {first['msg']}"
 
 
 def broken(dataset_id: str, cause: str) -> DatasetError:
@@ -175,14 +130,17 @@ def recorded_spec(metadata: dict[str, Any]) -> dict[str, Any]:
     Raises:
         DatasetError: When the description is none.
     """
-    text = metadata.get("env_spec")
     try:
-        return RecordedSpec.model_validate_json(text).model_dump() if text else {}
-    except ValidationError as error:
+        spec: dict[str, Any] = json.loads(metadata.get("env_spec") or "{}")
+        wrong = fault(RecordedSpec, spec)
+    except (ValueError, RecursionError) as error:
+        wrong = str(error)
+    if wrong:
         raise DatasetError(
             f"dataset {metadata['dataset_id']} has an env_spec that describes no environment "
-            f"({_first(error)}): write it again with Gymnasium's"
-        ) from error
+            f"({wrong}): write it again with Gymnasium's"
+        )
+    return spec
 
 
 def recorded_wrappers(metadata: dict[str, Any], played: gym.Env[Any, Any]) -> list[str]:

@@ -16,9 +16,10 @@ from gymnasium.spaces import Box
 from flowmdp.arguments import AtLeast, Range, check_fields
 from flowmdp.errors import ConfigurationError
 
-Count = Annotated[int, AtLeast(1)]
-Positive = Annotated[float, Range("(0, 1e9]")]
-NotNegative = Annotated[float, Range("[0, 1e9]")]  # float32 holds its square
+Steps = Annotated[int, AtLeast(1, 10_000)]
+Width = Annotated[int, AtLeast(1, 1_000_000)]
+Positive = Annotated[float, Range("(0, 1e6]")]
+NotNegative = Annotated[float, Range("[0, 1e6]")]
 
 VELOCITY_SCALE = 6.5
 """Velocity of a flow action of 1, in action units per unit of flow time.
@@ -43,7 +44,7 @@ class FlowSettings:
         ConfigurationError: For a value out of its range or an unknown name.
     """
 
-    flow_steps: Count = 10
+    flow_steps: Steps = 10
     reward: Literal["return", "direction", "divergence", "data"] = "return"
     states: Literal["env", "dataset"] = "env"
     rho: NotNegative = 1.0
@@ -112,9 +113,9 @@ class FlowSpec:
         ConfigurationError: If one of them is of another type or out of range.
     """
 
-    observation_dim: Count
-    action_dim: Count
-    flow_steps: Count
+    observation_dim: Width
+    action_dim: Width
+    flow_steps: Steps
     velocity_scale: Positive
     include_time: bool = True
     include_previous_action: bool = False
@@ -179,8 +180,8 @@ class FlowSpec:
             ConfigurationError: If `env` is no flow environment.
         """
         try:
-            spec: FlowSpec = env.get_attr("flow_spec")[0]
-        except AttributeError as error:
+            spec: FlowSpec = env.get_attr("flow_spec", indices=[0])[0]
+        except (AttributeError, EOFError, ConnectionError) as error:  # a worker dies of the first
             raise ConfigurationError(
                 "the agent needs a flow environment: pass gym.make('FlowMDP-<task>-v0') "
                 f"or FlowMDPEnv(your_env) ({error})"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import importlib.metadata
 import platform
 import shlex
 import sys
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from flowmdp.agents import ALGORITHMS
@@ -20,7 +23,7 @@ from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.data import load_dataset
 from flowmdp.envs.robots.outer import make_robot
 from flowmdp.envs.tasks import Source, get_task
-from flowmdp.errors import ConfigurationError
+from flowmdp.errors import ConfigurationError, DatasetError
 from flowmdp.mdp.spec import FlowSettings
 from flowmdp.transitions import TransitionDataset
 
@@ -181,6 +184,29 @@ def make_data(config: dict[str, Any]) -> TransitionDataset:
     return load_dataset(
         config["task"], config["source"], None if dataset_id == default else dataset_id
     )
+
+
+def fingerprint(data: TransitionDataset) -> str:
+    """Of every number in a dataset: the size, and the start of a hash."""
+    digest = hashlib.sha256()
+    for field in dataclasses.fields(data):
+        value = getattr(data, field.name)
+        if isinstance(value, np.ndarray):
+            digest.update(f"{field.name} {value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).data)
+    return f"{len(data)} transitions, sha256 {digest.hexdigest()[:16]}"
+
+
+def check_data(config: dict[str, Any], data: TransitionDataset, where: Path) -> None:
+    """Raise DatasetError when the data are no longer those that the run began with.
+
+    Folders of older versions do not say what these were.
+    """
+    if config.get("fingerprint", now := fingerprint(data)) != now:
+        raise DatasetError(
+            f"{data.id} has changed since the run began (it has {now}, {where} says "
+            f"{config['fingerprint']}): put the old data back, or start a new run"
+        )
 
 
 def make_env(config: dict[str, Any], dataset: TransitionDataset) -> FlowMDPEnv:

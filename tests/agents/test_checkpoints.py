@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zipfile
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save as save_tensors
 
 from flowmdp.agents import ALGORITHMS, FlowBC, load_agent, pretrained_path
 from flowmdp.agents.core import checkpoint
@@ -89,6 +91,8 @@ def test_no_wrong_byte_of_the_zips_directory_escapes(path: Path, whole: bytes) -
         {"flow_steps": 0},
         {"flow_steps": "ten"},
         {"flow_steps": True},
+        {"flow_steps": 10**12},
+        {"action_dim": 10**12},
         {"velocity_scale": float("nan")},
         {"noise_scale": -1.0},
         {"include_time": 1},
@@ -149,12 +153,21 @@ def test_counters_out_of_range(path: Path, value: Any) -> None:
         ("critic/scale", lambda x: x.fill_(torch.inf), "critic/scale holds NaN or infinity"),
         ("optimizer.critic/0/exp_avg", lambda x: x[..., :1], "not of its weights' shape"),
         ("optimizer.critic/0/step", lambda x: x.repeat(2), "not of its weights' shape"),
-        ("generator/learn", lambda x: x[:-1], "damaged"),
+        ("optimizer.critic/0/step", lambda x: -x, "no state of Adam"),
+        ("optimizer.critic/0/exp_avg_sq", lambda x: x - 1, "no state of Adam"),
+        ("optimizer.critic/0/exp_avg", lambda x: x.double(), "no state of Adam"),
+        ("policy/ema.mlp.weights.0", lambda x: x.to(torch.int8), "of type torch.int8"),
+        ("policy/normalizer.fitted", lambda x: x.float(), "of type torch.float32"),
+        ("generator/learn", lambda x: x[:-1], "no state of a random generator"),
+        ("generator/critic", lambda x: x[:16].float(), "no state of a random generator"),
     ],
 )
 def test_tensors_that_cannot_be(path: Path, key: str, change: Any, match: str) -> None:
     _, manifest, tensors = checkpoint.read(path)
-    checkpoint.write(path, manifest, tensors | {key: change(tensors[key]).clone()})
+    tensors[key] = change(tensors[key]).clone()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("agent.json", json.dumps(manifest))
+        archive.writestr("tensors.safetensors", save_tensors(tensors))
     refused(path, match)
 
 
@@ -166,8 +179,10 @@ def test_the_caller_is_not_called_damage(path: Path) -> None:
         load_agent(path, learning_rat=1)
     with pytest.raises(ConfigurationError, match="batch_size is 0"):
         load_agent(path, batch_size=0)
-    with pytest.raises(ConfigurationError, match=r"custom_objects.*learning_rate=1e-4"):
-        load_agent(path, custom_objects={"learning_rate": 0.0})
+    with pytest.raises(ConfigurationError, match="'clip_range' is no hyper-parameter"):
+        load_agent(path, custom_objects={"learning_rate": 0.0, "clip_range": 0.2})
+    with pytest.raises(ConfigurationError, match="custom_objects is 3"):
+        load_agent(path, custom_objects=3)
     with pytest.raises(ConfigurationError, match="'policy' is no hyper-parameter"):
         load_agent(path, policy="MlpPolicy")
 
@@ -176,14 +191,15 @@ def test_sb3s_keywords_of_load(path: Path, capsys: pytest.CaptureFixture[str]) -
     agent = load_agent(
         path,
         device="cpu",
-        custom_objects={},
+        custom_objects={"learning_rate": 0.0, "ema_rate": 0.5},
         print_system_info=True,
         force_reset=False,
         learning_rate=1e-5,
         tensorboard_log="logs",
         verbose=0,
     )
-    assert agent.config.learning_rate == 1e-5 and agent.tensorboard_log == "logs"
+    assert (agent.config.learning_rate, agent.config.ema_rate) == (1e-5, 0.5)
+    assert agent.tensorboard_log == "logs"
     assert "Stable-Baselines3" in capsys.readouterr().out
 
 

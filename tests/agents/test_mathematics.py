@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,14 +13,21 @@ from torch import nn
 
 from flowmdp.agents import DFDir, DFDiv
 from flowmdp.agents.core.anchor import Anchor
-from flowmdp.agents.core.batch import Batch, lambda_returns
-from flowmdp.agents.core.critics import Critic, return_targets, smoothed, value_loss
+from flowmdp.agents.core.batch import Batch, lambda_returns, reward_scale
+from flowmdp.agents.core.critics import (
+    Critic,
+    average_value,
+    return_targets,
+    smoothed,
+    value_loss,
+)
 from flowmdp.agents.core.flow_matching import FlowNoise, flow_matching_loss
 from flowmdp.agents.core.networks import (
     Descent,
     EnsembleMlp,
     FlowCritic,
     Info,
+    Normalizer,
     VelocityField,
     polyak,
 )
@@ -214,6 +222,52 @@ def test_targets_of_the_data_bootstrap_where_nothing_terminated() -> None:
     torch.testing.assert_close(
         targets.v[before], agent.data.rewards[before] + 0.5 * targets.v[last]
     )
+
+
+@pytest.mark.parametrize("length", [1, 10, 200])
+def test_values_do_not_depend_on_where_a_time_limit_cuts(length: int) -> None:
+    """One state, reward 0 or 1 at random: with gamma 0.99 the behaviour is worth 50."""
+    from flowmdp.env import FlowMDPEnv
+
+    n = 2000
+    ends = np.arange(n) % length == length - 1
+    data = dataclasses.replace(
+        toy_dataset(n),
+        observations=np.zeros((n, 2), np.float32),
+        next_observations=np.zeros((n, 2), np.float32),
+        rewards=np.random.default_rng(0).permutation(np.arange(n) % 2),
+        truncations=ends,
+        starts=np.roll(ends, 1),
+    )
+    env = FlowMDPEnv(states="dataset", reward="data", dataset=data, flow_steps=2)
+    agent = DFDiv("MlpPolicy", env, net_arch=(16,), behavior_steps=0, critic_steps=30, seed=0)
+    scale = agent.data.reward_scale
+    assert average_value(agent.data, 0.99) / scale == pytest.approx(50, rel=0.02)
+    first = return_targets(agent.critic, agent.data, None)
+    assert first.v.mean() / scale == pytest.approx(50, rel=0.02)
+    agent.pretrain()
+    states = np.zeros((8, 2), np.float32)
+    assert agent.q_values(states, data.actions[:8]) / scale == pytest.approx(50, rel=0.1)
+
+
+def test_constant_coordinates_and_rewards_keep_their_unit() -> None:
+    values = torch.randn((100, 4), generator=GENERATOR)
+    values[:, 0] = 3.0
+    values[:, 1] = 0.1 + 1e-9 * values[:, 1]
+    values[:, 2] *= 1e-5
+    normalizer = Normalizer(4)
+    normalizer.fit(values)
+    assert normalizer.std.tolist()[:2] == [1.0, 1.0]
+    assert normalizer.std[2] == pytest.approx(1e-3) and normalizer.std[3] < 1.5
+    moved = values + torch.tensor([0.01, 0.01, 0, 0])
+    assert (normalizer(moved) - normalizer(values)).abs().max() < 0.02
+    normalizer.fit(values[:1])  # one transition
+    assert normalizer.std.tolist() == [1.0] * 4
+    masks, continues = torch.ones(100), (torch.arange(100) % 10 != 9).float()
+    constant = torch.full((100,), 0.1) + 1e-9 * values[:, 3]
+    assert reward_scale(constant, masks, continues, 0.99) == 1
+    assert reward_scale(values[:, 3], masks, continues, 0.99) != 1
+    assert reward_scale(1e-6 * values[:, 3], masks, continues, 0.99) > 1e4  # small, not constant
 
 
 def test_half_of_the_pairs_come_from_the_data() -> None:

@@ -46,7 +46,7 @@ def test_every_task_is_registered() -> None:
 
 @pytest.mark.parametrize("name", IDS)
 def test_contract_of_every_id(name: str) -> None:
-    robot = {"env_id": "Pendulum-v1"} if name == "FlowMDP-v0" else {}
+    robot: dict[str, Any] = {"env_id": "Pendulum-v1"} if name == "FlowMDP-v0" else {}
     try:
         env = gym.make(name, **robot)
     except UnknownTaskError as error:  # its robot comes with the extra `robotics`

@@ -217,7 +217,7 @@ def test_foreign_spaces() -> None:
     write(ID, [episode(2, terminated=True)])
     box = {"type": "Box", "dtype": "float32", "shape": [3], "low": [-2.0] * 3, "high": [2.0] * 3}
     change_metadata(action_space=json.dumps(box))
-    refuse("recorded with .* actions Box\\(-2.0")
+    refuse("the action space Box\\(-2.0.*, not Box\\(-1.0.* as Hopper-v5 has")
     change_metadata(observation_space='{"type": "Riddle"}')
     refuse("no readable spaces")
 
@@ -254,7 +254,7 @@ def test_half_written_datasets_are_refused_and_listed_as_such() -> None:
     (data / "main_data.hdf5").write_bytes(whole)
     change_metadata(total_steps=6)
     refuse("5 of the promised 6 steps")
-    change_metadata(total_steps=10**17)
+    change_metadata(total_steps=10**15)
     refuse("do not fit into memory")
     change_metadata(total_steps=4)
     refuse("more than the 4 steps it promises")
