@@ -164,7 +164,8 @@ def _obtain(row: Task, source: str, dataset_id: str, build: bool) -> None:
         cure = (
             f"did you mean {' or '.join(near)}?"
             if near
-            else "`flowmdp data list` shows what there is"
+            else "`flowmdp data list` shows what there is; record it or copy it there, or fetch "
+            f"what others have published with `minari download {dataset_id}`"
         )
     raise DatasetError(f"dataset {dataset_id} is not in the local store {store_root()}: {cure}")
 

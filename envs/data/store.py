@@ -79,7 +79,8 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
     if not is_present(dataset_id):
         raise DatasetError(
             f"dataset {dataset_id} is not in the local store {store_root()}: `flowmdp data list` "
-            "shows what is there, `flowmdp tasks` what gets the rest"
+            "shows what is there, `flowmdp tasks` what gets the tasks' own, and "
+            f"`minari download {dataset_id}` gets what others have published"
         )
     path = dataset_folder(dataset_id) / "data" / "metadata.json"
     try:

@@ -138,7 +138,7 @@ def test_dict_observations_are_flattened_by_sorted_key() -> None:
     data = read_transitions(read_metadata(ID))
     np.testing.assert_array_equal(data.next_observations, values["observations"][1:])
     assert data.truncations.tolist() == [False, False, True]
-    with pytest.raises(DatasetError, match="recorded with observations Dict"):
+    with pytest.raises(DatasetError, match="recorded in the observation space Dict"):
         load()
     (dataset_folder(ID) / "data" / "main_data.hdf5").unlink()
     with pytest.raises(DatasetError, match="data cannot be read"):
@@ -280,6 +280,7 @@ def test_absent_datasets_name_what_gets_them() -> None:
         ({"build": False}, "flowmdp data build hopper-medium"),
         ({"source": "minari"}, "flowmdp data download hopper-medium"),
         ({"source": "d4rl"}, "flowmdp data import"),
+        ({"source": "minari", "dataset_id": "private/own-v0"}, "record it or copy it there"),
     ):
         with pytest.raises(DatasetError, match=match):
             load_dataset("hopper-medium", **options)

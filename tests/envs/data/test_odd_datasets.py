@@ -86,7 +86,7 @@ ODD: dict[str, tuple[dict[str, Any] | Callable[[], None], str]] = {
     "space dtype": ({"observation_space": box(dtype="nonsense")}, "no readable spaces"),
     "space huge": (
         {"observation_space": '{"type": "Discrete", "n": 1000000000000000, "start": 0}'},
-        "but Hopper|do not fit into memory",
+        "as Hopper-v5 has",
     ),
 }
 
@@ -257,7 +257,7 @@ def test_a_rescaled_action_is_the_robots() -> None:
     for low, high in np.array([(-1, 1), (-0.5, 0.5), (0, 3)], np.float32):
         recorded_through(partial(RescaleAction, min_action=low, max_action=high))
         data = load()
-        assert data.robot.matches(plain.robot)
+        assert not data.robot.difference(plain.robot)
         stored = next(iter(minari.load_dataset(ID).iterate_episodes()))
         middle, half = (low + high) / 2, (high - low) / 2
         np.testing.assert_allclose(data.actions[:5], (stored.actions - middle) / half, atol=1e-6)
