@@ -163,8 +163,8 @@ def write_dataset(
                 group.attrs["total_steps"] = len(episode)
                 for name in ("observations", "actions", "rewards", "terminations", "truncations"):
                     array = getattr(episode, name)
-                    shape = (None, *array.shape[1:])
-                    group.create_dataset(name, data=array, chunks=True, maxshape=shape)
+                    kept = {"maxshape": (None, *array.shape[1:]), "fletcher32": True}  # checksums
+                    group.create_dataset(name, data=array, chunks=True, **kept)
                 lengths.append(len(episode))
             file.flush()
             (folder / "data" / "main_data.hdf5").write_bytes(file.id.get_file_image())

@@ -286,3 +286,14 @@ def test_absent_datasets_name_what_gets_them() -> None:
             load_dataset("hopper-medium", **options)
     with pytest.raises(DatasetError, match=r"no minari dataset: .*another source"):
         load_dataset("walker2d-medium-replay", "minari")
+
+
+def test_a_flipped_bit_is_noticed() -> None:
+    write(ID, [episode(200, truncated=True)])
+    path = dataset_folder(ID) / "data" / "main_data.hdf5"
+    with h5py.File(path) as file:
+        place = file["episode_0/observations"].id.get_chunk_info(0).byte_offset
+    whole = bytearray(path.read_bytes())
+    whole[place + 5] ^= 16
+    path.write_bytes(whole)
+    refuse("half-written or damaged: main_data.hdf5 cannot be read")
