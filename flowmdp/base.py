@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from flowmdp.behavior import OwnBehavior, as_behavior
 from flowmdp.errors import ActionError, ConfigurationError
 from flowmdp.mdp.divergences import DIVERGENCES, squared
 from flowmdp.mdp.spec import FlowSettings, FlowSpec
@@ -60,6 +61,10 @@ class FlowBase:
         self.outer_observation_space: Box[Any]
         self.outer_action_space: Box[Any]
         if outer is not None:
+            if not isinstance(outer, gym.Env):
+                raise ConfigurationError(
+                    f"the outer environment is a {type(outer).__name__}: pass a gymnasium.Env"
+                )
             self.robot = RobotInterface(outer.observation_space, outer.action_space)
             self.outer = unit = unit_robot(outer)
             assert isinstance(unit.observation_space, Box) and isinstance(unit.action_space, Box)
@@ -125,12 +130,20 @@ class FlowBase:
                 "this environment has no dataset: pass dataset=, or make it by a task's id"
             )
         if not isinstance(self._dataset, TransitionDataset):
+            if not callable(self._dataset):
+                raise ConfigurationError(
+                    f"dataset is a {type(self._dataset).__name__}: pass a TransitionDataset, or a "
+                    "function that loads one"
+                )
             self._dataset = self._dataset()
         return self._dataset
 
     def _model(self, name: str, model: Any, zeros: tuple[Float, ...], shape: Any) -> Any:
         """The model if it is needed; asked once, so that one that does not fit shows at once."""
         needed = name in self.settings.models
+        if isinstance(model, OwnBehavior):
+            model.check(*(part.shape[1] for part in zeros[:2]))
+            model.check_steps(self.settings.flow_steps)
         if model is None and needed:
             raise ConfigurationError(
                 f"this reward or action mode needs a {name}: pass {name}=, or a checkpoint that "
@@ -156,7 +169,10 @@ class FlowBase:
         spec, taken = self.flow_spec, {}
         for name, dim in (("noise", spec.action_dim), ("state", spec.observation_dim)):
             if name in options:
-                taken[name] = value = np.array(options.pop(name), np.float32)
+                try:
+                    taken[name] = value = np.array(options.pop(name), np.float32)
+                except (TypeError, ValueError, RuntimeError) as error:
+                    raise ConfigurationError(f"options[{name!r}] is no array: {error}") from error
                 shapes = dict.fromkeys(((dim,), (*chains, dim)))
                 if value.shape not in shapes or not np.isfinite(value).all():
                     raise ConfigurationError(
@@ -215,6 +231,16 @@ def _spare_children() -> None:
             torch.set_num_threads(1)
 
     os.register_at_fork(after_in_child=one_thread)
+
+
+def own_steps(
+    behavior: Behavior | None, settings: dict[str, Any]
+) -> tuple[OwnBehavior | None, dict[str, Any]]:
+    """The behaviour, wrapped, and the settings with its own flow steps where none are given."""
+    if behavior is None:
+        return None, settings
+    own = as_behavior(behavior)
+    return own, settings if own.flow_steps is None else {"flow_steps": own.flow_steps, **settings}
 
 
 def as_flow_action(action: Any, shape: tuple[int, ...]) -> Float:

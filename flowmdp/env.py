@@ -10,7 +10,15 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from flowmdp.base import Behavior, Critic, Float, FlowBase, Recording, as_flow_action
+from flowmdp.base import (
+    Behavior,
+    Critic,
+    Float,
+    FlowBase,
+    Recording,
+    as_flow_action,
+    own_steps,
+)
 from flowmdp.errors import ResetNeededError, RobotError
 from flowmdp.mdp.spec import FlowSettings
 from flowmdp.mdp.transition import flow_step, flow_time
@@ -103,7 +111,8 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     |---------------------------|-------------|---------------------------------------------------|
     | `outer`                   | None        | robot environment, needed for `states="env"`; its |
     |                           |             | spaces are flattened and scaled: `flowmdp.robot`  |
-    | `flow_steps`              | 10          | flow steps per outer action, at least 1 [ours]    |
+    | `flow_steps`              | 10          | flow steps per outer action, at least 1 [ours];   |
+    |                           |             | those of `behavior` where it states some          |
     | `reward`                  | `"return"`  | "return", "direction", "divergence" or "data"     |
     | `states`                  | `"env"`     | "env": live robot; "dataset": recorded states,    |
     |                           |             | one chain per episode, no simulator               |
@@ -111,7 +120,8 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     |                           |             | one when it is first needed                       |
     | `critic`                  | None        | Q(s, a) on batches: "direction", "divergence"     |
     | `behavior`                | None        | u_v(s, x_t, t) on batches: "divergence" and       |
-    |                           |             | `action_mode="residual"`                          |
+    |                           |             | `action_mode="residual"`; any callable or torch   |
+    |                           |             | module: `flowmdp.behavior.as_behavior`            |
     | `rho`                     | 1.0         | weight of the divergence, in the critic's units   |
     | `divergence`              | `"squared"` | "squared", "smooth_norm", "cosine", "gaussian_kl" |
     | `velocity_scale`          | None        | velocity of an action of 1; None is 6.5, and 1 in |
@@ -145,6 +155,7 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         source: str | None = None,
         **settings: Any,
     ) -> None:
+        behavior, settings = own_steps(behavior, settings)
         arguments = FlowSettings.of(settings)
         super().__init__(arguments, outer, dataset, critic, behavior, task, source)
         spec, action_dim = self.flow_spec, self.flow_spec.action_dim

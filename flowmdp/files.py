@@ -80,7 +80,8 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> Any:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644 & ~_umask())
-        os.replace(temporary, path)
+        with naming(path):
+            os.replace(temporary, path)
         return written
     finally:
         temporary.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
+Number = Annotated[float, Field(ge=-1e100, le=1e100)]
 Positive = Annotated[int, Field(ge=1, lt=2**53)]
 
 
@@ -46,7 +47,7 @@ class Evaluation(Record):
     """One of history.json's evaluations."""
 
     step: Count
-    returns: Annotated[list[float], Field(min_length=1)]
+    returns: Annotated[list[Number], Field(min_length=1)]
 
 
 class Sums(Record):
@@ -69,10 +70,10 @@ class History(Record):
 class Outcome(Record):
     """Returns of a flow or of the data."""
 
-    mean_return: float
-    normalized_score: float | None = None
-    returns: list[float] = []
-    interval_95: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.0, 0.0]
+    mean_return: Number
+    normalized_score: Number | None = None
+    returns: list[Number] = []
+    interval_95: Annotated[list[Number], Field(min_length=2, max_length=2)] = [0.0, 0.0]
 
 
 class Played(Outcome):
@@ -96,6 +97,7 @@ class Result(Played):
     last_evaluations: Outcome | None = None
     flow: dict[str, Any] = {}
     config: dict[str, Any] = {}
+    label: str = ""
     command: str = "# not recorded"
     episodes: int = 1
 

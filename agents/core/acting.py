@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from flowmdp.arguments import check_choice
 
@@ -58,6 +58,8 @@ class OuterPolicy:
             ConfigurationError: For an observation of another structure or shape.
         """
         robot = self.agent.robot
+        if isinstance(observation, Tensor):
+            observation = observation.detach().cpu().numpy()
         array = robot.flatten(observation)
         batch = np.atleast_2d(array)
         spec = self.agent.spec

@@ -795,18 +795,13 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
                 f"parameters for {min(wrong)!r} are missing or not of this agent, which has "
                 f"{', '.join(owners)}: take those of a {type(self).__name__}, or exact_match=False"
             )
-        wrong = {
-            f"{name}/{key}"
-            for name in given.keys() & self.saved.modules.keys()
-            for key, one in dict(given[name]).items()
-            if not torch.as_tensor(one).isfinite().all()
-        }
-        if wrong:
-            raise ConfigurationError(f"{min(wrong)} holds NaN or infinity: nothing was taken")
         try:
+            for name in given.keys() & self.saved.modules.keys():
+                if wrong_one := checkpoint.first_not_finite(dict(given[name])):
+                    raise ValueError(f"{name}/{wrong_one} holds NaN or infinity")
             for name, state in given.items():
                 owners[name].load_state_dict(state)
-        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigurationError(
                 f"the parameters do not fit this agent ({str(error).splitlines()[-1].strip()}): "
                 "take those of an agent with the same hyper-parameters"

@@ -157,7 +157,7 @@ def rows(
             f"{name} has shape {tuple(tensor.shape)}: it must be {expected}, one row per chain"
         )
     if not tensor.isfinite().all():
-        raise ConfigurationError(f"{name} holds NaN or infinity")
+        raise ConfigurationError(f"there is NaN or infinity in the {name}")
     return tensor
 
 

@@ -54,7 +54,7 @@ COMMANDS = {
 
 NARROWEST = 20
 """Columns that a terminal needs."""
-TOO_LARGE = ("not enough memory", "out of memory", "Storage size calculation overflowed")
+TOO_LARGE = ("not enough memory", "out of memory", "allocate memory", "Storage size calculation")
 """What torch says when there is no memory."""
 
 Function = Callable[..., int | None]

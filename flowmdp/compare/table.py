@@ -186,6 +186,8 @@ def _options(where: str, section: Any, known: Collection[str]) -> dict[str, Any]
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
             raise ConfigurationError(f"{where} has the unknown key {name!r}: {hint}")
+        if value == [] and name not in FORMS:
+            raise ConfigurationError(f"{where} {name} is empty: write a value, or leave it out")
         kind, form = FORMS.get(name, (object, ""))
         if not isinstance(value, kind):
             raise ConfigurationError(f"{where} {name} is {reprlib.repr(value)}: write {form}")

@@ -35,6 +35,7 @@ FLOW = ("flow_steps", "noise_scale", "velocity_scale", "include_time", "include_
 Device = Literal["auto", "cpu", "cuda"]
 AT_LEAST = {"steps": 0, "seed": 0, "episodes": 1, "eval_every": 1, "eval_episodes": 1}
 AT_LEAST |= {"save_every": 1}
+MOST = 2**53
 
 
 def base_config(algorithm: str, paper: bool = False, quick: bool = False) -> AgentConfig:
@@ -152,7 +153,10 @@ def check_config(config: dict[str, Any]) -> None:
     """Raise ConfigurationError for a number out of range, or a GPU that is not there."""
     for name, least in AT_LEAST.items():
         if config[name] is not None:
-            check_integers(least, **{f"--{name.replace('_', '-')}": config[name]})
+            option = f"--{name.replace('_', '-')}"
+            check_integers(least, **{option: config[name]})
+            if config[name] >= MOST:
+                raise ConfigurationError(f"{option} is {config[name]}: it must be below {MOST}")
     check_device(config["device"])
 
 

@@ -109,7 +109,7 @@ def _draw_returns(
         axes.fill_between(steps, means - stds, means + stds, color=BLUE, alpha=0.15, lw=0)
     if result:
         mean, (low, high) = result["mean_return"], result["interval_95"]
-        errors = [[mean - low], [high - mean]]
+        errors = [[max(mean - low, 0)], [max(high - mean, 0)]]
         label = f"last checkpoint, {result['episodes']} episodes"
         axes.errorbar(
             [config["steps"]], [mean], errors, fmt="D", color=BLUE, ms=6, capsize=4, label=label

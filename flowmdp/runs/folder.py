@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,9 @@ from typing import Any
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.files import check_writable, naming, read_json, write_json
 from flowmdp.schemas import RunConfig
+
+STEP = re.compile("[0-9]{1,15}")
+"""How a step is written in progress.csv."""
 
 
 class RunFolder:
@@ -138,12 +142,14 @@ def progress_rows(path: Path) -> list[dict[str, str]]:
     content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1].decode(errors="replace")
     rows = csv.DictReader(whole.splitlines())
-    if (rows.fieldnames or ["step"])[0] != "step":
+    try:
+        if (rows.fieldnames or ["step"])[0] != "step":
+            raise csv.Error("its first column is not step")
+        return [row for row in rows if None not in row and STEP.fullmatch(row.get("step") or "")]
+    except csv.Error as error:
         raise CheckpointError(
-            f"{path} is no log of `flowmdp train` (its first column is not step): remove it or "
-            "restore it"
-        )
-    return [row for row in rows if None not in row and (row.get("step") or "").isdecimal()]
+            f"{path} is no log of `flowmdp train` ({error}): remove it or restore it"
+        ) from error
 
 
 def read_progress(path: Path) -> dict[str, list[tuple[int, float]]]:

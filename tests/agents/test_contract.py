@@ -34,6 +34,8 @@ TINY: dict[str, Any] = {
     "seed": 1,
     "device": "cpu",
 }
+PRETRAINED = ("behavior_steps", "critic_steps")
+"""Hyper-parameters that count the updates of parts."""
 
 
 def flow_env(name: str = "flow-bc", **settings: Any) -> FlowMDPEnv:
@@ -44,14 +46,19 @@ def flow_env(name: str = "flow-bc", **settings: Any) -> FlowMDPEnv:
 
 def make(name: str, env: FlowMDPEnv | None = None, **kwargs: Any) -> Any:
     cls = ALGORITHMS[name]
-    steps = few(name, behavior_steps=4, critic_steps=4, value_steps=2)
-    return cls("MlpPolicy", env or flow_env(name), **{**TINY, **steps, **kwargs})
+    return cls("MlpPolicy", env or flow_env(name), **{**TINY, **few(name), **kwargs})
 
 
 def few(name: str, **steps: int) -> dict[str, int]:
-    """Those of the numbers that the algorithm has."""
-    names = ALGORITHMS[name].config_class.names()
-    return {field: n for field, n in steps.items() if field in names}
+    """Little of everything that the algorithm counts in steps, or as much as is said."""
+    steps = dict.fromkeys(PRETRAINED, 4) | steps
+    return {field: steps.get(field, 2) for field in fields(name) if field.endswith("_steps")}
+
+
+def fields(name: str) -> list[str]:
+    """Names of the algorithm's hyper-parameters."""
+    names: list[str] = ALGORITHMS[name].config_class.names()
+    return names
 
 
 def weights(agent: Any) -> list[torch.Tensor]:
@@ -174,11 +181,14 @@ def test_parameters_go_from_one_agent_to_another(name: str, tmp_path: Path) -> N
         other.set_parameters(make(name, net_arch=(8,), policy_kwargs=None).get_parameters())
 
 
-@pytest.mark.parametrize("name", ["df-dir", "df-div", "fql"])
-@pytest.mark.parametrize("stop_after", [2, 6])
-def test_pretraining_resumes_exactly(name: str, stop_after: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in ALGORITHMS if not {*PRETRAINED}.isdisjoint(fields(name))]
+)
+@pytest.mark.parametrize("early", [True, False])
+def test_pretraining_resumes_exactly(name: str, early: bool, tmp_path: Path) -> None:
     whole = make(name).learn(2)
     part = make(name)
+    stop_after = 2 if early else part.pretrain_steps - 1
     calls = iter(range(1, 100))
     assert not part.pretrain(callback=lambda: next(calls) < stop_after)
     assert part.pretrain_updates == stop_after
@@ -187,13 +197,17 @@ def test_pretraining_resumes_exactly(name: str, stop_after: int, tmp_path: Path)
     assert equal(weights(whole), weights(resumed))
 
 
-@pytest.mark.parametrize("name", ["df-dir", "df-div"])
+@pytest.mark.parametrize("name", [name for name, cls in ALGORITHMS.items() if cls.paper])
 def test_the_papers_setting_learns(name: str) -> None:
-    agent = make(name, **ALGORITHMS[name].paper)
+    paper = {**ALGORITHMS[name].paper, **few(name)}
+    agent = make(name, **paper)
     agent.pretrain()
     before = weights(agent)
     agent.learn(2)
-    assert agent.anchor.rho == 1 and not equal(before, weights(agent))
+    assert not equal(before, weights(agent))
+    assert paper.items() <= dataclasses.asdict(agent.config).items()
+    if paper.get("rho"):
+        assert agent.anchor.rho == paper["rho"]
 
 
 def test_another_version_trains_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,9 +275,9 @@ def test_playing_the_flow_env_equals_acting_at_once(name: str) -> None:
         np.testing.assert_allclose(info["executed_action"], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["flow-bc", "df-div"])
+@each_algorithm
 def test_the_previous_action_is_fed_everywhere(name: str) -> None:
-    env = flow_env(include_previous_action=True)
+    env = flow_env(name, include_previous_action=True)
     agent = make(name, env).learn(3)
     policy = agent.outer_policy()
     observations = np.zeros((3, 2), np.float32)
@@ -276,6 +290,8 @@ def test_the_previous_action_is_fed_everywhere(name: str) -> None:
     np.testing.assert_array_equal(first, again)  # and forgotten at an episode's start
     mean = np.mean(evaluate(policy, PointRobot, episodes=3).returns)
     assert np.isfinite(mean)
+    if agent.only_flow_steps is not None:
+        return
     other = agent.outer_policy(n_steps=2)
     assert not np.allclose(
         other.predict(observations, state, np.zeros(3, bool), deterministic=True)[0],
@@ -283,8 +299,13 @@ def test_the_previous_action_is_fed_everywhere(name: str) -> None:
     )
 
 
-def test_best_of_takes_what_the_critic_values() -> None:
-    agent = make("df-div").learn(1)
+@each_algorithm
+def test_best_of_takes_what_the_critic_values(name: str) -> None:
+    agent = make(name).learn(1)
+    if not hasattr(agent, "critic"):
+        with pytest.raises(ConfigurationError, match="has no critic"):
+            agent.act(np.zeros((2, 2), np.float32), best_of=2)
+        return
     observations = np.random.default_rng(0).standard_normal((6, 2)).astype(np.float32)
     noise = np.random.default_rng(1).standard_normal((24, 2)).astype(np.float32)
     best = agent.act(observations, noise=noise, best_of=4)

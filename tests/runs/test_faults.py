@@ -22,6 +22,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from flowmdp import cli
+from flowmdp.agents import DFDiv
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.parts import Clone
 from flowmdp.cli import main
@@ -275,6 +276,7 @@ def command(monkeypatch: pytest.MonkeyPatch, act: Callable[[], Any]) -> int:
     [
         (MemoryError(), "there is not enough memory"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "enough memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate"), "there is not enough memory"),
         (OSError(28, "No space left on device", "x"), "the disk is full at x"),
     ],
@@ -347,7 +349,7 @@ WORDS = {
     "bench table.toml --runs file": "file is a file: choose another folder",
     "bench seeds.toml": "there are 100,000 jobs: a table holds 10,000 at most",
     "bench deep.toml": "nested too deeply",
-    "bench arch.toml": "net_arch",
+    "bench arch.toml": "net_arch is empty",
     "report file": "is damaged",
     "record file --steps 1e9": "'1e9'",
 }
@@ -367,7 +369,7 @@ def test_odd_words_get_one_line(
         "table.toml": jobs,
         "seeds.toml": f"[run]\nseeds = {list(range(100_000))}\n{jobs}",
         "deep.toml": f"a = {DEEP}",
-        "arch.toml": f"[run]\nnet_arch = ['a']\n{jobs}",
+        "arch.toml": f"[run]\nnet_arch = []\n{jobs}",
         "file": "x",
     }.items():
         Path(name).write_text(text)
@@ -423,6 +425,29 @@ def test_many_episodes_open_few_robots() -> None:
     assert found.lengths == [(3 + i) % 7 + 1 for i in range(200)]
     assert found.returns == [(3.0 + i) * ((3 + i) % 7 + 1) for i in range(200)]
     assert Counter.most == AT_ONCE <= 64 and Counter.open_now == 0
+
+
+def test_a_diverged_run_keeps_its_last_good_checkpoint(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = tmp_path / "checkpoint.zip"
+    update = DFDiv.update
+
+    def diverging(agent: DFDiv) -> Any:
+        info = update(agent)
+        if agent.num_timesteps == 63:
+            shutil.copy(run / "checkpoint.zip", good)
+            next(agent.policy.parameters()).data.fill_(np.nan)
+            return {name: value * np.nan for name, value in info.items()}
+        return info
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DFDiv, "update", diverging)
+        words = ("train", "--resume", str(run), "--steps", "70")
+        assert "training diverged at step 64" in failure(capsys, *words)
+        assert (run / "checkpoint.zip").read_bytes() == good.read_bytes()
+        assert "training diverged at step 64" in failure(capsys, "train", "--resume", str(run))
+    assert main(["train", "--resume", str(run)]) == 0
 
 
 def test_the_seed_of_eval_is_the_noises_too(
