@@ -171,6 +171,10 @@ class Normalizer(nn.Module):
         """Standardise, shape kept."""
         return (observations - self.mean) / self.std
 
+    def inverse(self, standardised: Tensor) -> Tensor:
+        """The observations again."""
+        return standardised * self.std + self.mean
+
 
 def is_constant(values: Tensor, least: float = 0.0) -> Tensor:
     """Which columns of (n, width) vary by no more than rounding, for magnitudes from `least` on."""
