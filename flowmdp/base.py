@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
+from functools import cache
 from math import sqrt
 from typing import Any
 
@@ -148,6 +151,7 @@ class FlowBase:
             )
         if model is None:
             return None
+        _spare_children()
         widths = [part.shape[1] for part in zeros]
         sizes = f"observations of {widths[0]} and actions of {widths[1]} dimensions"
         try:
@@ -213,6 +217,20 @@ class FlowBase:
                 x_next, x_t, velocity, flow_steps, settings.noise_std
             )
         return x_next, terms
+
+
+@cache
+def _spare_children() -> None:
+    """Have forked processes run torch on one thread.
+
+    They cannot use the threads that torch started before the fork: OpenMP waits for them forever.
+    """
+
+    def one_thread() -> None:
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(1)
+
+    os.register_at_fork(after_in_child=one_thread)
 
 
 def own_steps(

@@ -100,6 +100,7 @@ def play(
     agent = open_agent(run_folder, task, device)
     if noise_scale is not None:
         agent.set_noise_scale(noise_scale)
+    agent.act_generator.manual_seed(seed % 2**63)
     chosen: dict[str, Any] = {"n_steps": flow_steps, "solver": solver}
     if best_of > 1:
         if not hasattr(agent, "critic"):
