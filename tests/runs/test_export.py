@@ -43,7 +43,8 @@ def make_agent(name: str, env: Any) -> FlowAlgorithm:
 
 def flow_env(name: str, **settings: Any) -> Any:
     """The bare robot's flow environment with the algorithm's own settings, and few steps."""
-    own = {"flow_steps": 2, **ALGORITHMS[name]._settings(), **settings}
+    cls = ALGORITHMS[name]
+    own = {"flow_steps": cls.only_flow_steps or 2, **cls.environment, **settings}
     return FlowMDPEnv(Robot(), **own)
 
 
