@@ -21,7 +21,7 @@ from flowmdp.compare import bootstrap, report
 from flowmdp.compare.bootstrap import mean
 from flowmdp.compare.comparison import Comparison
 from flowmdp.compare.report import interval, spread
-from flowmdp.compare.results import Grouped, Result, load_results
+from flowmdp.compare.results import Fields, Grouped, load_results
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^( *)<!-- table: (\S+) -->\n.*?<!-- end table -->", re.DOTALL | re.MULTILINE)
@@ -61,7 +61,7 @@ SEARCHED = {
 ACTING = "published", "noiseless"
 SPANS = "95 %, other seeds", "95 %, other datasets"
 
-Labels = dict[str, list[Result]]
+Labels = dict[str, list[Fields]]
 """Label -> results in the order of their seeds."""
 Rows = Iterator[Sequence[object]]
 """The head of a table, and its rows."""
@@ -107,13 +107,13 @@ def called(dataset: str) -> str:
     return f"{robot}-{kind}" if owner == "flowmdp" else f"{owner} {robot}-{kind}"
 
 
-def played(labels: Labels, path: str) -> list[Result]:
+def played(labels: Labels, path: str) -> list[Fields]:
     """A label's results, or what stands deeper in them: "label/field/field"."""
     label, *fields = path.split("/")
     return [functools.reduce(lambda found, name: found[name], fields, run) for run in labels[label]]
 
 
-def returns(results: Sequence[Result]) -> list[float]:
+def returns(results: Sequence[Fields]) -> list[float]:
     """Mean return of every seed."""
     return [result["mean_return"] for result in results]
 
@@ -123,7 +123,7 @@ def each(values: Iterable[float], digits: int = 0) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
-def score(results: Iterable[Sequence[Result]]) -> float:
+def score(results: Iterable[Sequence[Fields]]) -> float:
     """Mean over datasets of the mean score over seeds."""
     return float(
         np.mean([np.mean([run["normalized_score"] for run in seeds]) for seeds in results])

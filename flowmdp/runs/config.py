@@ -9,6 +9,7 @@ import importlib.metadata
 import platform
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -233,10 +234,12 @@ def make_agent(config: dict[str, Any], env: FlowMDPEnv) -> FlowAlgorithm:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a run's numbers."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # run from a folder, not installed
-            found[package] = "unknown"
-    return found
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a folder, not installed
+        return "unknown"
