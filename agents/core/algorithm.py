@@ -20,7 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger, get_system_info
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import TypeVar
@@ -371,7 +371,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
                 f"the robot has {difference} as the agent's has: wrap it as that was wrapped"
             )
         self.env, self.n_envs, self._last_obs = env, env.num_envs, None
-        self.robot = robot
+        self.robot, self._vec_normalize_env = robot, unwrap_vec_normalize(env)
         self._dataset, self._data = self._given, None
         if not (self.pretrain_updates or self._n_updates or self.prepared):
             self.policy.normalizer.fitted.fill_(False)

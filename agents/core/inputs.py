@@ -127,12 +127,12 @@ KINDS: dict[str, tuple[Any, str]] = {
 
 def check_device(device: Any) -> None:
     """Raise ConfigurationError unless torch can compute, and draw, on the device; "auto" may be."""
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         return
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         raise ConfigurationError(f"device is {device!r}, but torch sees no GPU: take auto or cpu")
     try:
-        torch.Generator(torch.device(device))
+        torch.Generator(torch.empty(0, device=torch.device(device)).device)
     except (RuntimeError, TypeError):
         raise ConfigurationError(f"device is {device!r}: choose auto, cpu or cuda") from None
 

@@ -107,6 +107,21 @@ def test_specification_out_of_range(path: Path, spec: dict[str, Any]) -> None:
     refused(path, "spec" if "observation_dim" in spec else next(iter(spec)))
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"net_arch": [65_536] * 3}, "needs 8,589,934,592 weights, which are not there"),
+        ({"net_arch": [1] * 1000}, "at most 100"),
+        ({"net_arch": [10**9]}, "at most 65,536"),
+        ({"batch_size": 10**12}, "at most 1,000,000"),
+        ({"critic_members": 10**9}, "at most 1,000"),
+    ],
+)
+def test_sizes_that_no_memory_holds(path: Path, change: dict[str, Any], match: str) -> None:
+    rewrite(path, config=checkpoint.read(path).manifest["config"] | change)
+    refused(path, match)
+
+
 def test_one_step_agents_keep_their_one_step(path: Path) -> None:
     make("iql").learn(1).save(path)
     rewrite(path, spec=checkpoint.read(path).manifest["spec"] | {"flow_steps": 3})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import LogEveryNTimesteps
 from stable_baselines3.common.logger import KVWriter, Logger, configure
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
@@ -52,6 +55,17 @@ def other_data() -> TransitionDataset:
 def env_of(name: str, data: TransitionDataset, **settings: Any) -> FlowMDPEnv:
     steps = ALGORITHMS[name].only_flow_steps or 3
     return FlowMDPEnv(PointRobot(), dataset=data, **{"flow_steps": steps, **settings})
+
+
+def test_the_docs_name_every_promise() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "stable_baselines3.md").read_text()
+    algorithm, policy = page.split("| `BasePolicy` | Here |")
+    for text, *classes in ((algorithm, BaseAlgorithm), (policy, BasePolicy, BaseModel)):
+        for cls in classes:
+            for name in (name for name in vars(cls) if not name.startswith("_")):
+                assert f"`{name}`" in text, name
+    for name in inspect.signature(BaseAlgorithm.__init__).parameters:
+        assert f"`{name}`" in algorithm or name == "self", name
 
 
 # -- set_env ------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_adapter_attributes_and_options() -> None:
     assert env.get_attr("flow_steps") == [3, 3, 3, 3] and env.env_is_wrapped(gym.Wrapper, 0) == [
         False
     ]
-    assert env.has_attr("dataset") and not env.has_attr("robot")
+    assert env.has_attr("dataset") and not env.has_attr("gripper")
     env.set_options({"noise": np.ones(2)})
     assert (env.reset()[:, 2:4] == 1).all()
     assert not (env.reset()[:, 2:4] == 1).any()
