@@ -21,10 +21,10 @@ from flowmdp.agents.core.acting import OuterPolicy
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.networks import Descent, frozen_copy
 from flowmdp.agents.core.one_step import DistilledField, SampledField
+from flowmdp.agents.evaluation import Policy, evaluate
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.files import put_line, read_json
 from flowmdp.runs.config import make_data
-from flowmdp.runs.evaluate import Policy, evaluate
 from flowmdp.runs.play import open_agent
 from flowmdp.runs.summary import summarize
 from flowmdp.transitions import TransitionDataset

@@ -219,7 +219,7 @@ def get_task(name: str) -> Task:
             f"{name} is a flow environment: name its task, {bare[8:].rpartition('-v')[0]!r}, or a "
             "robot's own environment"
         )
-    if VERSIONED.fullmatch(name) or name in gymnasium.registry:
+    if VERSIONED.fullmatch(name) or ":" in name or name in gymnasium.registry:
         return Task(name=name, outer_env={"minari": name}, datasets={}, robot=name)
     near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(TASKS)}"

@@ -12,8 +12,8 @@ import gymnasium as gym
 
 from flowmdp.envs.robots.faults import explain
 from flowmdp.envs.robots.rendering import prepare_rendering
-from flowmdp.envs.tasks import Task, get_task
-from flowmdp.errors import RobotError, UnknownTaskError
+from flowmdp.envs.tasks import TASKS, Task, get_task
+from flowmdp.errors import RenderingError, RobotError, UnknownTaskError
 from flowmdp.robot import unit_robot
 
 EXTRAS = {"robotics": "gymnasium_robotics"}
@@ -50,21 +50,11 @@ def make_robot(task: str, source: str | None = None, render_mode: str | None = N
     env_id = registered_id(row, row.source(source))
     options: dict[str, Any] = dict(row.options)
     if render_mode is not None:
-        prepare_rendering(render_mode)
+        _prepare_rendering(row, render_mode)
         options["render_mode"] = render_mode
     if row.horizon:
         options["max_episode_steps"] = row.horizon
-    try:
-        with warnings.catch_warnings():  # D4RL's data need the older version
-            warnings.filterwarnings("ignore", ".* is out of date", DeprecationWarning)
-            env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True, **options)
-    except (gym.error.Error, ImportError) as error:
-        hint = ""
-        if isinstance(error, gym.error.UnregisteredEnv) and ":" not in env_id:
-            hint = "; where another package registers it, write package:Id"
-        raise UnknownTaskError(f"cannot make {env_id} for task {task}: {error}{hint}") from error
-    except Exception as error:  # whatever the robot's own code raises
-        raise RobotError(f"cannot make {env_id}: {explain(error)}") from error
+    env = _made(env_id, options)
     if not row.horizon and (env.spec is None or env.spec.max_episode_steps is None):
         env = gym.wrappers.TimeLimit(env, NO_LIMIT)
     if row.wrapper:
@@ -76,6 +66,34 @@ def make_robot(task: str, source: str | None = None, render_mode: str | None = N
 
         track = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
         renderer.camera_id = track  # -1 where the model has no such camera
+    return env
+
+
+def _prepare_rendering(row: Task, render_mode: str) -> None:
+    """Make sure that there is OpenGL; a robot that is not ours may draw without it."""
+    try:
+        prepare_rendering(render_mode)
+    except RenderingError:
+        if row.name in TASKS:
+            raise
+
+
+def _made(env_id: str, options: dict[str, Any]) -> gym.Env[Any, Any]:
+    """What `gym.make` makes, or one line that says why not."""
+    try:
+        with warnings.catch_warnings():  # D4RL's data need the older version
+            warnings.filterwarnings("ignore", ".* is out of date", DeprecationWarning)
+            env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True, **options)
+    except (gym.error.Error, ImportError) as error:
+        hint = ""
+        if isinstance(error, gym.error.UnregisteredEnv) and ":" not in env_id:
+            hint = "; where another package registers it, write package:Id"
+        raise UnknownTaskError(f"cannot make {env_id}: {error}{hint}") from error
+    except Exception as error:  # whatever the robot's own code raises
+        raise RobotError(f"cannot make {env_id}: {explain(error)}") from error
+    mode = options.get("render_mode")
+    if mode is not None and mode not in env.metadata.get("render_modes", ()):
+        raise RenderingError(f"{env_id} has no render mode {mode!r}: it cannot be drawn")
     return env
 
 

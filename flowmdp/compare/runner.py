@@ -30,6 +30,7 @@ from flowmdp.compare.results import key_of, read_results
 from flowmdp.compare.table import Job, read_table
 from flowmdp.errors import CheckpointError, ConfigurationError, FlowMDPError
 from flowmdp.files import check_writable, put_line, read_json
+from flowmdp.runs.config import imports
 from flowmdp.runs.folder import RunFolder
 from flowmdp.runs.interrupt import Stopped, listening
 from flowmdp.schemas import Result, RunConfig
@@ -159,7 +160,8 @@ class Bench:
         """The `flowmdp train` that continues the job where it was begun, or begins it."""
         folder = self.folder(job)
         if folder.config.exists():
-            return ["flowmdp", "train", "--resume", str(folder.path)]
+            trust = ["--trust"] * bool(imports(job.config))
+            return ["flowmdp", "train", "--resume", str(folder.path), *trust]
         return [*job.command, "--out", str(folder.path)]
 
     def print_list(self) -> None:

@@ -24,13 +24,17 @@ from flowmdp.runs.config import FLOW, get_algorithm, make_config
 
 OPTIONS = (
     *("steps", "episodes", "eval_every", "eval_episodes", "save_every", "device"),
-    *("quick", "paper", *FLOW),
+    *("quick", "paper", "behavior_from", *FLOW),
 )
 """Options of `flowmdp train` beside the hyper-parameters that a table may name."""
+WORD = (str, "a word in quotes")
 FORMS = {
     **{"run": (dict, "[run] above it"), "tasks": (list, "[[tasks]] above each")},
     "algorithms": (dict, "[algorithms.NAME] above each"),
-    **dict.fromkeys(("algorithm", "task", "dataset", "source"), (str, "a word in quotes")),
+    **dict.fromkeys(
+        ("algorithm", "task", "env", "dataset", "source", "behavior_from"),
+        WORD,
+    ),
     **dict.fromkeys(("quick", "paper"), (bool, "true or false")),
 }
 """Name -> its type, and how it is written; `make_config` checks the others and all ranges."""
@@ -70,7 +74,8 @@ class Job:
         options = dict(self.options)
         algorithm = options.pop("algorithm")
         defaults = {"include_time": True, **vars(get_algorithm(algorithm).config_class())}
-        words = ["flowmdp", "train", algorithm, options.pop("task")]
+        words = ["flowmdp", "train", algorithm]
+        words += [options.pop("task")] if "task" in options else []
         for name, value in options.items():
             option = name.replace("_", "-")
             if not isinstance(value, bool):
@@ -137,9 +142,10 @@ def _jobs(table: dict[str, Any]) -> list[Job]:
             f"there are {count:,} jobs: a table holds {MOST_JOBS:,} at most, write several"
         )
     tasks = [
-        _options("[[tasks]]", entry, ("task", "dataset", "source")) for entry in table["tasks"]
+        _options("[[tasks]]", entry, ("task", "env", "dataset", "source"))
+        for entry in table["tasks"]
     ]
-    if not all(task.get("task") for task in tasks):
+    if not all(task.get("task") or task.get("env") for task in tasks):
         raise ConfigurationError('[[tasks]] names no task: write task = "hopper-medium"')
     known, algorithms = {}, {}
     for label, entry in table["algorithms"].items():
@@ -164,11 +170,12 @@ def _jobs(table: dict[str, Any]) -> list[Job]:
 
 def _job(label: str, options: dict[str, Any]) -> Job:
     """A job whose options `flowmdp train` accepts, as far as that shows without the data."""
+    where = options.get("task") or options.get("env")
     try:
         config = make_config(**options)
-        dataset_folder(config["dataset_id"] or get_task(options["task"]).dataset(config["source"]))
+        dataset_folder(config["dataset_id"] or get_task(config["task"]).dataset(config["source"]))
     except FlowMDPError as error:
-        raise ConfigurationError(f"[algorithms.{label}] on {options['task']}: {error}") from error
+        raise ConfigurationError(f"[algorithms.{label}] on {where}: {error}") from error
     return Job(label, options, config)
 
 

@@ -20,10 +20,11 @@ from flowmdp.agents import ALGORITHMS
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.config import AgentConfig
 from flowmdp.arguments import check_integers
+from flowmdp.behavior import as_behavior, import_name
 from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.data import load_dataset
 from flowmdp.envs.robots.outer import make_robot
-from flowmdp.envs.tasks import Source, get_task
+from flowmdp.envs.tasks import TASKS, Source, Task, get_task
 from flowmdp.errors import ConfigurationError, DatasetError
 from flowmdp.mdp.spec import FlowSettings
 from flowmdp.transitions import TransitionDataset
@@ -55,12 +56,14 @@ def base_config(algorithm: str, paper: bool = False, quick: bool = False) -> Age
 
 def make_config(
     algorithm: str,
-    task: str,
+    task: str | None = None,
     *,
+    env: str | None = None,
     steps: int | None = None,
     seed: int = 0,
     dataset: str | None = None,
     source: Source | None = None,
+    behavior_from: str | None = None,
     device: Device = "auto",
     quick: bool = False,
     paper: bool = False,
@@ -78,12 +81,15 @@ def make_config(
     """The configuration of a new run, checked as far as that is possible without the data.
 
     Args:
-        algorithm: Name of the algorithm.
+        algorithm: Name of the algorithm, or "package.module:Class" of one of your own.
         task: Name of the task; `flowmdp tasks` lists them.
+        env: In place of a task: the id of any Gymnasium environment, also package:Id-v0; name its
+            recordings with --dataset.
         steps: Gradient steps of the policy; the algorithm's own number when not given.
         seed: Seed of networks, batches, noise and evaluation.
         dataset: Id of any dataset of Minari's local store, instead of the task's own.
         source: Where data and robot come from; the task's default when not given.
+        behavior_from: A flow policy of your own, package.module:name, in the place of the clone.
         device: auto takes the GPU when there is one.
         quick: The whole job in small: the full dataset, few updates; a look, not a result.
         paper: Start from the setting of the algorithm's paper instead of the defaults, where these
@@ -110,8 +116,12 @@ def make_config(
         UnknownTaskError: For an unknown task or source.
     """
     cls, base = get_algorithm(algorithm), base_config(algorithm, paper, quick)
+    task, row = _robot(task, env)
+    if flow_steps is None:
+        own_steps = behavior_from and as_behavior(behavior_from).flow_steps
+        flow_steps = cls.only_flow_steps or own_steps or None
     flow = {
-        "flow_steps": cls.only_flow_steps if flow_steps is None else flow_steps,
+        "flow_steps": flow_steps,
         "noise_scale": noise_scale,
         "velocity_scale": velocity_scale,
         "include_time": include_time,
@@ -120,13 +130,14 @@ def make_config(
     own = {} if paper else cls.environment
     given = {name: value for name, value in flow.items() if value is not None}
     checked = FlowSettings.of({**own, **given})
-    chosen = get_task(task).source(source)
+    chosen = row.source(source)
     default_steps = QUICK["steps"] if quick else cls.default_steps
     config = {
         "algorithm": algorithm,
         "task": task,
         "source": chosen,
-        "dataset_id": dataset or get_task(task).datasets.get(chosen),
+        "dataset_id": dataset or row.datasets.get(chosen),
+        "behavior_from": behavior_from,
         "seed": seed,
         "steps": default_steps if steps is None else steps,
         "flow": {name: getattr(checked, name) for name in flow},
@@ -142,6 +153,34 @@ def make_config(
     }
     check_config(config)
     return config
+
+
+def _robot(task: str | None, env: str | None) -> tuple[str, Task]:
+    """The name of the robot's task, and the task."""
+    if (task is None) == (env is None):
+        raise ConfigurationError(
+            "name a task, or --env and the id of a robot's environment"
+            if task is None
+            else f"--env {env} takes the place of a task: leave {task} out"
+        )
+    if env in TASKS:
+        raise ConfigurationError(f"--env {env}: that is a task, leave --env out")
+    name = str(task or env)
+    return name, get_task(name)
+
+
+def imports(config: dict[str, Any]) -> list[str]:
+    """What a run imports beside this package, by the names that its folder gives."""
+    names = (config.get(field) for field in ("task", "algorithm", "behavior_from"))
+    return [name for name in names if name and ":" in name]
+
+
+def check_trust(where: Path, names: list[str], trust: bool) -> None:
+    """Raise ConfigurationError for a run of foreign code, unless the user trusts it."""
+    if names and not trust:
+        raise ConfigurationError(
+            f"{where} imports {', '.join(names)}: if you trust that, add --trust"
+        )
 
 
 def jsonable(config: AgentConfig) -> dict[str, Any]:
@@ -168,11 +207,16 @@ def check_device(device: str) -> None:
 
 
 def get_algorithm(name: str) -> type[FlowAlgorithm]:
-    """The algorithm's class.
+    """The algorithm's class; "package.module:Class" is imported.
 
     Raises:
         ConfigurationError: When there is none of that name.
     """
+    if ":" in name:
+        found = import_name(name)
+        if not (isinstance(found, type) and issubclass(found, FlowAlgorithm)):
+            raise ConfigurationError(f"{name} is no subclass of FlowAlgorithm: name one that is")
+        return found
     if name not in ALGORITHMS:
         near = difflib.get_close_matches(name, ALGORITHMS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -228,7 +272,12 @@ def make_env(config: dict[str, Any], dataset: TransitionDataset) -> FlowMDPEnv:
 def make_agent(config: dict[str, Any], env: FlowMDPEnv) -> FlowAlgorithm:
     """A new agent."""
     return get_algorithm(config["algorithm"])(
-        "MlpPolicy", env, seed=config["seed"], device=config["device"], **config["config"]
+        "MlpPolicy",
+        env,
+        seed=config["seed"],
+        device=config["device"],
+        behavior=config.get("behavior_from"),
+        **config["config"],
     )
 
 

@@ -46,6 +46,7 @@ def export_run(
     format: Format = "onnx",
     out: Path | None = None,
     behavior: bool = False,
+    trust: bool = False,
 ) -> None:
     """Write the policy of a run as one file that needs nothing of flowmdp.
 
@@ -58,6 +59,8 @@ def export_run(
         format: onnx, for onnxruntime and the like, or torch, for torch.export.load.
         out: File to write; policy.onnx or policy.pt2 beside the checkpoint when not given.
         behavior: Export the behaviour flow instead of the trained policy.
+        trust: Import what the run names beside this package: the environment's package, an
+            algorithm, a behaviour.
 
     Raises:
         ConfigurationError: Without the packages, or for a name of another format.
@@ -65,7 +68,7 @@ def export_run(
     """
     beside = run_folder if run_folder.is_dir() else run_folder.parent
     path = beside / f"policy{SUFFIXES[format]}" if out is None else out
-    agent = load_checkpoint(run_folder, "cpu")
+    agent = load_checkpoint(run_folder, "cpu", trust)
     export(agent, path, format, behavior=behavior)
     noise = "zeros, as its paper plays it" if agent.acts_at_mean else "N(0, 1)"
     print(f"{path}: observations and noise (n, {agent.spec.action_dim}) of {noise}, to actions")

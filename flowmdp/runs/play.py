@@ -9,44 +9,54 @@ from typing import Any, Literal
 
 from flowmdp.agents import load_agent
 from flowmdp.agents.core.algorithm import FlowAlgorithm
+from flowmdp.agents.evaluation import evaluate
 from flowmdp.arguments import check_integers
-from flowmdp.envs.robots.outer import make_outer
+from flowmdp.envs.robots.outer import make_robot
 from flowmdp.errors import CheckpointError, ConfigurationError
-from flowmdp.runs.config import Device, check_device
-from flowmdp.runs.evaluate import evaluate
+from flowmdp.runs.config import Device, check_device, check_trust, get_algorithm, imports
 from flowmdp.runs.folder import RunFolder
 from flowmdp.runs.summary import print_table, summarize
 
 
-def load_checkpoint(run_folder: Path, device: str) -> FlowAlgorithm:
+def load_checkpoint(run_folder: Path, device: str, trust: bool = False) -> FlowAlgorithm:
     """Load the agent of a run's folder, or of a checkpoint file.
 
     Raises:
         CheckpointError: When there is no checkpoint, or it is damaged.
-        ConfigurationError: For a GPU that is not there.
+        ConfigurationError: For a GPU that is not there, or a run of foreign code that is not
+            trusted.
     """
     check_device(device)
+    own: dict[str, Any] = {}
+    if RunFolder(run_folder).config.is_file():
+        _, config = RunFolder.open(run_folder)
+        check_trust(run_folder, imports(config), trust)
+        get_algorithm(config["algorithm"])  # so that it is known
+        own = {"behavior": config.get("behavior_from")}
     path = RunFolder(run_folder).checkpoint if run_folder.is_dir() else run_folder
     if not path.is_file():
         raise CheckpointError(
             f"{path} does not exist: name a folder that `flowmdp train` made, or a checkpoint file"
         )
-    agent: FlowAlgorithm = load_agent(path, device=device)
+    agent: FlowAlgorithm = load_agent(path, device=device, **own)
+    check_trust(path, imports({"task": agent.spec.task}), trust)
     return agent
 
 
-def open_agent(run_folder: Path, task: str | None, device: str) -> FlowAlgorithm:
+def open_agent(
+    run_folder: Path, task: str | None, device: str, trust: bool = False
+) -> FlowAlgorithm:
     """Load a run's agent for playing the robot.
 
     Raises:
         CheckpointError: When there is no checkpoint, it is damaged, or it is another task's.
         ConfigurationError: For a GPU that is not there.
     """
-    agent = load_checkpoint(run_folder, device)
+    agent = load_checkpoint(run_folder, device, trust)
     if agent.spec.task is None:
         raise CheckpointError(
-            f"{run_folder} was trained on an environment of its own, not on a task: play it from "
-            "Python, agent.outer_policy()"
+            f"{run_folder} was trained on an environment without a name: play it from Python, "
+            "agent.outer_policy()"
         )
     if task is not None and task != agent.spec.task:
         raise CheckpointError(
@@ -67,6 +77,7 @@ def play(
     noise_scale: float | None = None,
     best_of: int = 1,
     device: Device = "auto",
+    trust: bool = False,
     json: bool = False,
 ) -> None:
     """Play the robot with a trained agent and print returns and normalised scores.
@@ -89,6 +100,8 @@ def play(
             given, 0 for none.
         best_of: Draw so many actions per state and take the one the critic rates highest.
         device: auto takes the GPU when there is one.
+        trust: Import what the run names beside this package: the environment's package, an
+            algorithm, a behaviour.
         json: Print the result as JSON instead of the table.
 
     Raises:
@@ -97,7 +110,7 @@ def play(
     """
     check_integers(1, **{"--episodes": episodes, "--best-of": best_of})
     check_integers(0, **{"--seed": seed})
-    agent = open_agent(run_folder, task, device)
+    agent = open_agent(run_folder, task, device, trust)
     if noise_scale is not None:
         agent.set_noise_scale(noise_scale)
     agent.act_generator.manual_seed(seed % 2**63)
@@ -110,7 +123,7 @@ def play(
     task = str(agent.spec.task)
     result = evaluate(
         policy,
-        partial(make_outer, task, agent.spec.source),
+        partial(make_robot, task, agent.spec.source),
         episodes,
         seed,
         deterministic=noise_scale is None and agent.acts_at_mean,

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flowmdp.arguments import check_integers
-from flowmdp.envs.robots.outer import make_outer
-from flowmdp.envs.robots.rendering import choose_backend
+from flowmdp.envs.robots.outer import make_robot
 from flowmdp.errors import ConfigurationError, RenderingError
 from flowmdp.files import replace_file
 from flowmdp.runs.config import Device
@@ -38,12 +37,12 @@ class ChainPlayer:
         self.rng = np.random.default_rng(seed)
         self.previous: NDArray[np.float32] | None = None
 
-    def points(self, observation: NDArray[Any]) -> NDArray[np.float32]:
+    def points(self, observation: Any) -> NDArray[np.float32]:
         """x_0 .. x_1 for one observation, shape (flow_steps + 1, action_dim), not clipped."""
         spec = self.agent.spec
         noise = self.rng.standard_normal((1, spec.action_dim), np.float32)
         noise *= np.float32(0 if self.agent.acts_at_mean else spec.noise_scale)
-        batch = np.asarray(observation, np.float32)[None]
+        batch = self.agent.robot.flatten(observation)[None]
         points: NDArray[np.float32] = self.agent.chain(
             batch, noise, self.previous, field=self.field
         )[:, 0]
@@ -63,6 +62,7 @@ def record(
     task: str | None = None,
     plain: bool = False,
     device: Device = "cpu",
+    trust: bool = False,
 ) -> None:
     """Record a video: the robot, and over it each action's flow from noise to action.
 
@@ -83,6 +83,8 @@ def record(
         task: Refuse the checkpoint unless it belongs to this task.
         plain: Only the robot, without the flow drawn over it.
         device: Where the policy runs.
+        trust: Import what the run names beside this package: the environment's package, an
+            algorithm, a behaviour.
 
     Raises:
         RenderingError: When there is no OpenGL, or ffmpeg cannot write; an older video stays.
@@ -95,10 +97,9 @@ def record(
         raise ConfigurationError(f"--out {out}: use a name ending in {', '.join(FORMATS)}")
     if not out.parent.is_dir():
         raise ConfigurationError(f"--out {out}: the folder does not exist, create it")
-    backend = choose_backend()  # before the simulator is loaded
-    agent = open_agent(run_folder, task, device)
+    agent = open_agent(run_folder, task, device, trust)
     task = str(agent.spec.task)
-    env = make_outer(task, agent.spec.source, render_mode="rgb_array")
+    env = make_robot(task, agent.spec.source, render_mode="rgb_array")
     prepare_scene(env, *SIZE)
     policy = agent.behavior_policy() if behavior else agent.outer_policy()
     player = ChainPlayer(agent, policy.field, seed)
@@ -111,8 +112,7 @@ def record(
         )
     finally:
         env.close()
-    fps = env.metadata["render_fps"]
-    print(f"{out}: {played} steps, return {total:.0f}, {fps} frames/s ({backend})")
+    print(f"{out}: {played} steps, return {total:.0f}, {frame_rate(env)} frames/s")
 
 
 def write_video(
@@ -127,7 +127,7 @@ def write_video(
     observation, _ = env.reset(seed=seed)
     total, steps, over = 0.0, 0, False
     writer = imageio.get_writer(
-        path, fps=env.metadata["render_fps"], codec="libx264", quality=8, macro_block_size=16
+        path, fps=frame_rate(env), codec="libx264", quality=8, macro_block_size=16
     )
     try:
         with tqdm(total=length, desc="recording") as bar:
@@ -137,7 +137,7 @@ def write_video(
                 if overlay is not None:
                     frame = overlay.draw(frame, points, f"step {steps}  return {total:.0f}")
                 writer.append_data(frame)
-                action = np.clip(points[-1], -1, 1)
+                action = player.agent.robot.to_robot(np.clip(points[-1], -1, 1))
                 observation, reward, terminated, truncated, _ = env.step(action)
                 total, steps, over = total + float(reward), steps + 1, terminated or truncated
                 bar.update()
@@ -148,6 +148,11 @@ def write_video(
     if not is_whole(path, steps):
         raise RenderingError(broken)
     return steps, total
+
+
+def frame_rate(env: Any) -> int:
+    """Frames per second at which the robot moves in real time; 30 where it does not tell."""
+    return int(env.metadata.get("render_fps", 30))
 
 
 def is_whole(path: Path, frames: int) -> bool:

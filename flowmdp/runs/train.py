@@ -17,8 +17,9 @@ from tqdm import tqdm
 from flowmdp.agents import load_agent
 from flowmdp.agents.core.acting import OuterPolicy
 from flowmdp.agents.core.algorithm import FlowAlgorithm
+from flowmdp.agents.evaluation import evaluate
 from flowmdp.env import FlowMDPEnv
-from flowmdp.envs.robots.outer import make_outer
+from flowmdp.envs.robots.outer import make_robot
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.files import read_json, remove_unfinished, write_json
@@ -27,7 +28,10 @@ from flowmdp.runs.config import (
     Device,
     check_config,
     check_data,
+    check_trust,
     fingerprint,
+    get_algorithm,
+    imports,
     jsonable,
     make_agent,
     make_config,
@@ -36,7 +40,6 @@ from flowmdp.runs.config import (
     versions,
 )
 from flowmdp.runs.curves import draw_run
-from flowmdp.runs.evaluate import evaluate
 from flowmdp.runs.folder import RunFolder, free_folder
 from flowmdp.runs.interrupt import Interruptible, Stopped
 from flowmdp.runs.log import ProgressFile, make_logger
@@ -48,7 +51,10 @@ LOG_INTERVAL = 100
 """Gradient steps between two lines of progress.csv."""
 DURING, AFTER = 1_000_000, 2_000_000
 """First episode seeds of evaluations during and after training, away from those of the data."""
-DECIDING = ("algorithm", "task", "source", "dataset_id", "seed", "steps", "quick", "flow", "config")
+DECIDING = (
+    *("algorithm", "task", "source", "dataset_id", "behavior_from", "seed", "steps", "quick"),
+    *("flow", "config"),
+)
 """What decides a run's outcome, in config.json and in result.json."""
 CLOCKS = {"updates": 0, "update_seconds": 0.0, "seconds": 0.0}
 """What `history.json` counts, beside the evaluations."""
@@ -75,6 +81,7 @@ def train(*, out: Path | None = None, verbose: bool = False, **options: Any) -> 
       flowmdp train df-div hopper-medium --quick
       flowmdp train df-dir hopper-medium --seed 1 --out runs/my-run
       flowmdp train df-div hopper-medium --dataset zoo/hopper/medium-v0
+      flowmdp train df-div --env Pendulum-v1 --dataset me/pendulum-v0
       flowmdp train df-div hopper-medium --rho 0.3 --batch-size 512
       flowmdp train df-div hopper-medium --paper
       flowmdp train --resume runs/my-run
@@ -87,7 +94,7 @@ def train(*, out: Path | None = None, verbose: bool = False, **options: Any) -> 
     """
     start = time.perf_counter()
     config = make_config(**options)
-    default = Path("runs") / config["task"] / f"{config['algorithm']}-seed{config['seed']}"
+    default = default_folder(config)
     RunFolder(out or free_folder(default)).check_free()
     data = make_data(config)
     config["fingerprint"] = fingerprint(data)
@@ -100,7 +107,12 @@ def train(*, out: Path | None = None, verbose: bool = False, **options: Any) -> 
 
 
 def resume(
-    *, resume: Path, steps: int | None = None, device: Device = "auto", verbose: bool = False
+    *,
+    resume: Path,
+    steps: int | None = None,
+    device: Device = "auto",
+    trust: bool = False,
+    verbose: bool = False,
 ) -> None:
     """Continue a run; only its goal and its device may change.
 
@@ -108,10 +120,13 @@ def resume(
         resume: Its folder.
         steps: A goal that is not below the run's own.
         device: auto keeps the run's.
+        trust: Import what the run names beside this package: the environment's package, an
+            algorithm, a behaviour.
         verbose: Print the logged numbers as tables too.
     """
     start = time.perf_counter()
-    folder, _ = RunFolder.open(resume)
+    folder, config = RunFolder.open(resume)
+    check_trust(folder.path, imports(config), trust)
     with folder.locked():
         remove_unfinished(folder.path)
         folder, config = RunFolder.open(resume, WholeConfig)  # now that nobody else writes it
@@ -132,6 +147,12 @@ def resume(
             _work(run, data, verbose)
 
 
+def default_folder(config: dict[str, Any]) -> Path:
+    """Where a run goes when nobody says where."""
+    names = [str(config[name]).rpartition(":")[2] for name in ("task", "algorithm")]
+    return Path("runs") / names[0].replace("/", "-") / f"{names[1]}-seed{config['seed']}"
+
+
 def saved_agent(folder: RunFolder, config: dict[str, Any], env: FlowMDPEnv) -> FlowAlgorithm[Any]:
     """The agent of a run's checkpoint, or a new one where there is none yet.
 
@@ -142,12 +163,16 @@ def saved_agent(folder: RunFolder, config: dict[str, Any], env: FlowMDPEnv) -> F
     if not folder.checkpoint.exists():
         print(f"no checkpoint in {folder.path} yet: the run starts anew", file=sys.stderr)
         return make_agent(config, env)
-    agent: FlowAlgorithm[Any] = load_agent(folder.checkpoint, env=env, device=config["device"])
-    for name, there in (("algorithm", agent.name), ("seed", agent.seed)):
-        if there != config[name]:
+    algorithm = get_algorithm(config["algorithm"])
+    agent: FlowAlgorithm[Any] = load_agent(
+        folder.checkpoint, env=env, device=config["device"], behavior=config.get("behavior_from")
+    )
+    expected = {"algorithm": algorithm.name, "seed": config["seed"]}
+    for name, value in expected.items():
+        if (there := getattr(agent, name.replace("algorithm", "name"))) != value:
             raise CheckpointError(
                 f"{folder.checkpoint} is of another run, with {name} {there} instead of "
-                f"{config[name]}: put this run's checkpoint back, or start a new run"
+                f"{value}: put this run's checkpoint back, or start a new run"
             )
     for name, value in jsonable(agent.config).items():
         if (asked := config["config"].get(name)) != value:
@@ -164,7 +189,8 @@ def _work(run: _Run, data: TransitionDataset, verbose: bool) -> None:
         run.learn(verbose)
         run.conclude(data)
     except KeyboardInterrupt as stop:
-        command = f"flowmdp train --resume {shlex.quote(str(run.folder.path))}"
+        trust = " --trust" * bool(imports(run.config))
+        command = f"flowmdp train --resume {shlex.quote(str(run.folder.path))}{trust}"
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         raise Stopped(number, f"continue with: {command}") from None
 
@@ -180,7 +206,7 @@ class _Run:
         self._remember()
         agent.means.restore(self.history["log"])
         self.start = start - self.history["seconds"]
-        self.make_robot = partial(make_outer, config["task"], config["source"])
+        self.make_robot = partial(make_robot, config["task"], config["source"])
 
     def _history(self) -> dict[str, Any]:
         """Evaluations and clocks so far, as far as the checkpoint has come.
@@ -302,7 +328,7 @@ class _Run:
         recorded = {"episodes": len(returns), **summarize(task, returns)}
         clock = history["update_seconds"]
         result = {
-            **{name: config[name] for name in DECIDING},
+            **{name: config.get(name) for name in DECIDING},
             **outcome,
             **summarize_evaluations(task, history["evaluations"]),
             "behavior": behavior,

@@ -22,10 +22,10 @@ from stable_baselines3.common.monitor import Monitor
 import flowmdp
 from flowmdp.agents import ALGORITHMS, IFQL, IQL, DFDir, DFDiv, FlowBC, load_agent
 from flowmdp.agents.core.algorithm import FlowAlgorithm
+from flowmdp.agents.evaluation import evaluate
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import CheckpointError, ConfigurationError, DatasetError
 from flowmdp.runs.config import get_algorithm
-from flowmdp.runs.evaluate import evaluate
 from tests.mdp.toys import PointRobot, toy_dataset
 
 TINY: dict[str, Any] = {

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from flowmdp import cli
 from flowmdp.agents import DFDiv
 from flowmdp.agents.core.algorithm import FlowAlgorithm
+from flowmdp.agents.evaluation import AT_ONCE, EvaluationResult, evaluate
 from flowmdp.cli import main
 from flowmdp.envs.data import load_dataset
 from flowmdp.errors import ConfigurationError, DatasetError
 from flowmdp.files import TEMPORARY
 from flowmdp.runs import play, train
 from flowmdp.runs.config import check_data, fingerprint
-from flowmdp.runs.evaluate import AT_ONCE, EvaluationResult, evaluate
 from flowmdp.runs.folder import RunFolder, free_folder
 from tests.runs.tiny_run import tiny_run
 

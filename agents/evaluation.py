@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from flowmdp.arguments import check_integers
+from flowmdp.robot import RobotInterface
 
 AT_ONCE = 64
 """Robots that are open at once."""
@@ -52,8 +53,8 @@ def evaluate(
     together: the noise of an episode beyond the first `AT_ONCE` depends on how the others went.
 
     Args:
-        policy: Acts on outer observations of shape (n, observation_dim).
-        make_env: Makes the outer environment.
+        policy: Acts on flat observations, shape (n, observation_dim), in the robot's units.
+        make_env: Makes the robot; see `flowmdp.robot` for how its observations are flattened.
         episodes: How many.
         seed: First seed.
         deterministic: Passed to the policy.
@@ -65,7 +66,9 @@ def evaluate(
     check_integers(1, episodes=episodes)
     check_integers(0, seed=seed)
     envs = [make_env() for _ in range(min(episodes, AT_ONCE))]
-    observations = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
+    robot = RobotInterface(envs[0].observation_space, envs[0].action_space)
+    flatten = robot.flatten
+    observations = np.stack([flatten(env.reset(seed=seed + i)[0]) for i, env in enumerate(envs)])
     playing: dict[int, int] = {i: i for i in range(len(envs))}  # robot -> its episode
     returns, lengths = [0.0] * len(envs), [0] * len(envs)
     starts, state = np.ones(len(envs), np.bool_), None
@@ -74,7 +77,8 @@ def evaluate(
             actions, state = policy.predict(observations, state, starts, deterministic)
             starts[:] = False
             for i, episode in list(playing.items()):
-                observations[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
+                observed, reward, terminated, truncated, _ = envs[i].step(actions[i])
+                observations[i] = flatten(observed)
                 returns[episode] += float(reward)
                 lengths[episode] += 1
                 if not (terminated or truncated):
@@ -84,7 +88,7 @@ def evaluate(
                     del playing[i]
                     continue
                 playing[i], starts[i] = len(returns), True
-                observations[i], _ = envs[i].reset(seed=seed + len(returns))
+                observations[i] = flatten(envs[i].reset(seed=seed + len(returns))[0])
                 returns.append(0.0)
                 lengths.append(0)
     for env in envs:
