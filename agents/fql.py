@@ -86,7 +86,7 @@ class FQL(FlowAlgorithm[FQLConfig], name="fql"):
         """The teacher, the critic, and the policy's optimiser."""
         clone, self.critic_part = Clone(self), ReturnCritic(self)
         self.parts, self.critic = (clone, self.critic_part), self.critic_part.critic
-        self.teacher = SampledField(clone.average)
+        self.teacher = SampledField(clone.average, self.sampling_steps)
         self.policy_optimizer = self.policy_descent()
 
     def behavior_field(self) -> nn.Module:

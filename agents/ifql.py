@@ -54,6 +54,7 @@ class BestOfField(SampledField):
         observation_dim: Width of the observation with which a context begins.
         shifts: Of the noises, shape (samples, action_dim); see `shifted_noises`.
         noise_scale: Standard deviation of x_0.
+        flow_steps: Euler steps of a sample.
     """
 
     shifts: Tensor
@@ -65,8 +66,9 @@ class BestOfField(SampledField):
         observation_dim: int,
         shifts: Tensor,
         noise_scale: float,
+        flow_steps: int,
     ) -> None:
-        super().__init__(flow)
+        super().__init__(flow, flow_steps)
         self._critic = (critic,)  # in a tuple, as the flow
         self.observation_dim, self.noise_scale = observation_dim, noise_scale
         self.register_buffer("shifts", shifts)
@@ -79,7 +81,8 @@ class BestOfField(SampledField):
         candidates = super().actions(contexts, noises)
         values = self._critic[0].values(contexts[:, : self.observation_dim], candidates)
         best = values.unflatten(0, (-1, samples)).argmax(1)
-        chosen: Tensor = candidates.unflatten(0, (-1, samples))[torch.arange(len(x_0)), best]
+        rows = torch.arange(x_0.shape[0], device=x_0.device)
+        chosen: Tensor = candidates.unflatten(0, (-1, samples))[rows, best]
         return chosen
 
 
@@ -119,7 +122,12 @@ class IFQL(FlowAlgorithm[IFQLConfig], name="ifql"):
         self.flow = clone.average
         spec, shifts = self.spec, self.shifts()
         self.policy.ema = BestOfField(
-            self.flow, self.critic, spec.observation_dim, shifts, spec.noise_scale
+            self.flow,
+            self.critic,
+            spec.observation_dim,
+            shifts,
+            spec.noise_scale,
+            self.sampling_steps,
         ).to(self.device)
 
     def shifts(self) -> Tensor:
@@ -138,7 +146,7 @@ class IFQL(FlowAlgorithm[IFQLConfig], name="ifql"):
 
     def behavior_field(self) -> nn.Module:
         """The flow that is sampled, one sample per state."""
-        return SampledField(self.flow)
+        return SampledField(self.flow, self.sampling_steps)
 
     def update(self) -> Info:
         """One step of the critic."""

@@ -133,6 +133,10 @@ class RQL(FlowAlgorithm[RQLConfig], name="rql"):
     default_steps = 6_000
     environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
 
+    def make_field(self) -> nn.Module:
+        """The policy, which starts as the behaviour flow."""
+        return self.starting_field()
+
     def build(self) -> None:
         """The clone, the data's critic, V and its target, and the policy's optimiser."""
         spec, config = self.spec, self.config
@@ -149,8 +153,7 @@ class RQL(FlowAlgorithm[RQLConfig], name="rql"):
 
     def prepare(self) -> None:
         """Start the policy as a copy of the behaviour flow."""
-        for module in (self.policy.field, self.policy.ema):
-            module.load_state_dict(self.behavior.state_dict())
+        self.start_from_behavior(self.behavior)
 
     def behavior_field(self) -> nn.Module:
         """The behaviour flow u_v."""

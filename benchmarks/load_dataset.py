@@ -9,7 +9,6 @@ arrays: 1.0 s), peak memory 1.01 times the arrays.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tempfile
 import time
@@ -26,6 +25,7 @@ from flowmdp.envs.data.sources.build import write_dataset
 from flowmdp.envs.data.sources.collect import Episode
 from flowmdp.envs.data.store import dataset_lock
 from flowmdp.envs.robots.outer import make_outer
+from flowmdp.transitions import WIDTHS
 
 ID, TASK = "benchmark/million-v0", "hopper-medium"
 
@@ -65,7 +65,7 @@ def main(config: Config) -> dict[str, float]:
         start = time.perf_counter()
         deque(minari.load_dataset(ID).iterate_episodes(), maxlen=0)
         theirs = time.perf_counter() - start
-        arrays = sum(getattr(data, field.name).nbytes for field in dataclasses.fields(data)[1:])
+        arrays = sum(getattr(data, name).nbytes for name in WIDTHS)
         steps = len(data)
         del data
         tracemalloc.start()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
+from functools import cache
 from math import sqrt
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from flowmdp.behavior import OwnBehavior, as_behavior
 from flowmdp.errors import ActionError, ConfigurationError
 from flowmdp.mdp.divergences import DIVERGENCES, squared
 from flowmdp.mdp.spec import FlowSettings, FlowSpec
@@ -137,6 +141,9 @@ class FlowBase:
     def _model(self, name: str, model: Any, zeros: tuple[Float, ...], shape: Any) -> Any:
         """The model if it is needed; asked once, so that one that does not fit shows at once."""
         needed = name in self.settings.models
+        if isinstance(model, OwnBehavior):
+            model.check(*(part.shape[1] for part in zeros[:2]))
+            model.check_steps(self.settings.flow_steps)
         if model is None and needed:
             raise ConfigurationError(
                 f"this reward or action mode needs a {name}: pass {name}=, or a checkpoint that "
@@ -144,6 +151,7 @@ class FlowBase:
             )
         if model is None:
             return None
+        _spare_children()
         widths = [part.shape[1] for part in zeros]
         sizes = f"observations of {widths[0]} and actions of {widths[1]} dimensions"
         try:
@@ -209,6 +217,30 @@ class FlowBase:
                 x_next, x_t, velocity, flow_steps, settings.noise_std
             )
         return x_next, terms
+
+
+@cache
+def _spare_children() -> None:
+    """Have forked processes run torch on one thread.
+
+    They cannot use the threads that torch started before the fork: OpenMP waits for them forever.
+    """
+
+    def one_thread() -> None:
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(1)
+
+    os.register_at_fork(after_in_child=one_thread)
+
+
+def own_steps(
+    behavior: Behavior | None, settings: dict[str, Any]
+) -> tuple[OwnBehavior | None, dict[str, Any]]:
+    """The behaviour, wrapped, and the settings with its own flow steps where none are given."""
+    if behavior is None:
+        return None, settings
+    own = as_behavior(behavior)
+    return own, settings if own.flow_steps is None else {"flow_steps": own.flow_steps, **settings}
 
 
 def as_flow_action(action: Any, shape: tuple[int, ...]) -> Float:

@@ -10,8 +10,16 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from flowmdp.base import Behavior, Critic, Float, FlowBase, Recording, as_flow_action
-from flowmdp.errors import ResetNeededError
+from flowmdp.base import (
+    Behavior,
+    Critic,
+    Float,
+    FlowBase,
+    Recording,
+    as_flow_action,
+    own_steps,
+)
+from flowmdp.errors import ResetNeededError, RobotError
 from flowmdp.mdp.spec import FlowSettings
 from flowmdp.mdp.transition import flow_step, flow_time
 
@@ -103,7 +111,8 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     |---------------------------|-------------|---------------------------------------------------|
     | `outer`                   | None        | robot environment, needed for `states="env"`; its |
     |                           |             | spaces are flattened and scaled: `flowmdp.robot`  |
-    | `flow_steps`              | 10          | flow steps per outer action, at least 1 [ours]    |
+    | `flow_steps`              | 10          | flow steps per outer action, at least 1 [ours];   |
+    |                           |             | those of `behavior` where it states some          |
     | `reward`                  | `"return"`  | "return", "direction", "divergence" or "data"     |
     | `states`                  | `"env"`     | "env": live robot; "dataset": recorded states,    |
     |                           |             | one chain per episode, no simulator               |
@@ -111,7 +120,8 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     |                           |             | one when it is first needed                       |
     | `critic`                  | None        | Q(s, a) on batches: "direction", "divergence"     |
     | `behavior`                | None        | u_v(s, x_t, t) on batches: "divergence" and       |
-    |                           |             | `action_mode="residual"`                          |
+    |                           |             | `action_mode="residual"`; any callable or torch   |
+    |                           |             | module: `flowmdp.behavior.as_behavior`            |
     | `rho`                     | 1.0         | weight of the divergence, in the critic's units   |
     | `divergence`              | `"squared"` | "squared", "smooth_norm", "cosine", "gaussian_kl" |
     | `velocity_scale`          | None        | velocity of an action of 1; None is 6.5, and 1 in |
@@ -124,8 +134,9 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     | `task`, `source`          | None        | where outer and dataset came from, for the record |
 
     Raises `ConfigurationError` for arguments out of range or models that do not fit, `ActionError`
-    for an action of wrong shape, dtype or not finite, `ResetNeededError` for a step before a reset
-    or after an episode's end. All are `flowmdp.errors.FlowMDPError`.
+    for an action of wrong shape, dtype or not finite, `ResetNeededError` for a step before a reset,
+    after an episode's end, or after the robot raised an error, `RobotError` where the robot gives
+    numbers that are not finite. All are `flowmdp.errors.FlowMDPError`.
 
     ## Version History
     * v0: first release.
@@ -144,6 +155,7 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         source: str | None = None,
         **settings: Any,
     ) -> None:
+        behavior, settings = own_steps(behavior, settings)
         arguments = FlowSettings.of(settings)
         super().__init__(arguments, outer, dataset, critic, behavior, task, source)
         spec, action_dim = self.flow_spec, self.flow_spec.action_dim
@@ -185,8 +197,10 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
             if seed is not None or not self._outer_seeded:
                 outer_seed = int(self.np_random.integers(2**31))
                 self._outer_seeded = True
+            self._running = False
             state, info["outer_info"] = self.outer.reset(seed=outer_seed, options=options or None)
             self._set_state(state)
+            self._check_robot("reset")
         elif state is not None:
             self._set_state(state)
         else:
@@ -263,6 +277,20 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
             self._frame[spec.previous_action] = previous
             self._frame[-1] = 1.0
 
+    def _check_robot(self, call: str, reward: float = 0.0) -> None:
+        """Raise RobotError for a state or reward that is not finite; once per chain."""
+        state = self._frame[self.flow_spec.state]
+        if math.isfinite(reward) and np.isfinite(state).all():
+            return
+        assert self.outer is not None
+        spec = self.outer.spec
+        what = "observation" if math.isfinite(reward) else "reward"
+        raise RobotError(
+            f"{call} of the robot {spec.id if spec else self.outer.unwrapped} gave the {what} "
+            f"{reward if what == 'reward' else state}, which is not finite: mend the robot, or end "
+            "its episode before that; then call reset()"
+        )
+
     def _start_chain(self, noise: Float | None = None) -> None:
         if noise is None:
             noise = self.np_random.standard_normal(self._shape, np.float32)
@@ -323,11 +351,13 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
             self._running = False
             return self._observe(), reward, True, False, info
         assert self.outer is not None
+        self._running = False  # if the robot raises, only a reset mends the episode
         state, outer_reward, terminated, truncated, outer_info = self.outer.step(executed.copy())
         if self.settings.reward == "return":
             reward = info["reward_return"] = float(outer_reward)
         info |= {"outer_reward": float(outer_reward), "outer_info": outer_info}
-        self._running = not (terminated or truncated)
         self._set_state(state, executed)
+        self._check_robot("step", float(outer_reward))
+        self._running = not (terminated or truncated)
         self._start_chain()
         return self._observe(), reward, bool(terminated), bool(truncated), info

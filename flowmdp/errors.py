@@ -35,5 +35,9 @@ class ResetNeededError(FlowMDPError, ResetNeeded):
     """A flow environment was stepped before its first reset or after its episode's end."""
 
 
+class RobotError(FlowMDPError):
+    """The robot's environment answered with numbers that are not finite, or cannot be made."""
+
+
 class RenderingError(FlowMDPError):
     """No working OpenGL backend was found."""

@@ -10,19 +10,25 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from flowmdp.errors import CheckpointError
+from pydantic import BaseModel
+
+from flowmdp.errors import CheckpointError, ConfigurationError, FlowMDPError
+from flowmdp.schemas import fault
+
+TEMPORARY = ".flowmdp-"
+"""How the names of unfinished files begin."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_json(path: Path, *schemas: type[BaseModel]) -> dict[str, Any]:
+    """A JSON object from a file, of some schemas.
 
     Raises:
         CheckpointError: When the file is absent or holds something else.
     """
     try:
-        return _object(path.read_text(encoding="utf-8"))
+        value = _object(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} does not exist: the run has not come that far; finish it with "
@@ -30,11 +36,27 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}): restore it or train again") from error
+    for schema in schemas:
+        if wrong := fault(schema, value):
+            raise CheckpointError(
+                f"{path} is not as `flowmdp train` wrote it ({wrong}): restore it or train again"
+            )
+    return value
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object; the old file stays until the new one is whole."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    """Write a JSON object; the old file stays until the new one is whole.
+
+    Raises:
+        FlowMDPError: For NaN or infinity.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise FlowMDPError(
+            f"{path} is not written, since a number is not finite ({error}): look for it in the "
+            "data, the robot's rewards or the training"
+        ) from error
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -50,7 +72,7 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> Any:
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder, create it", str(path.parent))
     with naming(path):
-        handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -58,7 +80,8 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> Any:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644 & ~_umask())
-        os.replace(temporary, path)
+        with naming(path):
+            os.replace(temporary, path)
         return written
     finally:
         temporary.unlink(missing_ok=True)
@@ -82,10 +105,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _object(text: str | bytes) -> dict[str, Any]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"it holds {constant}, which is no number")
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -112,6 +142,26 @@ def put_line(path: Path, row: dict[str, Any], key: Callable[[dict[str, Any]], An
         write_lines(path, (rows[one] for one in sorted(rows)))
     finally:
         os.close(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Check that files can be put into a folder, which need not exist; leaves nothing behind.
+
+    Raises:
+        ConfigurationError: When it, or a folder above it, is a file.
+        OSError: When it cannot be written.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigurationError(f"{there} is a file: choose another folder")
+    with naming(folder), tempfile.TemporaryFile(dir=there):
+        pass
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder that nobody else writes to."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class LatentNoiseEnv(gym.Env[Float, Float]):
     def __init__(self, flow: FlowMDPEnv, noise_bound: float = NOISE_BOUND) -> None:
         if flow.settings.action_mode != "residual":
             raise ConfigurationError("decision='noise' needs action_mode='residual': a frozen flow")
-        check_numbers("(0, inf)", noise_bound=noise_bound)
+        check_numbers("(0, 1e9]", noise_bound=noise_bound)
         self.flow, self.noise_bound = flow, noise_bound
         self.metadata, self.render_mode = flow.metadata, flow.render_mode
         spec = flow.flow_spec

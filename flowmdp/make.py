@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowmdp.arguments import check_choice
+from flowmdp.base import own_steps
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.latent_noise import NOISE_BOUND, LatentNoiseEnv
@@ -51,7 +52,7 @@ def make_flow_env(
             that need them; None takes the ones that ship for the task, where there are any.
         dataset_id: Minari id of another dataset with the task's robot.
         critic: One of your own in place of the checkpoint's; see `FlowMDPEnv`.
-        behavior: The same for the behaviour flow.
+        behavior: The same for the behaviour flow; see `flowmdp.behavior`.
         render_mode: The outer environment's: "rgb_array", "human" ...; only for `states="env"`.
         **settings: The other arguments of `FlowMDPEnv`: reward, flow_steps, noise_scale, rho ...
 
@@ -75,6 +76,7 @@ def make_flow_env(
                 "decision='noise' draws no noise that noise_scale could scale: use noise_bound"
             )
         settings.setdefault("action_mode", "residual")
+    behavior, settings = own_steps(behavior, settings)
     needed = FlowSettings.of({"states": states, **settings}).models
     own = {"critic": critic, "behavior": behavior}
     parts = _parts(task, source, checkpoint, dataset_id, needed, own)

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from flowmdp.arguments import AtLeast, check_choice
-from flowmdp.base import Behavior, Critic, FlowBase, Recording, as_flow_action
+from flowmdp.base import Behavior, Critic, FlowBase, Recording, as_flow_action, own_steps
 from flowmdp.errors import ActionError, ConfigurationError, ResetNeededError
 from flowmdp.mdp.spec import FlowSettings
 
@@ -76,6 +76,7 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         **settings: Any,
     ) -> None:
         AtLeast(1, 1_000_000).check("num_envs", num_envs)
+        behavior, settings = own_steps(behavior, settings)
         super().__init__(vector_settings(settings), None, dataset, critic, behavior, task, source)
         spec, action_dim = self.flow_spec, self.flow_spec.action_dim
         self.num_envs = num_envs

@@ -43,11 +43,14 @@ from flowmdp.agents.core.inputs import (
 )
 from flowmdp.agents.core.means import Means
 from flowmdp.agents.core.networks import Descent, Info, VelocityField
+from flowmdp.agents.core.one_step import SAMPLING_STEPS
+from flowmdp.agents.core.own_behavior import OwnField, ResidualField, check_recorded
 from flowmdp.agents.core.parts import Part
 from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.agents.core.precision import autocast, choose_precision, matmul_precision
 from flowmdp.agents.core.randomness import check_seed, concrete, seeded
 from flowmdp.arguments import check_integers, check_numbers
+from flowmdp.behavior import as_behavior
 from flowmdp.errors import CheckpointError, ConfigurationError, TrainingDivergedError
 from flowmdp.mdp.solver import integrate
 from flowmdp.mdp.spec import FlowSpec
@@ -77,6 +80,9 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             with the settings `environment`).
         config: All hyper-parameters; None takes the defaults.
         dataset: Transitions to learn from; None takes the environment's.
+        behavior: A flow policy of your own in the place of the cloned behaviour, see
+            `flowmdp.behavior.as_behavior`: nothing is cloned, and a policy that would start as a
+            copy of the clone learns what to add to it. Checkpoints name it, and do not hold it.
         policy_kwargs: SB3's way to say `net_arch`, or any other hyper-parameter.
         tensorboard_log: Folder for TensorBoard files.
         verbose: 1 prints the log to the terminal.
@@ -148,6 +154,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         config: Config | None = None,
         *,
         dataset: TransitionDataset | None = None,
+        behavior: Any = None,
         policy_kwargs: dict[str, Any] | None = None,
         tensorboard_log: str | None = None,
         verbose: int = 0,
@@ -170,6 +177,11 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         named = {**(policy_kwargs or {}), **hyperparameters}
         self.config: Config = self.config_class.of(named, config)
         check_device(device)
+        self.own_behavior = None if behavior is None else as_behavior(behavior)
+        if behavior is not None and "behavior_steps" not in self.config_class.names():
+            raise ConfigurationError(
+                f"{type(self).__name__} has no behaviour flow to replace: leave behavior out"
+            )
         if isinstance(env, str):
             env = gym.make(env, **(self._settings() if "FlowMDP-" in env else {}))
         if env is not None or _init_setup_model:
@@ -198,11 +210,11 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         if _init_setup_model:
             self._setup_model()
 
-    @classmethod
-    def _settings(cls) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         """Of an environment that is made from its id."""
-        steps = {} if cls.only_flow_steps is None else {"flow_steps": cls.only_flow_steps}
-        return {**cls.environment, **steps}
+        own = self.own_behavior and self.own_behavior.flow_steps
+        steps = self.only_flow_steps or own
+        return {**self.environment, **({"flow_steps": steps} if steps else {})}
 
     def _checked(self, env: Any) -> tuple[VecEnv, FlowSpec]:
         """The environment as a VecEnv, and its specification."""
@@ -218,6 +230,10 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
                 f"{self.spec.flow_steps}: make the environment with flow_steps="
                 f"{self.only_flow_steps} (--flow-steps {self.only_flow_steps})"
             )
+        if self.own_behavior is not None:
+            self.own_behavior.check(self.spec.observation_dim, self.spec.action_dim)
+            if self.only_flow_steps is None:
+                self.own_behavior.check_steps(self.spec.flow_steps)
         self.generator = torch.Generator(self.device)
         self.act_generator = torch.Generator(self.device)
         self._graphs: CudaGraphs | None = None
@@ -240,11 +256,24 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             ).to(self.device)
             self.saved.modules["policy"] = self.policy
             self.build()
-        self.policy.origin = {"algorithm": self.name, "config": dataclasses.asdict(self.config)}
+        self.policy.origin = {
+            "algorithm": self.name,
+            "config": dataclasses.asdict(self.config),
+            "behavior": self._behavior_record(),
+        }
         self.policy.borrowed = {
-            name: self.saved.modules[name] for name in self.acts_with if name != "policy"
+            name: self.saved.modules[name]
+            for name in self.acts_with
+            if name != "policy" and name in self.saved.modules
         }
         self.set_random_seed(self.seed)
+
+    def _behavior_record(self) -> dict[str, Any] | None:
+        """What a checkpoint keeps of a behaviour of the user's own."""
+        if self.own_behavior is None:
+            return None
+        widths = self.spec.observation_dim, self.spec.action_dim
+        return {"name": self.own_behavior.name, "probe": self.own_behavior.probe(*widths)}
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed batches, noise, the action space and the environment's next reset.
@@ -336,8 +365,13 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
                 f"the agent is of another environment: {difference}; make it with the settings "
                 "agent.spec names, or make a new agent"
             )
+        robot = _robot(env, spec)
+        if difference := self.robot.difference(robot):
+            raise ConfigurationError(
+                f"the robot has {difference} as the agent's has: wrap it as that was wrapped"
+            )
         self.env, self.n_envs, self._last_obs = env, env.num_envs, None
-        self.robot, self._vec_normalize_env = _robot(env, spec), unwrap_vec_normalize(env)
+        self.robot, self._vec_normalize_env = robot, unwrap_vec_normalize(env)
         self._dataset, self._data = self._given, None
         if not (self.pretrain_updates or self._n_updates or self.prepared):
             self.policy.normalizer.fitted.fill_(False)
@@ -384,6 +418,22 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         field = VelocityField(*widths, arch, include_time=self.spec.include_time)
         return field.to(self.device)
 
+    def starting_field(self) -> nn.Module:
+        """A new field for a policy that `start_from_behavior` makes its start."""
+        field, own = self.velocity_field(), self.own_behavior
+        return field if own is None else ResidualField(OwnField(self, own), field)
+
+    def start_from_behavior(self, behavior: nn.Module) -> None:
+        """Make the policy a copy of its behaviour flow; it is that already around an own one."""
+        if self.own_behavior is None:
+            for module in (self.policy.field, self.policy.ema):
+                module.load_state_dict(behavior.state_dict())
+
+    @property
+    def sampling_steps(self) -> int:
+        """Euler steps of a behaviour flow that is played as one step."""
+        return (self.own_behavior and self.own_behavior.flow_steps) or SAMPLING_STEPS
+
     def descent(self, name: str, module: nn.Module, learning_rate: float) -> Descent:
         """An optimiser for networks beside the policy, registered under a name."""
         return self._registered(name, Descent(module, learning_rate, 10.0))
@@ -421,7 +471,8 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             phase: Names it, and everything of the host on which it depends.
         """
         with matmul_precision(self.precision), within_memory():
-            if self.device.type != "cuda" or not self.config.cuda_graphs:
+            graphs = self.config.cuda_graphs and self.own_behavior is None
+            if self.device.type != "cuda" or not graphs:
                 return update()
             if self._graphs is None:
                 self._graphs = CudaGraphs(self.saved.generators.values())
@@ -837,6 +888,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             "spec": dataclasses.asdict(self.spec),
             "robot": self.robot.to_json(),
             "config": dataclasses.asdict(self.config),
+            "behavior": self._behavior_record(),
             "seed": self.seed,
             "reward_scale": self._reward_scale,
             "counters": self.saved.counts(),
@@ -850,6 +902,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         env: Any = None,
         device: torch.device | str = "auto",
         dataset: TransitionDataset | None = None,
+        behavior: Any = None,
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
@@ -865,6 +918,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             env: The flow environment, needed to learn on unless `dataset` is given.
             device: "auto", "cpu" or "cuda".
             dataset: Transitions to learn from; None takes the environment's.
+            behavior: The flow policy of your own around which the agent was trained.
             custom_objects: Hyper-parameters by name, as below; nothing else can be replaced, since
                 nothing is unpickled.
             print_system_info: Print the versions of this system, as SB3 does.
@@ -904,6 +958,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             env,
             cls.config_class.of(hyperparameters, config),
             dataset=dataset,
+            behavior=behavior,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             seed=stored_seed if seed is None else seed,
@@ -926,18 +981,24 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
     def _take_spec(self, manifest: dict[str, Any]) -> None:
         """Take the file's specification, which must be that of the environment if there is one."""
         spec = FlowSpec(**manifest["spec"])
+        widths = spec.observation_dim, spec.action_dim
+        check_recorded(manifest.get("behavior"), self.own_behavior, *widths)
+        robot = RobotInterface.plain(*widths)
+        if "robot" in manifest:
+            robot = RobotInterface.from_json(manifest["robot"])
         if self.env is None:
-            self.spec, self.n_envs = spec, 1
-            plain = RobotInterface.plain(spec.observation_dim, spec.action_dim)
-            self.robot = (
-                RobotInterface.from_json(manifest["robot"]) if "robot" in manifest else plain
-            )
+            self.spec, self.n_envs, self.robot = spec, 1, robot
             self.observation_space = spec.space()
             self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
         elif difference := spec_difference(spec, self.spec):
             raise CheckpointError(
                 f"the checkpoint is of another environment: {difference}; make it with the "
                 "settings load_agent(FILE).spec names, or train a new agent on this one"
+            )
+        elif difference := robot.difference(self.robot):
+            raise CheckpointError(
+                f"the environment's robot has {difference} as the checkpoint has: wrap it as it "
+                "was wrapped for training"
             )
 
 
@@ -975,6 +1036,11 @@ def _load_policy(
     """See `FlowPolicy.load`."""
     content = checkpoint.read(path)
     cls, manifest = _class_of(content), content.manifest
+    if manifest.get("behavior"):
+        raise CheckpointError(
+            f"{content.name} holds a policy around a behaviour of your own: save the whole agent, "
+            "and load it with behavior="
+        )
     with checkpoint.refusing_damage(content.name):
         config = cls.config_class.of(manifest["config"])
         checkpoint.check_size(config.net_arch, content.tensors)

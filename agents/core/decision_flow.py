@@ -118,6 +118,10 @@ class DecisionFlow(FlowAlgorithm[Shared]):
     }
     """As far as the paper's text was at hand; its own rho and steps were not."""
 
+    def make_field(self) -> nn.Module:
+        """The policy, which starts as the behaviour flow."""
+        return self.starting_field()
+
     def build(self) -> None:
         """Parts, the policy's optimiser, and the anchor."""
         config = self.config
@@ -133,8 +137,7 @@ class DecisionFlow(FlowAlgorithm[Shared]):
     @torch.no_grad()
     def prepare(self) -> None:
         """Start the policy as a copy of the behaviour flow, measure rho or the budget's unit."""
-        for module in (self.policy.field, self.policy.ema):
-            module.load_state_dict(self.behavior.state_dict())
+        self.start_from_behavior(self.behavior)
         if self.config.critic_noise:
             for weight in self.critic.q.weights:
                 weight += self.config.critic_noise * weight.std() * self.noise_like(weight)

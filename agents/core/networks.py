@@ -104,7 +104,7 @@ class VelocityField(nn.Module):
             t: Flow time in [0, 1], a number or shape (batch, 1).
         """
         if not isinstance(t, Tensor):
-            t = x_t.new_full((len(x_t), 1), t)
+            t = torch.full_like(x_t[:, :1], t)  # by shape, not len: torch.export counts on it
         if not self.include_time:
             t = torch.zeros_like(t)
         velocity: Tensor = self.mlp(torch.cat([context, x_t, t], dim=-1)).squeeze(0)
@@ -170,6 +170,10 @@ class Normalizer(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         """Standardise, shape kept."""
         return (observations - self.mean) / self.std
+
+    def inverse(self, standardised: Tensor) -> Tensor:
+        """The observations again."""
+        return standardised * self.std + self.mean
 
 
 def is_constant(values: Tensor, least: float = 0.0) -> Tensor:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 import flowmdp
 from flowmdp.agents.core import checkpoint
@@ -30,6 +31,7 @@ from flowmdp.agents.core.critics import (
 )
 from flowmdp.agents.core.flow_matching import FlowNoise, flow_matching_loss
 from flowmdp.agents.core.networks import Descent, Info, frozen_copy
+from flowmdp.agents.core.own_behavior import OwnField
 from flowmdp.agents.core.randomness import seeded
 from flowmdp.errors import CheckpointError
 from flowmdp.mdp.path import PATHS
@@ -145,6 +147,8 @@ class Part:
 class Clone(Part):
     """The behaviour flow u_v, by conditional flow matching; its moving average is what counts.
 
+    A behaviour of the user's own takes its place; then there is nothing to fit.
+
     Attributes:
         flow: The field that is trained.
         average: Its moving average, u_v.
@@ -156,7 +160,11 @@ class Clone(Part):
 
     def __init__(self, agent: FlowAlgorithm) -> None:
         config: Any = agent.config
-        super().__init__(agent, config.behavior_steps)
+        own = agent.own_behavior
+        super().__init__(agent, 0 if own else config.behavior_steps)
+        if own:
+            self.average: nn.Module = OwnField(agent, own)
+            return
         with self.first_weights():
             self.flow = agent.velocity_field()
         self.average = frozen_copy(self.flow)
@@ -176,7 +184,8 @@ class Clone(Part):
 
     def finish(self) -> None:
         """Forget the weights that were averaged."""
-        self.flow.load_state_dict(self.average.state_dict())
+        if self.agent.own_behavior is None:
+            self.flow.load_state_dict(self.average.state_dict())
 
     def _settings(self) -> dict[str, Any]:
         spec = self.agent.spec

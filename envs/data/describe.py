@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from flowmdp.envs.data.load import as_defined
 from flowmdp.envs.data.reading import read_transitions
@@ -14,7 +14,7 @@ from flowmdp.envs.data.store import read_metadata
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.scores import normalized_score
 from flowmdp.envs.tasks import TASKS, Task, get_task
-from flowmdp.errors import ConfigurationError, UnknownTaskError
+from flowmdp.errors import ConfigurationError, RobotError, UnknownTaskError
 from flowmdp.files import replace_file
 from flowmdp.transitions import TransitionDataset
 
@@ -68,7 +68,7 @@ def open_dataset(
                     dataset, notes = as_defined(row, dataset, metadata, outer)
                 else:
                     notes = [f"its observations are not those of {row.name}"]
-        except UnknownTaskError as error:  # the robot is not installed; the data can be looked at
+        except (UnknownTaskError, RobotError) as error:  # not installed; the data can be looked at
             notes = [f"as recorded: {error}"]
     return dataset, {
         "dataset": dataset.id,
@@ -88,46 +88,64 @@ def describe(dataset: TransitionDataset, row: Task | None = None) -> dict[str, A
     (max - min), with the task's reference scores as min and max. `state_action_coverage` follows
     their SACo, the number of distinct state-action pairs over that of a reference; ours: pairs are
     distinct when they fall into different cells of a grid over the data's range, and the reference
-    is the number of transitions (1: no two transitions share a cell).
+    is the number of transitions (1: no two transitions share a cell). Transitions with NaN or
+    infinite numbers are counted in `not_finite` and left out of all else but the lengths.
     """
     lengths = np.diff(np.append(dataset.episode_starts, len(dataset)))
-    actions = np.abs(dataset.actions)
+    whole = _finite(dataset)
+    actions = dataset.actions[whole]
     returns = dataset.returns_within(row.horizon) if row else dataset.returns
     info: dict[str, Any] = {"return": _distribution(returns)}
     scores = normalized_score(row.name, returns) if row else None
-    if row and scores is not None:
-        info["score"] = _distribution(scores)
+    if row and scores is not None and (score := _distribution(scores)):
+        info["score"] = score
         info["score_reference"] = row.reference_origin
-        info["trajectory_quality"] = float(scores.mean() / 100)
+        info["trajectory_quality"] = score["mean"] / 100
+    if not whole.all():
+        info = {"not_finite": f"{(~whole).sum():,} of {len(whole):,} transitions", **info}
+    if not whole.any():
+        return info | {"length": _distribution(lengths)}
     return info | {
         "length": _distribution(lengths),
         "episodes_terminated": float(dataset.terminations.sum() / len(lengths)),
         "episodes_truncated": float(dataset.truncations.sum() / len(lengths)),
-        "reward": _distribution(dataset.rewards),
-        "action_low": [round(float(v), 4) for v in dataset.actions.min(0)],
-        "action_high": [round(float(v), 4) for v in dataset.actions.max(0)],
-        "actions_clipped": float((actions >= CLIPPED).any(1).mean()),
-        "actions_outside": float((actions > 1).any(1).mean()),
-        "state_action_coverage": _coverage(dataset),
+        "reward": _distribution(dataset.rewards[whole]),
+        "action_low": [round(float(v), 4) for v in actions.min(0)],
+        "action_high": [round(float(v), 4) for v in actions.max(0)],
+        "actions_clipped": float((np.abs(actions) >= CLIPPED).any(1).mean()),
+        "actions_outside": float((np.abs(actions) > 1).any(1).mean()),
+        "state_action_coverage": _coverage(dataset.observations[whole], actions),
     }
+
+
+def _finite(dataset: TransitionDataset) -> NDArray[np.bool_]:
+    """Which transitions hold finite numbers only."""
+    arrays = dataset.observations, dataset.actions, dataset.next_observations
+    finite: NDArray[np.bool_] = np.isfinite(dataset.rewards)
+    for array in arrays:
+        finite &= np.isfinite(array).all(1)
+    return finite
 
 
 def _distribution(values: ArrayLike) -> dict[str, float]:
     array = np.asarray(values, np.float64)
+    array = array[np.isfinite(array)]
+    if not len(array):
+        return {}
     levels = {"min": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "max": 1.0}
     quantiles = dict(zip(levels, np.quantile(array, list(levels.values())).tolist(), strict=True))
     return {"mean": float(array.mean()), "std": float(array.std()), **quantiles}
 
 
-def _coverage(dataset: TransitionDataset) -> float:
+def _coverage(observations: NDArray[np.float32], actions: NDArray[np.float32]) -> float:
     """Distinct grid cells per transition; a cell is one number, hashed from its coordinates."""
-    cells = np.zeros(len(dataset), np.uint64)
-    for column in (*dataset.observations.T, *dataset.actions.T):
+    cells = np.zeros(len(actions), np.uint64)
+    for column in (*observations.T, *actions.T):
         low, high = float(column.min()), float(column.max())
         scale = CELLS_PER_DIMENSION / (high - low) if high > low else 0.0
         coordinate = np.minimum((column - low) * scale, CELLS_PER_DIMENSION - 1).astype(np.uint64)
         cells = cells * np.uint64(6364136223846793005) + coordinate  # wraps: a 64-bit hash
-    return len(np.unique(cells)) / len(dataset)
+    return len(np.unique(cells)) / len(cells)
 
 
 def draw_dataset(dataset: TransitionDataset, out: Path) -> None:
@@ -144,9 +162,10 @@ def draw_dataset(dataset: TransitionDataset, out: Path) -> None:
         )
     returns, length, actions = figure.subplots(1, 3)
     figure.suptitle(f"{dataset.id}: {len(lengths):,} episodes, {len(dataset):,} steps")
-    returns.hist(dataset.returns, BINS)
-    mean = dataset.returns.mean()
-    returns.axvline(mean, color="black", label=f"mean {mean:,.0f}")
+    earned = dataset.returns[np.isfinite(dataset.returns)]
+    returns.hist(earned, BINS)
+    if len(earned):
+        returns.axvline(earned.mean(), color="black", label=f"mean {earned.mean():,.0f}")
     returns.set(xlabel="return", ylabel="episodes")
     length.hist([lengths[ended], lengths[~ended]], BINS, stacked=True, label=["ended", "cut off"])
     length.set(xlabel="steps", ylabel="episodes")

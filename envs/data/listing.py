@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from flowmdp.envs.data.describe import draw_dataset, open_dataset
@@ -123,9 +124,9 @@ def print_datasets() -> None:
     columns = [Column("id", no_wrap=True), *numbers]
     table = Table(*columns, title=f"datasets in {store_root()}", title_justify="left")
     for dataset_id, metadata in found.items():
-        cells = ["half-written or damaged", ""]
+        cells = ["`data info` tells", "what is wrong"]
         if metadata is not None:
-            cells = [str(metadata["total_episodes"]), f"{metadata['total_steps']:,}"]
+            cells = [f"{metadata[f'total_{counted}']:,}" for counted in ("episodes", "steps")]
         table.add_row(dataset_id, *cells)
     Console().print(table)
 
@@ -173,4 +174,4 @@ def _readable(value: Any) -> str:
         return ", ".join(f"{name} {_readable(entry)}" for name, entry in value.items())
     if isinstance(value, list):
         return ", ".join(map(_readable, value))
-    return str(value)
+    return escape(str(value).encode("utf-8", "replace").decode())  # from anybody's metadata.json

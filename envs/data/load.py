@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import sys
 from typing import Any
@@ -17,6 +18,7 @@ from flowmdp.envs.data.store import (
     read_metadata,
     recorded_robot,
     recorded_spec,
+    recorded_wrappers,
     store_root,
 )
 from flowmdp.envs.robots.outer import make_robot
@@ -24,6 +26,17 @@ from flowmdp.envs.tasks import Task, get_task
 from flowmdp.errors import DatasetError
 from flowmdp.robot import RobotInterface
 from flowmdp.transitions import TransitionDataset, check_values
+
+CHANGING_WRAPPERS = {
+    *("AddRenderObservation", "AtariPreprocessing", "DelayObservation", "DiscretizeAction"),
+    *("DiscretizeObservation", "FilterObservation", "FrameStackObservation"),
+    *("GrayscaleObservation", "MaxAndSkipObservation", "NormalizeObservation", "RepeatAction"),
+    *("RescaleObservation", "ResizeObservation", "StickyAction", "TimeAwareObservation"),
+    *("TransformAction", "TransformObservation"),
+}
+"""Gymnasium's wrappers behind which observations or actions are others than the robot's own."""
+
+REWARD_WRAPPERS = {"ClipReward", "NormalizeReward", "TransformReward"}
 
 
 def load_dataset(
@@ -61,7 +74,10 @@ def load_dataset(
     metadata = read_metadata(dataset_id)
     with make_robot(task, source) as robot:
         _check_recorded(row, source, metadata, robot)
-        dataset = _checked(read_transitions(metadata), clip_actions)
+        dataset = _checked(read_transitions(metadata, robot.observation_space), clip_actions)
+        dataset = dataclasses.replace(
+            dataset, robot=RobotInterface(robot.observation_space, robot.action_space), check=False
+        )
         dataset, notes = as_defined(row, dataset, metadata, robot)
     if dataset_id == row.datasets.get("builtin") and not is_current(row, metadata):
         cure = f"`flowmdp data build {task} --force` renews it"
@@ -109,7 +125,7 @@ def as_defined(
     A wrapper of the robot that has a method `relabel` puts right what was not recorded through it;
     the environment may be reset. Steps beyond the horizon stay in.
     """
-    spec, notes = recorded_spec(metadata), []
+    spec, notes = recorded_spec(metadata), list[str]()
     recorded = spec.get("kwargs", {})
     for name, ours in row.options.items() if isinstance(recorded, dict) else ():
         if (theirs := recorded.get(name, ours)) != ours:
@@ -120,6 +136,8 @@ def as_defined(
     if robot.has_wrapper_attr("relabel") and not any(through):
         dataset, note = robot.get_wrapper_attr("relabel")(dataset)
         notes += [note] if note else []
+    if changed := REWARD_WRAPPERS.intersection(recorded_wrappers(metadata, robot)):
+        notes.append(f"its rewards went through {', '.join(sorted(changed))}, the task's do not")
     longest = int(np.diff(np.append(dataset.episode_starts, len(dataset))).max())
     if 0 < row.horizon < longest:
         notes.append(
@@ -146,7 +164,8 @@ def _obtain(row: Task, source: str, dataset_id: str, build: bool) -> None:
         cure = (
             f"did you mean {' or '.join(near)}?"
             if near
-            else "`flowmdp data list` shows what there is"
+            else "`flowmdp data list` shows what there is; record it or copy it there, or fetch "
+            f"what others have published with `minari download {dataset_id}`"
         )
     raise DatasetError(f"dataset {dataset_id} is not in the local store {store_root()}: {cure}")
 
@@ -165,8 +184,18 @@ def _check_recorded(
             f"{dataset} was recorded on {recorded}, but task {row.name} with source {source} runs "
             f"{env_id}: {cure}"
         )
+    through = recorded_wrappers(metadata, robot)
+    if changed := CHANGING_WRAPPERS.intersection(through):
+        raise DatasetError(
+            f"{dataset} was recorded through {', '.join(sorted(changed))}, the robot is played "
+            "without: record it again without, or register the robot with that wrapper and give "
+            "that id"
+        )
+    theirs = recorded_robot(metadata, robot.observation_space)
+    if "RescaleAction" in through:  # maps its box to the robot's, as `RobotInterface` does
+        theirs = RobotInterface(theirs.observation_space, robot.action_space)
     ours = RobotInterface(robot.observation_space, robot.action_space)
-    if difference := ours.difference(recorded_robot(metadata)):
+    if difference := ours.difference(theirs):
         raise DatasetError(
             f"{dataset} was recorded in {difference} as {env_id} has: choose a dataset of this "
             "task's environment, or wrap the robot as it was wrapped for the recording"

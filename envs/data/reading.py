@@ -15,18 +15,23 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmdp.envs.data.store import broken, dataset_folder, recorded_robot
+from flowmdp.envs.data.store import broken, dataset_folder, recorded_robot, unreadable
 from flowmdp.errors import DatasetError
 from flowmdp.robot import RobotInterface
 from flowmdp.transitions import TransitionDataset
 
 FIELDS = ("actions", "rewards", "terminations", "truncations")
 
+FORMATS = ("hdf5", "arrow", "parquet")
 
-def read_transitions(metadata: dict[str, Any]) -> TransitionDataset:
+
+def read_transitions(
+    metadata: dict[str, Any], played: gym.Space[Any] | None = None
+) -> TransitionDataset:
     """All episodes of the dataset with that metadata (`store.read_metadata`), values unchecked.
 
-    The end of a recording counts as a truncation.
+    Parts of a Dict observation are in the order of the `played` space, where it is given. The end
+    of a recording counts as a truncation.
 
     Raises:
         DatasetError: When episodes are missing, torn, or not of the dataset's own spaces.
@@ -35,7 +40,12 @@ def read_transitions(metadata: dict[str, Any]) -> TransitionDataset:
     episodes, steps = metadata["total_episodes"], metadata["total_steps"]
     if steps < 1 or episodes < 1:
         raise broken(dataset_id, f"it holds {episodes} episodes and {steps} steps")
-    robot = recorded_robot(metadata)
+    if metadata["data_format"] not in FORMATS:
+        raise DatasetError(
+            f"dataset {dataset_id} has the format {metadata['data_format']!r}: write it again in "
+            f"one of {', '.join(FORMATS)}"
+        )
+    robot = recorded_robot(metadata, played)
     obs_dim, action_dim = robot.observation_dim, robot.action_dim
     try:
         observations = np.empty((steps + 1, obs_dim), np.float32)
@@ -57,15 +67,15 @@ def read_transitions(metadata: dict[str, Any]) -> TransitionDataset:
     spaces = robot.observation_space, robot.action_space
     flat = all(isinstance(space, gym.spaces.Box) and len(space.shape) == 1 for space in spaces)
     if metadata["data_format"] == "hdf5" and flat:
-        source, failure = _hdf5_episodes(dataset_id, episodes), "main_data.hdf5 cannot be read"
+        source, file = _hdf5_episodes(dataset_id, episodes), "main_data.hdf5"
     else:
-        source, failure = minari_episodes(dataset_id, robot), "Minari cannot read it"
+        source, file = minari_episodes(dataset_id, robot), "data"
     try:
         _fill(data, observations, source)
     except DatasetError:
         raise
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise broken(dataset_id, f"{failure} ({error})") from error
+    except Exception as error:  # torn files make h5py, Minari and pyarrow raise whatever comes
+        raise unreadable(dataset_id, file, error) from error
     last = np.append(data.starts[1:], True)
     if len(early := np.flatnonzero((data.terminations | data.truncations) & ~last)):
         raise DatasetError(

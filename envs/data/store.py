@@ -10,6 +10,7 @@ lock dies with its process, so whoever holds it next removes what a killed build
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -27,15 +28,15 @@ from filelock import FileLock, Timeout
 from flowmdp.errors import ConfigurationError, DatasetError
 from flowmdp.files import write_json
 from flowmdp.robot import RobotInterface
+from flowmdp.schemas import Metadata, RecordedSpec, fault
 
 DATASET_ID = re.compile(r"(?:[-_\w]+/)*[-_\w]+-v\d+")
-REQUIRED_METADATA = ("dataset_id", "total_episodes", "total_steps", "data_format", "minari_version")
 
 
 def store_root() -> Path:
-    """Folder of Minari's local store; it need not exist."""
+    """Folder of Minari's local store, absolute; it need not exist."""
     path = os.environ.get("MINARI_DATASETS_PATH")
-    return Path(path) if path else Path.home() / ".minari" / "datasets"
+    return Path(path).absolute() if path else Path.home() / ".minari" / "datasets"
 
 
 def dataset_folder(dataset_id: str) -> Path:
@@ -49,13 +50,22 @@ def dataset_folder(dataset_id: str) -> Path:
 
 def is_present(dataset_id: str) -> bool:
     """Whether something lies where the dataset belongs; `read_metadata` tells if it is whole."""
-    return (dataset_folder(dataset_id) / "data").exists()
+    try:
+        return (dataset_folder(dataset_id) / "data").exists()
+    except PermissionError:  # of a folder above, which may not be entered
+        return True
 
 
 def list_datasets() -> dict[str, dict[str, Any] | None]:
-    """Every dataset of the local store: id -> metadata, or None where it is not whole, sorted."""
-    found: dict[str, dict[str, Any] | None] = {}
-    folders = (folder.parent.relative_to(store_root()) for folder in store_root().rglob("data"))
+    """Every dataset of the local store: id -> metadata, or None where they cannot be used, sorted.
+
+    Raises:
+        DatasetError: When the store may not be read.
+    """
+    root, found = store_root(), dict[str, dict[str, Any] | None]()
+    if root.exists() and not os.access(root, os.R_OK | os.X_OK):
+        raise DatasetError(f"you have no permission to read the store {root}: ask its owner")
+    folders = (folder.parent.relative_to(root) for folder in root.rglob("data"))
     for dataset_id in sorted(filter(DATASET_ID.fullmatch, map(str, folders))):
         try:
             found[dataset_id] = read_metadata(dataset_id)
@@ -69,21 +79,18 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
     if not is_present(dataset_id):
         raise DatasetError(
             f"dataset {dataset_id} is not in the local store {store_root()}: `flowmdp data list` "
-            "shows what is there, `flowmdp tasks` what gets the rest"
+            "shows what is there, `flowmdp tasks` what gets the tasks' own, and "
+            f"`minari download {dataset_id}` gets what others have published"
         )
     path = dataset_folder(dataset_id) / "data" / "metadata.json"
     try:
-        metadata: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        cause = f"metadata.json cannot be read ({type(error).__name__})"
-        raise broken(dataset_id, cause) from error
-    if missing := [key for key in REQUIRED_METADATA if key not in metadata]:
-        raise broken(dataset_id, f"metadata.json lacks {', '.join(missing)}")
+        metadata: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(dataset_id, path.name, error) from error
+    if wrong := fault(Metadata, metadata):
+        raise broken(dataset_id, f"metadata.json: {wrong}")
     if metadata["dataset_id"] != dataset_id:
         raise broken(dataset_id, f"its metadata belong to {metadata['dataset_id']!r}")
-    for key in ("total_episodes", "total_steps"):
-        if not isinstance(metadata[key], int):
-            raise broken(dataset_id, f"its {key} is {metadata[key]!r}, not a whole number")
     return metadata
 
 
@@ -91,16 +98,58 @@ def broken(dataset_id: str, cause: str) -> DatasetError:
     """The error for a dataset that is there but not whole, with the folder to remove."""
     return DatasetError(
         f"dataset {dataset_id} is half-written or damaged: {cause}; "
-        f"remove {dataset_folder(dataset_id)} and get it again"
+        f"restore it, or remove {dataset_folder(dataset_id)} and get it again"
     )
 
 
+NOT_THE_DATA = {
+    *(errno.EACCES, errno.EPERM, errno.EAGAIN, errno.EIO, errno.ESTALE),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
+"""Failures of reading that say nothing of the data: permission, another's lock, the machine."""
+
+
+def unreadable(dataset_id: str, file: str, error: BaseException) -> DatasetError:
+    """The error for a file that cannot be read; only what is torn is advised to be removed."""
+    folder = dataset_folder(dataset_id)
+    cause = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, PermissionError):
+        return DatasetError(
+            f"dataset {dataset_id} is there, but you have no permission to read its {file}: ask "
+            f"the owner of {folder}, or `chmod -R u+rX {folder}` if it is yours"
+        )
+    if isinstance(error, OSError) and error.errno in NOT_THE_DATA:
+        return DatasetError(f"dataset {dataset_id}: {file} cannot be read now ({cause}): try again")
+    if isinstance(error, ImportError):
+        return DatasetError(f'dataset {dataset_id} needs pyarrow: pip install "minari[arrow]"')
+    return broken(dataset_id, f"{file} cannot be read ({cause})")
+
+
 def recorded_spec(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The dataset's environment as Gymnasium described it; empty without a description."""
+    """The dataset's environment as Gymnasium described it; empty without a description.
+
+    Raises:
+        DatasetError: When the description is none.
+    """
     try:
-        return dict(json.loads(metadata["env_spec"]))
-    except (KeyError, TypeError, ValueError):
-        return {}
+        spec: dict[str, Any] = json.loads(metadata.get("env_spec") or "{}")
+        wrong = fault(RecordedSpec, spec)
+    except (ValueError, RecursionError) as error:
+        wrong = str(error)
+    if wrong:
+        raise DatasetError(
+            f"dataset {metadata['dataset_id']} has an env_spec that describes no environment "
+            f"({wrong}): write it again with Gymnasium's"
+        )
+    return spec
+
+
+def recorded_wrappers(metadata: dict[str, Any], played: gym.Env[Any, Any]) -> list[str]:
+    """Names of the wrappers, but of the played environment's own, that the data came through."""
+    spec = played.spec
+    own = {wrapper.name for wrapper in (spec.additional_wrappers if spec else ())}
+    recorded = recorded_spec(metadata).get("additional_wrappers", ())
+    return [wrapper["name"] for wrapper in recorded if wrapper["name"] not in own]
 
 
 def recorded_spaces(metadata: dict[str, Any]) -> tuple[gym.Space[Any], gym.Space[Any]]:
@@ -112,25 +161,42 @@ def recorded_spaces(metadata: dict[str, Any]) -> tuple[gym.Space[Any], gym.Space
             deserialize_space(metadata[f"{name}_space"]) for name in ("observation", "action")
         )
         gym.spaces.flatdim(observation), gym.spaces.flatdim(action)
-    except (KeyError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # nonsense in them makes Gymnasium and NumPy raise whatever comes
+        cause = " ".join(str(error).split())[:200]
         raise DatasetError(
             f"dataset {metadata['dataset_id']} has no readable spaces ({type(error).__name__}: "
-            f"{error}): write it again with its observation and action space"
+            f"{cause}): write it again with its observation and action space"
         ) from error
     return observation, action
 
 
-def recorded_robot(metadata: dict[str, Any]) -> RobotInterface:
+def recorded_robot(
+    metadata: dict[str, Any], played: gym.Space[Any] | None = None
+) -> RobotInterface:
     """The interface of the robot that the dataset was recorded with.
+
+    Minari sorts the parts of a Dict observation by name; with the `played` robot's observation
+    space they are in its order, where it has the same parts.
 
     Raises:
         DatasetError: When its spaces cannot be read.
         ConfigurationError: For spaces that a flow policy cannot use.
     """
     try:
-        return RobotInterface(*recorded_spaces(metadata))
+        observation, action = recorded_spaces(metadata)
+        return RobotInterface(_in_order(observation, played), action)
     except ConfigurationError as error:
         raise ConfigurationError(f"dataset {metadata['dataset_id']}: {error}") from error
+
+
+def _in_order(space: gym.Space[Any], like: gym.Space[Any] | None) -> gym.Space[Any]:
+    if isinstance(space, gym.spaces.Dict) and isinstance(like, gym.spaces.Dict):
+        if set(space.spaces) == set(like.spaces):
+            return gym.spaces.Dict([(name, _in_order(space[name], like[name])) for name in like])
+    if isinstance(space, gym.spaces.Tuple) and isinstance(like, gym.spaces.Tuple):
+        if len(space) == len(like):
+            return gym.spaces.Tuple(list(map(_in_order, space, like)))
+    return space
 
 
 @contextmanager
@@ -163,13 +229,15 @@ def dataset_lock(dataset_id: str) -> Iterator[None]:
 
 
 @contextmanager
-def new_dataset(dataset_id: str) -> Iterator[Path]:
+def new_dataset(dataset_id: str, room: int = 0) -> Iterator[Path]:
     """Give an empty folder to write a dataset into; publish it when the block ends without error.
 
     The caller makes `data` in it. A dataset that is already there under this id is replaced. Use it
-    under `dataset_lock`, which turns a store that cannot be written into a DatasetError.
+    under `dataset_lock`, which turns a store that cannot be written, or has no `room` for so many
+    bytes, into a DatasetError.
     """
     target = dataset_folder(dataset_id)
+    _check_place(target, room)
     prefix = f"{_hidden(dataset_id)}.new-"
     hidden = Path(tempfile.mkdtemp(prefix=prefix, dir=store_root()))
     new, old = hidden / "new", hidden / "old"
@@ -189,6 +257,20 @@ def new_dataset(dataset_id: str) -> Iterator[Path]:
         os.rename(new, target)
     finally:
         _clear(hidden, target)
+
+
+def _check_place(target: Path, room: int) -> None:
+    """Raise OSError where the rename to `target` would fail in the end, or the disk is full."""
+    nearest = next(path for path in target.parents if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{nearest} is a file")
+    for path in (nearest, target):
+        if path.exists() and not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"Permission denied: {path}")
+    if nearest.stat().st_dev != store_root().stat().st_dev:
+        raise OSError(errno.EXDEV, f"{nearest} is on another disk than the store")
+    if (free := shutil.disk_usage(store_root()).free) < room:
+        raise OSError(errno.ENOSPC, f"{room / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} free")
 
 
 def _hidden(dataset_id: str) -> str:

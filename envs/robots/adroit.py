@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowmdp.errors import UnknownTaskError
-from flowmdp.transitions import TransitionDataset
+from flowmdp.transitions import WIDTHS, TransitionDataset
 
 HAND_WEIGHT = 0.1
 """Weight of the distance from palm to object (D4RL, hand_manipulation_suite)."""
@@ -100,7 +100,7 @@ class _HandReward(_D4RLHand):
             return data, ""
         rewards = (data.rewards - 2 * HAND_WEIGHT * distance).astype(np.float32)
         note = "its hand-to-object reward had the other sign: D4RL's is restored"
-        return dataclasses.replace(data, rewards=rewards), note
+        return dataclasses.replace(data, rewards=rewards, check=False), note
 
 
 class D4RLDoor(_HandReward):
@@ -195,11 +195,11 @@ class D4RLPen(_D4RLHand):
         ends = dropped & kept & ~data.terminations
         if not ends.any():
             return data, ""
-        arrays = {f.name: getattr(data, f.name)[kept] for f in dataclasses.fields(data)[1:]}
+        arrays = {name: getattr(data, name)[kept] for name in WIDTHS}
         arrays["terminations"] |= dropped[kept]
         arrays["truncations"] &= ~arrays["terminations"]
         note = (
             f"it goes on after dropping the pen in {ends.sum():,} of {data.starts.sum():,} "
             f"episodes: they end there as D4RL's do, {(~kept).sum():,} later steps are left out"
         )
-        return TransitionDataset(id=data.id, **arrays), note
+        return dataclasses.replace(data, **arrays, check=False), note

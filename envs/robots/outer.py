@@ -10,9 +10,10 @@ from typing import Any
 
 import gymnasium as gym
 
+from flowmdp.envs.robots.faults import explain
 from flowmdp.envs.robots.rendering import prepare_rendering
 from flowmdp.envs.tasks import Task, get_task
-from flowmdp.errors import UnknownTaskError
+from flowmdp.errors import RobotError, UnknownTaskError
 from flowmdp.robot import unit_robot
 
 EXTRAS = {"robotics": "gymnasium_robotics"}
@@ -62,6 +63,8 @@ def make_robot(task: str, source: str | None = None, render_mode: str | None = N
         if isinstance(error, gym.error.UnregisteredEnv) and ":" not in env_id:
             hint = "; where another package registers it, write package:Id"
         raise UnknownTaskError(f"cannot make {env_id} for task {task}: {error}{hint}") from error
+    except Exception as error:  # whatever the robot's own code raises
+        raise RobotError(f"cannot make {env_id}: {explain(error)}") from error
     if not row.horizon and (env.spec is None or env.spec.max_episode_steps is None):
         env = gym.wrappers.TimeLimit(env, NO_LIMIT)
     if row.wrapper:

@@ -4,7 +4,7 @@ A command's options are the arguments of its function, its help text is the func
 
 Exit codes: 0 done; 1 a job of `flowmdp bench` failed, or whoever reads the output has left; 2 the
 input, the folder or the disk does not allow it, with one line on stderr that says why and what
-mends it; 130 interrupted by Ctrl-C.
+mends it; 130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import difflib
 import errno
 import importlib
 import inspect
+import io
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from flowmdp.cli.parser import read
 from flowmdp.errors import ConfigurationError, FlowMDPError
+from flowmdp.runs.interrupt import STOPPING, Stopped, listening
 
 HELP = """usage: flowmdp COMMAND ...
 
@@ -42,12 +45,20 @@ COMMANDS = {
     "train": ("flowmdp.runs.train:train", "Train an agent offline, the whole job."),
     "eval": ("flowmdp.runs.play:play", "Play the robot with a trained agent."),
     "record": ("flowmdp.runs.record:record", "Record a video: the robot and its flow."),
+    "export": ("flowmdp.runs.export:export_run", "Write a policy as ONNX or torch.export."),
+    "push": ("flowmdp.runs.hub:push_run", "Publish a run on the Hugging Face Hub."),
+    "pull": ("flowmdp.runs.hub:pull", "Download a run from the Hugging Face Hub."),
     "plot": ("flowmdp.runs.curves:plot", "Draw a run's curves again."),
     "bench": ("flowmdp.compare.runner:run_bench", "Run a table of jobs."),
     "report": ("flowmdp.compare.report:run_report", "Compare finished runs."),
 }
 """What the user types -> the function that does it, and a line of help."""
 
+
+NARROWEST = 20
+"""Columns that a terminal needs."""
+TOO_LARGE = ("not enough memory", "out of memory", "allocate memory", "Storage size calculation")
+"""What torch says when there is no memory."""
 
 Function = Callable[..., int | None]
 
@@ -61,24 +72,67 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see the module's text. `--help` leaves by SystemExit.
     """
-    argv = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    numbers: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        numbers.append(number)
+        raise Stopped(number)
+
     try:
-        if argv == ["--version"]:
-            print_versions()
-            return 0
-        function, arguments = parse(argv)
-        status: int = function(**arguments) or 0
-        sys.stdout.flush()
-        return status
+        with listening(stop):
+            return _run(words)
     except BrokenPipeError:  # the reader has had enough, as in `flowmdp bench --list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 1
     except KeyboardInterrupt as error:
-        print(f"\nflowmdp: interrupted{'; ' if error.args else ''}{error}", file=sys.stderr)
-        return 130
-    except (FlowMDPError, OSError) as error:
-        print(f"flowmdp: {_one_line(error)}", file=sys.stderr)
+        return _stopped(error)
+    except Exception as error:
+        if numbers:  # some modules that are stopped while they load say that they are not there
+            return _stopped(Stopped(numbers[0]))
+        message = _one_line(error)
+        if message is None:
+            raise
+        print(f"flowmdp: {message}", file=sys.stderr)
         return 2
+    finally:
+        if argv is None:  # the process ends: a signal from now on ends it without a traceback
+            for number in STOPPING:
+                signal.signal(number, signal.SIG_DFL)
+
+
+def _run(argv: list[str]) -> int:
+    """Parse and do it; returns the exit code."""
+    _prepare()
+    if argv == ["--version"]:
+        print_versions()
+        return 0
+    # MuJoCo cannot be loaded where it names what is not there, and all but this draw nothing
+    backend = None if argv[0] == "record" else os.environ.pop("MUJOCO_GL", None)
+    try:
+        function, arguments = parse(argv)
+        status: int = function(**arguments) or 0
+    finally:
+        if backend is not None:
+            os.environ["MUJOCO_GL"] = backend
+    sys.stdout.flush()
+    return status
+
+
+def _stopped(error: KeyboardInterrupt) -> int:
+    print(f"\nflowmdp: interrupted{'; ' if error.args else ''}{error}", file=sys.stderr)
+    return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
+
+
+def _prepare() -> None:
+    """Make do with a terminal and an environment in which other packages would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it may know ASCII only
+            stream.reconfigure(errors="replace")
+    width = os.environ.get("COLUMNS", "80")
+    if not width.isdecimal() or int(width) < NARROWEST:
+        os.environ["COLUMNS"] = "80"
+    os.environ["MPLBACKEND"] = "agg"  # pictures go into files
 
 
 def parse(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:
@@ -87,6 +141,8 @@ def parse(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:
     Raises:
         ConfigurationError: For words that cannot be; `--help` leaves by SystemExit.
     """
+    if any(not word.partition("=")[2 * ("=" in word)] for word in argv):
+        raise ConfigurationError("an argument is empty: leave it out, or write a value")
     count = 2 if argv[0] == "data" else 1
     name = " ".join(argv[:count])
     if name not in COMMANDS:
@@ -156,8 +212,17 @@ def print_versions() -> None:
     print(f"{platform.platform()}, {platform.processor() or platform.machine()}")
 
 
-def _one_line(error: Exception) -> str:
-    """Cause and cure of an error the user can mend, on one line."""
+def _one_line(error: Exception) -> str | None:
+    """Cause and cure of an error the user can mend, on one line; None for another."""
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in TOO_LARGE)
+    ):
+        return (
+            "there is not enough memory: take smaller networks or batches (--net-arch, "
+            "--batch-size), fewer jobs at once, or a larger machine"
+        )
+    if not isinstance(error, FlowMDPError | OSError):
+        return None
     message = " ".join(str(error).split())
     if isinstance(error, OSError):
         where = f" {error.filename}" if error.filename else ""

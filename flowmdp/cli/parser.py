@@ -66,7 +66,7 @@ def _form(
         arguments = {**known}
         for name, value in typed.items():
             if name in groups:
-                arguments |= value if isinstance(value, dict) else vars(value)
+                arguments |= value if isinstance(value, dict) else _given(value)
             else:
                 arguments[name] = _flat(value)
         return arguments
@@ -107,6 +107,15 @@ def _argument(parameter: inspect.Parameter, hint: Any) -> Any:
         kind = get_args(hint)[0]
         shown["metavar"] = METAVARS.get(kind) or f"{{{','.join(get_args(kind))}}}"
     return Annotated[hint, arg(**shown)]
+
+
+def _given(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass's instance by name."""
+    for name, value in vars(config).items():
+        if value == ():
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigurationError(f"{option} has no value: write some after it, or leave it out")
+    return {**vars(config)}
 
 
 def _flat(value: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from flowmdp.compare import bootstrap
 from flowmdp.compare.bootstrap import Array, Estimate
-from flowmdp.compare.results import Dataset, Grouped, Result
+from flowmdp.compare.results import Dataset, Fields, Grouped
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Comparison:
         return dict(sorted(found, key=lambda item: -item[1].value))
 
 
-def scores_of(runs: list[Result]) -> list[float] | None:
+def scores_of(runs: list[Fields]) -> list[float] | None:
     """Normalised score of every run; None where the task has no references."""
     scores: list[Any] = [run.get("normalized_score") for run in runs]
     return None if None in scores else scores

@@ -12,7 +12,7 @@ import numpy as np
 from flowmdp.compare import bootstrap
 from flowmdp.compare.bootstrap import Estimate, interquartile_mean, mean
 from flowmdp.compare.comparison import Comparison, scores_of
-from flowmdp.compare.results import Grouped, Result, disagreements, load_results, write_csv
+from flowmdp.compare.results import Fields, Grouped, disagreements, load_results, write_csv
 from flowmdp.errors import ConfigurationError
 
 FEW = 3
@@ -129,18 +129,18 @@ def dataset_table(grouped: Grouped) -> str:
     return markdown((*columns, "score", "best, after the fact"), rows, text=4, notes=notes)
 
 
-def data_return(runs: dict[str, list[Result]]) -> str:
+def data_return(runs: dict[str, list[Fields]]) -> str:
     """Mean return of the data's own episodes, the same in every run on a dataset."""
     return f"{next(iter(runs.values()))[0]['data']['mean_return']:.0f}"
 
 
-def _returns(outcomes: Iterable[Result | None]) -> str:
+def _returns(outcomes: Iterable[Fields | None]) -> str:
     """Mean return over seeds; "-" where one seed has no such outcome."""
     returns: list[Any] = [one and one["mean_return"] for one in outcomes]
     return "-" if None in returns else spread(returns)
 
 
-def _behavior(run: Result) -> Result | None:
+def _behavior(run: Fields) -> Fields | None:
     """How the behaviour flow beside the policy plays; a clone, say, is the flow itself."""
     flow = run.get("behavior")
     same = flow and all(flow.get(name) == run.get(name) for name in ("mean_return", "returns"))

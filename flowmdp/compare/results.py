@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from flowmdp.errors import ConfigurationError
 from flowmdp.files import read_json, read_lines, replace_file
+from flowmdp.schemas import Result, Row, fault
 
-Result = dict[str, Any]
+Fields = dict[str, Any]
+"""Of a `Result`."""
 
-NEEDED = ("task", "source", "dataset_id", "algorithm", "seed", "mean_return", "data")
 SETTINGS = ("algorithm", "task", "source", "dataset_id", "seed", "steps", "episodes", "quick")
 """Fields that say what a run was asked for, beside `flow` and `config`."""
 OF_A_MACHINE = ("precision", "cuda_graphs")
@@ -30,17 +31,17 @@ class Dataset(NamedTuple):
 
 Key = tuple[Dataset, str, int]
 """Dataset, label and seed: what a table has once."""
-Grouped = dict[Dataset, dict[str, list[Result]]]
+Grouped = dict[Dataset, dict[str, list[Fields]]]
 """Dataset -> label -> results in the order of their seeds."""
 
 
-def key_of(result: Result) -> Key:
+def key_of(result: Fields) -> Key:
     """What a table has once; rows are in its order."""
     dataset = Dataset(result["task"], result["source"], result["dataset_id"])
     return dataset, result["label"], result["seed"]
 
 
-def read_results(*files: Path) -> dict[Key, Result]:
+def read_results(*files: Path) -> dict[Key, Fields]:
     """Every result in some files, with its `label` and the `file` it came from.
 
     Args:
@@ -51,17 +52,16 @@ def read_results(*files: Path) -> dict[Key, Result]:
         CheckpointError: When a file is damaged.
         ConfigurationError: When one is no result, or two are of the same run.
     """
-    found: dict[Key, Result] = {}
+    found: dict[Key, Fields] = {}
     places: dict[Key, str] = {}
     for file in files:
         single = file.suffix == ".json"
         for number, row in enumerate([read_json(file)] if single else read_lines(file), 1):
             where = str(file) if single else f"{file}, line {number}"
-            for name in NEEDED if single else (*NEEDED, "label"):
-                if name not in row:
-                    raise ConfigurationError(
-                        f"{where} is no result of `flowmdp train` (it lacks {name}): take it out"
-                    )
+            if wrong := fault(Result if single else Row, row):
+                raise ConfigurationError(
+                    f"{where} is no result of `flowmdp train` ({wrong}): take it out"
+                )
             result = {"label": row["algorithm"], **row, "file": str(file)}
             key = key_of(result)
             if key in found:
@@ -99,7 +99,7 @@ def load_results(*paths: Path, only: Sequence[str] = (), acting: str = "publishe
                 f"{path} holds no results: name what `flowmdp train` or `flowmdp bench` wrote"
             )
         files.update((file.resolve(), file) for file in inside)
-    found: list[Result] = []
+    found: list[Fields] = []
     for result in read_results(*files.values()).values():
         if not only or any(fnmatchcase(result["label"], label) for label in only):
             found += _as_acting(result, acting)
@@ -113,7 +113,7 @@ def load_results(*paths: Path, only: Sequence[str] = (), acting: str = "publishe
     return grouped
 
 
-def settings_of(run: Result) -> dict[str, Any]:
+def settings_of(run: Fields) -> dict[str, Any]:
     """The settings and hyper-parameters that a run's config or result records.
 
     Those of older versions record only the hyper-parameters that their command named.
@@ -122,7 +122,7 @@ def settings_of(run: Result) -> dict[str, Any]:
     return {**own, **run.get("flow", {}), **run.get("config", {})}
 
 
-def disagreements(runs: list[Result]) -> list[str]:
+def disagreements(runs: list[Fields]) -> list[str]:
     """Names of the settings on which the runs of one label disagree, as far as they record them."""
     recorded = [settings_of(run) for run in runs]
     values = {name: [one[name] for one in recorded if name in one] for name in _names(recorded)}
@@ -149,7 +149,7 @@ def write_csv(grouped: Grouped, path: Path) -> int:
     return len(rows)
 
 
-def _as_acting(result: Result, way: str) -> list[Result]:
+def _as_acting(result: Fields, way: str) -> list[Fields]:
     """The result as its policy plays another way, the behaviour too.
 
     "published" leaves it as it is; "both" has, where that is from noise, `<label> noiseless` beside
@@ -160,21 +160,21 @@ def _as_acting(result: Result, way: str) -> list[Result]:
     if way == "both":
         (still,) = _as_acting(result, "noiseless")
         other = [{**still, "label": f"{result['label']} noiseless"}]
-        return [result, *(other if still["returns"] != result["returns"] else [])]
-    if way not in result:
+        return [result, *(other if still.get("returns") != result.get("returns") else [])]
+    if not result.get(way):
         raise ConfigurationError(f"{result['file']} was not evaluated {way}: leave --acting out")
     behavior = result.get("behavior") or {}
-    behavior = {**behavior, **behavior[way]} if way in behavior else None
+    behavior = {**behavior, **behavior[way]} if behavior.get(way) else None
     during = dict.fromkeys(("best_evaluation", "last_evaluations"))
     return [{**result, **result[way], **during, "behavior": behavior}]
 
 
-def _names(rows: list[Result]) -> list[str]:
+def _names(rows: list[Fields]) -> list[str]:
     """All that occur, in the order in which they do."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _scalars(fields: Result, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _scalars(fields: Fields, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All fields that are not lists, those of nested objects after a dot."""
     for name, value in fields.items():
         if isinstance(value, dict):

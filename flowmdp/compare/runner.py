@@ -5,7 +5,7 @@ RUNS/NAME/       the run folder of `flowmdp train`
 RUNS/NAME.log    what the job's process said; locked for as long as the process lives
 
 The lock is the operating system's (flock) and belongs to the open log, which the process inherits:
-it holds even where the bench that started the job was killed and the job goes on alone.
+where the bench that started the job was killed, it holds until the job has saved and ended too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -27,11 +28,13 @@ from tqdm import tqdm
 from flowmdp.arguments import check_integers
 from flowmdp.compare.results import key_of, read_results
 from flowmdp.compare.table import Job, read_table
-from flowmdp.errors import ConfigurationError, FlowMDPError
-from flowmdp.files import put_line, read_json
+from flowmdp.errors import CheckpointError, ConfigurationError, FlowMDPError
+from flowmdp.files import check_writable, put_line, read_json
 from flowmdp.runs.folder import RunFolder
+from flowmdp.runs.interrupt import Stopped, listening
+from flowmdp.schemas import Result, RunConfig
 
-ENTRY = (sys.executable, "-P", "-m", "flowmdp.cli")
+ENTRY = (sys.executable, "-P", "-m", "flowmdp.cli.worker")
 """What a job's process is; -P takes the flowmdp that runs here, not one in the current folder."""
 
 
@@ -101,6 +104,8 @@ def run_bench(
             f"--only {' '.join(only)}: no job has such a name, for instance {every[0].name}"
         )
     results = results or Path("results") / f"{table.stem}.jsonl"
+    if results.is_dir():
+        raise ConfigurationError(f"--results is {results}, a folder: name a file *.jsonl")
     if results.suffix == ".json":
         raise ConfigurationError(f"--results is {results}, as of one run: name a file *.jsonl")
     bench = Bench(chosen, results, runs or Path("runs") / "bench" / table.stem, threads)
@@ -109,7 +114,8 @@ def run_bench(
         return 0
     bench.run(jobs or max(1, len(os.sched_getaffinity(0)) // threads))
     if bench.interruptions:
-        raise KeyboardInterrupt(f"continue with: {shlex.join(['flowmdp', *sys.argv[1:]])}")
+        command = shlex.join(["flowmdp", *sys.argv[1:]])
+        raise Stopped(bench.interrupted_by, f"continue with: {command}")
     return bench.report()
 
 
@@ -128,7 +134,7 @@ class Bench:
         self.failed: list[Job] = []
         self.elsewhere: list[Job] = []
         self.running: list[subprocess.Popen[bytes]] = []
-        self.interruptions = 0
+        self.interruptions, self.interrupted_by = 0, 0
         self.starting = threading.RLock()
         """Held while a process starts, so that no interruption misses it or comes twice."""
         self.done = read_results(results)
@@ -137,7 +143,9 @@ class Bench:
                 job.check(self.done[job.key], f"{job.name} in {results}")
             config = self.folder(job).config
             if config.exists():
-                job.check(read_json(config), str(config))
+                job.check(read_json(config, RunConfig), str(config))
+        for folder in (results.parent, runs):
+            check_writable(folder)
 
     def folder(self, job: Job) -> RunFolder:
         """The job's run folder, which need not exist."""
@@ -165,28 +173,26 @@ class Bench:
         print(f"{len(states)} jobs: {', '.join(counts)}")
 
     def run(self, at_once: int) -> None:
-        """Run that many jobs at once until all have ended; after SIGINT or SIGTERM begin none."""
+        """Run that many jobs at once until all have ended; after a stopping signal begin none."""
         waiting = [job for job in self.jobs if job.key not in self.done]
         start = len(self.jobs) - len(waiting)
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.interrupt) for number in numbers}
         pool = ThreadPoolExecutor(at_once)
-        try:
-            with tqdm(total=len(self.jobs), initial=start, desc="jobs") as bar:
-                for ended in as_completed([pool.submit(self._do, job) for job in waiting]):
-                    bar.update(ended.result())
-        except BaseException:  # whatever went wrong in here, nothing is left running
-            self.interrupt()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with listening(self.interrupt):
+            try:
+                with tqdm(total=len(self.jobs), initial=start, desc="jobs") as bar:
+                    for ended in as_completed([pool.submit(self._do, job) for job in waiting]):
+                        bar.update(ended.result())
+            except BaseException:  # whatever went wrong in here, nothing is left running
+                self.interrupt()
+                raise
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-    def interrupt(self, *_: object) -> None:
+    def interrupt(self, number: int = signal.SIGINT, _: object = None) -> None:
         """Have the running jobs save and end, as Ctrl-C does; begin no other."""
         with self.starting:
             self.interruptions += 1
+            self.interrupted_by = self.interrupted_by or number
             for process in self.running:
                 if process.poll() is None:
                     process.send_signal(signal.SIGINT)
@@ -218,30 +224,40 @@ class Bench:
                 if job.key in read_results(self.results):
                     return True
                 how = "found finished"  # a bench was killed just before it collected this
-                if not self.folder(job).result.exists():
+                if not self._finished(job):
                     since = time.perf_counter()
                     process = self.start(job, log)
-                    if process is None or (process.wait() != 0 and self.interruptions):
+                    if process is None:
+                        return False
+                    with process:  # which closes its input in the end
+                        process.wait()
+                    if process.returncode != 0 and self.interruptions:
                         return False
                     if process.returncode != 0:
                         raise FlowMDPError(_ending(process, self.log(job)))
                     how = f"{time.perf_counter() - since:.0f} s"
-                result = {"label": job.label, **read_json(self.folder(job).result)}
+                result = {"label": job.label, **read_json(self.folder(job).result, Result)}
                 put_line(self.results, result, key_of)
             except FlowMDPError as error:
                 self.failed.append(job)
                 _say(f"failed {job.name}: {error}")
                 return False
-        score = result["normalized_score"]
+        score = result.get("normalized_score")
         scored = "" if score is None else f", score {score:.1f}"
         _say(f"done {job.name}: return {result['mean_return']:.0f}{scored}, {how}")
         return True
+
+    def _finished(self, job: Job) -> bool:
+        """Whether the job's run has left its result; a damaged one is made again."""
+        with suppress(CheckpointError):
+            return bool(read_json(self.folder(job).result, Result))
+        return False
 
     def start(self, job: Job, log: IO[bytes]) -> subprocess.Popen[bytes] | None:
         """A process that begins or continues a job, None after an interruption.
 
         It has a process group of its own, so that Ctrl-C reaches it through `interrupt` only; its
-        output goes to `log`, which is from `lock_log`.
+        output goes to `log`, which is from `lock_log`; its input ends when the bench does.
         """
         command = self.command(job)
         numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
@@ -253,7 +269,7 @@ class Bench:
             process = subprocess.Popen(
                 [*ENTRY, *command[1:]],
                 env={**os.environ, **numbers, "TQDM_MININTERVAL": "30"},  # bars would fill the log
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 process_group=0,

@@ -7,6 +7,7 @@ first job starts: the checks of a job's options are those of `flowmdp train` its
 from __future__ import annotations
 
 import re
+import reprlib
 import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from flowmdp.compare.results import OF_A_MACHINE, Key, Result, key_of, settings_of
+from flowmdp.compare.results import OF_A_MACHINE, Fields, Key, key_of, settings_of
 from flowmdp.envs.data.store import dataset_folder
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import ConfigurationError, FlowMDPError
@@ -34,6 +35,8 @@ FORMS = {
 }
 """Name -> its type, and how it is written; `make_config` checks the others and all ranges."""
 DEVICES = ("auto", "cpu", "cuda")
+MOST_JOBS = 10_000
+"""In one table."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Job:
                 words.append(f"--{option}" if value else f"--no-{option}")
         return words
 
-    def check(self, found: Result, where: str) -> None:
+    def check(self, found: Fields, where: str) -> None:
         """Refuse a run or a result that other settings made, under this job's name.
 
         Raises:
@@ -108,7 +111,9 @@ def read_table(path: Path) -> list[Job]:
     try:
         with path.open("rb") as file:
             table = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigurationError(f"{path} is no table: it is nested too deeply") from None
+    except ValueError as error:
         raise ConfigurationError(f"{path} is no TOML file: {error}") from error
     try:
         return _jobs(table)
@@ -124,7 +129,13 @@ def _jobs(table: dict[str, Any]) -> list[Job]:
     run = dict(table.get("run", {}))
     seeds = run.pop("seeds", [0])
     if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
-        raise ConfigurationError(f"[run] seeds is {seeds!r}: write numbers, as in seeds = [1, 2]")
+        raise ConfigurationError(
+            f"[run] seeds is {reprlib.repr(seeds)}: write numbers, as in seeds = [1, 2]"
+        )
+    if (count := len(seeds) * len(table["tasks"]) * len(table["algorithms"])) > MOST_JOBS:
+        raise ConfigurationError(
+            f"there are {count:,} jobs: a table holds {MOST_JOBS:,} at most, write several"
+        )
     tasks = [
         _options("[[tasks]]", entry, ("task", "dataset", "source")) for entry in table["tasks"]
     ]
@@ -167,15 +178,19 @@ def _options(where: str, section: Any, known: Collection[str]) -> dict[str, Any]
     TOML has no null: "None" is None, as when typed.
     """
     if not isinstance(section, dict):
-        raise ConfigurationError(f"{where} is {section!r}: write a table of names and values")
+        raise ConfigurationError(
+            f"{where} is {reprlib.repr(section)}: write a table of names and values"
+        )
     for name, value in section.items():
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}"
             raise ConfigurationError(f"{where} has the unknown key {name!r}: {hint}")
+        if value == [] and name not in FORMS:
+            raise ConfigurationError(f"{where} {name} is empty: write a value, or leave it out")
         kind, form = FORMS.get(name, (object, ""))
         if not isinstance(value, kind):
-            raise ConfigurationError(f"{where} {name} is {value!r}: write {form}")
+            raise ConfigurationError(f"{where} {name} is {reprlib.repr(value)}: write {form}")
         if name == "device" and value not in DEVICES:
             choices = ", ".join(DEVICES)
             raise ConfigurationError(f"{where} device is {value!r}: choose one of {choices}")

@@ -28,9 +28,13 @@ def cached_file(part: Part, folder: Path | None) -> Path:
     return folder / f"{part.name}-{part.key()}.zip"
 
 
+def _is_fitted(part: Part) -> bool:
+    return part.steps > 0
+
+
 def restore(agent: FlowAlgorithm, folder: Path | None = None) -> None:
     """Take what the cache, or another folder, holds of the agent's pre-training."""
-    for part in agent.parts:
+    for part in filter(_is_fitted, agent.parts):
         path = cached_file(part, folder)
         if not path.is_file():
             continue
@@ -49,7 +53,7 @@ def store(agent: FlowAlgorithm, folder: Path | None = None) -> None:
     Each file is whole or not there. A folder that cannot be written only costs time later; that is
     said on stderr.
     """
-    for part in agent.parts:
+    for part in filter(_is_fitted, agent.parts):
         path = cached_file(part, folder)
         if not path.is_file():
             try:

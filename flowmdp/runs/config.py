@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import importlib.metadata
 import platform
 import shlex
 import sys
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from flowmdp.agents import ALGORITHMS
@@ -20,7 +23,7 @@ from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.data import load_dataset
 from flowmdp.envs.robots.outer import make_robot
 from flowmdp.envs.tasks import Source, get_task
-from flowmdp.errors import ConfigurationError
+from flowmdp.errors import ConfigurationError, DatasetError
 from flowmdp.mdp.spec import FlowSettings
 from flowmdp.transitions import TransitionDataset
 
@@ -32,6 +35,7 @@ FLOW = ("flow_steps", "noise_scale", "velocity_scale", "include_time", "include_
 Device = Literal["auto", "cpu", "cuda"]
 AT_LEAST = {"steps": 0, "seed": 0, "episodes": 1, "eval_every": 1, "eval_episodes": 1}
 AT_LEAST |= {"save_every": 1}
+MOST = 2**53
 
 
 def base_config(algorithm: str, paper: bool = False, quick: bool = False) -> AgentConfig:
@@ -149,7 +153,10 @@ def check_config(config: dict[str, Any]) -> None:
     """Raise ConfigurationError for a number out of range, or a GPU that is not there."""
     for name, least in AT_LEAST.items():
         if config[name] is not None:
-            check_integers(least, **{f"--{name.replace('_', '-')}": config[name]})
+            option = f"--{name.replace('_', '-')}"
+            check_integers(least, **{option: config[name]})
+            if config[name] >= MOST:
+                raise ConfigurationError(f"{option} is {config[name]}: it must be below {MOST}")
     check_device(config["device"])
 
 
@@ -181,6 +188,29 @@ def make_data(config: dict[str, Any]) -> TransitionDataset:
     return load_dataset(
         config["task"], config["source"], None if dataset_id == default else dataset_id
     )
+
+
+def fingerprint(data: TransitionDataset) -> str:
+    """Of every number in a dataset: the size, and the start of a hash."""
+    digest = hashlib.sha256()
+    for field in dataclasses.fields(data):
+        value = getattr(data, field.name)
+        if isinstance(value, np.ndarray):
+            digest.update(f"{field.name} {value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).data)
+    return f"{len(data)} transitions, sha256 {digest.hexdigest()[:16]}"
+
+
+def check_data(config: dict[str, Any], data: TransitionDataset, where: Path) -> None:
+    """Raise DatasetError when the data are no longer those that the run began with.
+
+    Folders of older versions do not say what these were.
+    """
+    if config.get("fingerprint", now := fingerprint(data)) != now:
+        raise DatasetError(
+            f"{data.id} has changed since the run began (it has {now}, {where} says "
+            f"{config['fingerprint']}): put the old data back, or start a new run"
+        )
 
 
 def make_env(config: dict[str, Any], dataset: TransitionDataset) -> FlowMDPEnv:

@@ -11,6 +11,7 @@ import numpy as np
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.files import read_json, replace_file
 from flowmdp.runs.folder import RunFolder, read_progress
+from flowmdp.schemas import History, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,12 +56,7 @@ def draw_run(path: Path, out: Path | None = None, quiet: bool = False) -> Path:
     folder, config = RunFolder.open(path)
     try:
         return _draw(folder, config, out or folder.curves)
-    except KeyError as error:
-        raise CheckpointError(
-            f"config.json, history.json or result.json in {path} lacks {error}: restore it or "
-            "train again"
-        ) from error
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
         if not quiet:
             raise
         print(f"flowmdp: no curves: {error}", file=sys.stderr)
@@ -72,8 +68,12 @@ def _draw(folder: RunFolder, config: dict[str, Any], out: Path) -> Path:
     from matplotlib.figure import Figure
 
     series = read_progress(folder.progress)
-    history = read_json(folder.history) if folder.history.exists() else {"evaluations": []}
-    result = read_json(folder.result) if folder.result.exists() else None
+    history: dict[str, Any] = {"evaluations": []}
+    if folder.history.exists():
+        history = read_json(folder.history, History)
+    result = None
+    if folder.result.exists():
+        result = Result(**read_json(folder.result, Result)).model_dump()
     panels = 3 + any(name.startswith("pretrain/") for name in series)
     figure = Figure(figsize=(4 * panels, 3.6), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -109,7 +109,7 @@ def _draw_returns(
         axes.fill_between(steps, means - stds, means + stds, color=BLUE, alpha=0.15, lw=0)
     if result:
         mean, (low, high) = result["mean_return"], result["interval_95"]
-        errors = [[mean - low], [high - mean]]
+        errors = [[max(mean - low, 0)], [max(high - mean, 0)]]
         label = f"last checkpoint, {result['episodes']} episodes"
         axes.errorbar(
             [config["steps"]], [mean], errors, fmt="D", color=BLUE, ms=6, capsize=4, label=label

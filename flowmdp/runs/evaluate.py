@@ -12,6 +12,9 @@ from tqdm.auto import tqdm
 
 from flowmdp.arguments import check_integers
 
+AT_ONCE = 64
+"""Robots that are open at once."""
+
 
 class Policy(Protocol):
     """Anything with SB3's `predict`."""
@@ -42,12 +45,16 @@ def evaluate(
     deterministic: bool = False,
     progress: bool = False,
 ) -> EvaluationResult:
-    """Play `episodes` episodes in lock-step, one environment each, the policy on the whole batch.
+    """Play `episodes` episodes in lock-step, the policy on all open robots at once.
+
+    At most `AT_ONCE` robots are open; one whose episode has ended plays the next. Episode i starts
+    from seed + i, however many there are. A policy draws its noise for the robots that play
+    together: the noise of an episode beyond the first `AT_ONCE` depends on how the others went.
 
     Args:
         policy: Acts on outer observations of shape (n, observation_dim).
         make_env: Makes the outer environment.
-        episodes: How many; episode i starts from seed + i.
+        episodes: How many.
         seed: First seed.
         deterministic: Passed to the policy.
         progress: Show a progress bar.
@@ -57,23 +64,29 @@ def evaluate(
     """
     check_integers(1, episodes=episodes)
     check_integers(0, seed=seed)
-    envs = [make_env() for _ in range(episodes)]
+    envs = [make_env() for _ in range(min(episodes, AT_ONCE))]
     observations = np.stack([env.reset(seed=seed + i)[0] for i, env in enumerate(envs)])
-    returns, lengths = np.zeros(episodes), np.zeros(episodes, np.int64)
-    running, starts = np.ones(episodes, np.bool_), np.ones(episodes, np.bool_)
-    state = None
+    playing: dict[int, int] = {i: i for i in range(len(envs))}  # robot -> its episode
+    returns, lengths = [0.0] * len(envs), [0] * len(envs)
+    starts, state = np.ones(len(envs), np.bool_), None
     with tqdm(total=episodes, desc="evaluating", disable=not progress) as bar:
-        while running.any():
+        while playing:
             actions, state = policy.predict(observations, state, starts, deterministic)
             starts[:] = False
-            for i in np.flatnonzero(running):
-                step = envs[i].step(actions[i])
-                observations[i], reward, terminated, truncated, _ = step
-                returns[i] += float(reward)
-                lengths[i] += 1
-                if terminated or truncated:
-                    running[i] = False
-                    bar.update()
+            for i, episode in list(playing.items()):
+                observations[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
+                returns[episode] += float(reward)
+                lengths[episode] += 1
+                if not (terminated or truncated):
+                    continue
+                bar.update()
+                if len(returns) == episodes:
+                    del playing[i]
+                    continue
+                playing[i], starts[i] = len(returns), True
+                observations[i], _ = envs[i].reset(seed=seed + len(returns))
+                returns.append(0.0)
+                lengths.append(0)
     for env in envs:
         env.close()
-    return EvaluationResult(returns.tolist(), lengths.tolist())
+    return EvaluationResult(returns, lengths)

@@ -6,18 +6,27 @@ progress.csv    the log, one line per interval; TensorBoard files lie beside it
 history.json    evaluations during training, seconds and updates so far
 curves.png      drawn from the three above
 result.json     the run's outcome; written last, so its presence says that the run is complete
+
+Whoever trains holds a lock on the folder, the operating system's (flock), as long as it lives.
 """
 
 from __future__ import annotations
 
 import csv
-import tempfile
-from contextlib import suppress
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from flowmdp.errors import CheckpointError, ConfigurationError
-from flowmdp.files import naming, read_json, write_json
+from flowmdp.files import check_writable, naming, read_json, write_json
+from flowmdp.schemas import RunConfig
+
+STEP = re.compile("[0-9]{1,15}")
+"""How a step is written in progress.csv."""
 
 
 class RunFolder:
@@ -44,20 +53,50 @@ class RunFolder:
                 f"{self.path} already holds a run: continue it with `flowmdp train --resume "
                 f"{self.path}`, or choose another --out"
             )
-        there = next(path for path in (self.path, *self.path.parents) if path.exists())
-        if not there.is_dir():
-            raise ConfigurationError(f"{there} is a file: choose a folder with --out")
-        with naming(self.path), tempfile.TemporaryFile(dir=there):
-            pass
+        check_writable(self.path)
 
-    def create(self, config: dict[str, Any]) -> None:
-        """Make the folder and write the run's configuration."""
-        self.check_free()
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process from training in the folder.
+
+        Raises:
+            ConfigurationError: When one does.
+        """
+        with naming(self.path):
+            folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigurationError(
+                    f"another process is training in {self.path}: wait until it has ended, or "
+                    "choose another folder"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            yield
+        finally:
+            os.close(folder)
+
+    @contextmanager
+    def created(self, config: dict[str, Any]) -> Iterator[None]:
+        """Make the folder, write the run's configuration and hold the lock.
+
+        Of several processes that do this at once, one gets the folder.
+
+        Raises:
+            ConfigurationError: When the folder holds a run.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.config, config)
+        with self.locked():
+            self.check_free()
+            write_json(self.config, config)
+            yield
 
     @classmethod
-    def open(cls, path: Path) -> tuple[RunFolder, dict[str, Any]]:
+    def open(
+        cls, path: Path, schema: type[RunConfig] = RunConfig
+    ) -> tuple[RunFolder, dict[str, Any]]:
         """An existing run and its configuration.
 
         Raises:
@@ -68,27 +107,49 @@ class RunFolder:
             raise CheckpointError(
                 f"{path} holds no run (no config.json): name a folder that `flowmdp train` made"
             )
-        return folder, read_json(folder.config)
+        return folder, read_json(folder.config, schema)
 
 
-def free_folder(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3 ... that does not exist yet."""
+def free_folder(path: Path, make: bool = False) -> Path:
+    """`path`, or the first of path-2, path-3 ... that does not exist yet.
+
+    With `make` it is made, so that no other process gets it.
+    """
     candidate, n = path, 1
-    while candidate.exists():
+    while candidate.exists() or (make and not _made(candidate)):
         n += 1
         candidate = path.with_name(f"{path.name}-{n}")
     return candidate
+
+
+def _made(path: Path) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def progress_rows(path: Path) -> list[dict[str, str]]:
     """Rows of progress.csv, without what a kill or a full disk left unreadable.
 
     A last line without its end is left out: half a number may look like a number.
+
+    Raises:
+        CheckpointError: When the file is no log of a run.
     """
     content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1].decode(errors="replace")
     rows = csv.DictReader(whole.splitlines())
-    return [row for row in rows if None not in row and (row.get("step") or "").isdecimal()]
+    try:
+        if (rows.fieldnames or ["step"])[0] != "step":
+            raise csv.Error("its first column is not step")
+        return [row for row in rows if None not in row and STEP.fullmatch(row.get("step") or "")]
+    except csv.Error as error:
+        raise CheckpointError(
+            f"{path} is no log of `flowmdp train` ({error}): remove it or restore it"
+        ) from error
 
 
 def read_progress(path: Path) -> dict[str, list[tuple[int, float]]]:

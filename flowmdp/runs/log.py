@@ -35,8 +35,9 @@ class ProgressFile(KVWriter):
         if path.exists():
             with path.open("rb+") as file:
                 file.truncate(file.read().rfind(b"\n") + 1)
+            progress_rows(path)  # refuses another file
             with path.open(newline="", encoding="utf-8", errors="replace") as file:
-                self.columns = next(csv.reader(file), self.columns)
+                self.columns = next(csv.reader(file), []) or self.columns
 
     def write(
         self,

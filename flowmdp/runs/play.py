@@ -18,11 +18,11 @@ from flowmdp.runs.folder import RunFolder
 from flowmdp.runs.summary import print_table, summarize
 
 
-def open_agent(run_folder: Path, task: str | None, device: str) -> FlowAlgorithm:
-    """Load a run's agent for playing the robot.
+def load_checkpoint(run_folder: Path, device: str) -> FlowAlgorithm:
+    """Load the agent of a run's folder, or of a checkpoint file.
 
     Raises:
-        CheckpointError: When there is no checkpoint, it is damaged, or it is another task's.
+        CheckpointError: When there is no checkpoint, or it is damaged.
         ConfigurationError: For a GPU that is not there.
     """
     check_device(device)
@@ -32,14 +32,25 @@ def open_agent(run_folder: Path, task: str | None, device: str) -> FlowAlgorithm
             f"{path} does not exist: name a folder that `flowmdp train` made, or a checkpoint file"
         )
     agent: FlowAlgorithm = load_agent(path, device=device)
+    return agent
+
+
+def open_agent(run_folder: Path, task: str | None, device: str) -> FlowAlgorithm:
+    """Load a run's agent for playing the robot.
+
+    Raises:
+        CheckpointError: When there is no checkpoint, it is damaged, or it is another task's.
+        ConfigurationError: For a GPU that is not there.
+    """
+    agent = load_checkpoint(run_folder, device)
     if agent.spec.task is None:
         raise CheckpointError(
-            f"{path} was trained on an environment of its own, not on a task: play it from Python, "
-            "agent.outer_policy()"
+            f"{run_folder} was trained on an environment of its own, not on a task: play it from "
+            "Python, agent.outer_policy()"
         )
     if task is not None and task != agent.spec.task:
         raise CheckpointError(
-            f"{path} belongs to {agent.spec.task}, not to {task}: name a checkpoint of {task}"
+            f"{run_folder} belongs to {agent.spec.task}, not to {task}: name a checkpoint of {task}"
         )
     return agent
 
@@ -89,6 +100,7 @@ def play(
     agent = open_agent(run_folder, task, device)
     if noise_scale is not None:
         agent.set_noise_scale(noise_scale)
+    agent.act_generator.manual_seed(seed % 2**63)
     chosen: dict[str, Any] = {"n_steps": flow_steps, "solver": solver}
     if best_of > 1:
         if not hasattr(agent, "critic"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,13 @@ from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import CheckpointError, ConfigurationError
-from flowmdp.files import read_json, write_json
+from flowmdp.files import read_json, remove_unfinished, write_json
 from flowmdp.runs import cache
 from flowmdp.runs.config import (
     Device,
     check_config,
+    check_data,
+    fingerprint,
     jsonable,
     make_agent,
     make_config,
@@ -34,9 +38,10 @@ from flowmdp.runs.config import (
 from flowmdp.runs.curves import draw_run
 from flowmdp.runs.evaluate import evaluate
 from flowmdp.runs.folder import RunFolder, free_folder
-from flowmdp.runs.interrupt import Interruptible
+from flowmdp.runs.interrupt import Interruptible, Stopped
 from flowmdp.runs.log import ProgressFile, make_logger
 from flowmdp.runs.summary import print_table, summarize, summarize_evaluations
+from flowmdp.schemas import History, WholeConfig, fault
 from flowmdp.transitions import TransitionDataset
 
 LOG_INTERVAL = 100
@@ -47,6 +52,8 @@ DECIDING = ("algorithm", "task", "source", "dataset_id", "seed", "steps", "quick
 """What decides a run's outcome, in config.json and in result.json."""
 CLOCKS = {"updates": 0, "update_seconds": 0.0, "seconds": 0.0}
 """What `history.json` counts, beside the evaluations."""
+AT = ("pretrain_step", "step")
+"""Where the run stood when it wrote `history.json`."""
 
 
 def train(*, out: Path | None = None, verbose: bool = False, **options: Any) -> None:
@@ -81,9 +88,15 @@ def train(*, out: Path | None = None, verbose: bool = False, **options: Any) -> 
     start = time.perf_counter()
     config = make_config(**options)
     default = Path("runs") / config["task"] / f"{config['algorithm']}-seed{config['seed']}"
-    folder = RunFolder(out or free_folder(default))
-    folder.check_free()
-    _work(folder, config, True, verbose, start)
+    RunFolder(out or free_folder(default)).check_free()
+    data = make_data(config)
+    config["fingerprint"] = fingerprint(data)
+    with make_env(config, data) as env, ExitStack() as stack:
+        agent = make_agent(config, env)  # what cannot be is refused before there is a folder
+        folder = RunFolder(out or free_folder(default, make=True))
+        stack.enter_context(folder.created(config))
+        print(f"run folder: {folder.path}", file=sys.stderr)
+        _work(_Run(folder, config, agent, start), data, verbose)
 
 
 def resume(
@@ -98,90 +111,114 @@ def resume(
         verbose: Print the logged numbers as tables too.
     """
     start = time.perf_counter()
-    folder, config = RunFolder.open(resume)
-    if steps is not None:
-        if steps < config.get("steps", 0):
-            raise ConfigurationError(
-                f"--steps {steps} is below the run's goal of {config['steps']}: raise it"
-            )
-        config["steps"] = steps
-    if device != "auto":
-        config["device"] = device
-    try:
+    folder, _ = RunFolder.open(resume)
+    with folder.locked():
+        remove_unfinished(folder.path)
+        folder, config = RunFolder.open(resume, WholeConfig)  # now that nobody else writes it
+        if steps is not None:
+            if steps < config["steps"]:
+                raise ConfigurationError(
+                    f"--steps {steps} is below the run's goal of {config['steps']}: raise it"
+                )
+            config["steps"] = steps
+        if device != "auto":
+            config["device"] = device
         check_config(config)
-    except KeyError as error:
-        raise CheckpointError(
-            f"{folder.config} lacks {error}: restore it or train again"
-        ) from error
-    _work(folder, config, False, verbose, start)
-
-
-def _work(
-    folder: RunFolder, config: dict[str, Any], new: bool, verbose: bool, start: float
-) -> None:
-    """The whole job; `start` is when the command began."""
-    data = make_data(config)
-    env = make_env(config, data)
-    try:
-        run = _Run(folder, config, env, start)
-        if new:  # only now, so that bad input leaves no folder behind
-            folder.create(config)
-            print(f"run folder: {folder.path}", file=sys.stderr)
-        else:
+        data = make_data(config)
+        check_data(config, data, folder.config)
+        with make_env(config, data) as env:
+            run = _Run(folder, config, saved_agent(folder, config, env), start)
             write_json(folder.config, config)
+            _work(run, data, verbose)
+
+
+def saved_agent(folder: RunFolder, config: dict[str, Any], env: FlowMDPEnv) -> FlowAlgorithm[Any]:
+    """The agent of a run's checkpoint, or a new one where there is none yet.
+
+    Raises:
+        CheckpointError: When the checkpoint is of another run.
+        ConfigurationError: When its hyper-parameters are not the run's.
+    """
+    if not folder.checkpoint.exists():
+        print(f"no checkpoint in {folder.path} yet: the run starts anew", file=sys.stderr)
+        return make_agent(config, env)
+    agent: FlowAlgorithm[Any] = load_agent(folder.checkpoint, env=env, device=config["device"])
+    for name, there in (("algorithm", agent.name), ("seed", agent.seed)):
+        if there != config[name]:
+            raise CheckpointError(
+                f"{folder.checkpoint} is of another run, with {name} {there} instead of "
+                f"{config[name]}: put this run's checkpoint back, or start a new run"
+            )
+    for name, value in jsonable(agent.config).items():
+        if (asked := config["config"].get(name)) != value:
+            raise ConfigurationError(
+                f"{folder.config} has {name} {asked!r}, the checkpoint {value!r}: "
+                "hyper-parameters cannot change in a run; put it back, or start a new run"
+            )
+    return agent
+
+
+def _work(run: _Run, data: TransitionDataset, verbose: bool) -> None:
+    """Learn and conclude."""
+    try:
         run.learn(verbose)
         run.conclude(data)
-    except KeyboardInterrupt:
-        command = f"flowmdp train --resume {shlex.quote(str(folder.path))}"
-        raise KeyboardInterrupt(f"continue with: {command}") from None
-    finally:
-        env.close()
+    except KeyboardInterrupt as stop:
+        command = f"flowmdp train --resume {shlex.quote(str(run.folder.path))}"
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        raise Stopped(number, f"continue with: {command}") from None
 
 
 class _Run:
     """A run at work: its agent, of the checkpoint or new, and its history so far."""
 
     def __init__(
-        self, folder: RunFolder, config: dict[str, Any], env: FlowMDPEnv, start: float
+        self, folder: RunFolder, config: dict[str, Any], agent: FlowAlgorithm[Any], start: float
     ) -> None:
-        self.folder, self.config = folder, config
-        self.agent: FlowAlgorithm[Any] = (
-            load_agent(folder.checkpoint, env=env, device=config["device"])
-            if folder.checkpoint.exists()
-            else make_agent(config, env)
-        )
-        if folder.config.exists() and not folder.checkpoint.exists():
-            print(f"no checkpoint in {folder.path} yet: the run starts anew", file=sys.stderr)
-        for name, value in jsonable(self.agent.config).items():
-            if (asked := config["config"].get(name)) != value:
-                raise ConfigurationError(
-                    f"{folder.config} has {name} {asked!r}, the checkpoint {value!r}: "
-                    "hyper-parameters cannot change in a run; put it back, or start a new run"
-                )
+        self.folder, self.config, self.agent = folder, config, agent
         self.history = self._history()
+        self._remember()
+        agent.means.restore(self.history["log"])
         self.start = start - self.history["seconds"]
         self.make_robot = partial(make_outer, config["task"], config["source"])
 
     def _history(self) -> dict[str, Any]:
-        """Evaluations and clocks so far, as far as the checkpoint has come."""
+        """Evaluations and clocks so far, as far as the checkpoint has come.
+
+        `history.json` is written before the checkpoint: a run that was killed between the two finds
+        under `before` what it held with the checkpoint that is there.
+        """
         path = self.folder.history
         if not (self.folder.checkpoint.exists() and path.exists()):
-            return {"evaluations": [], **CLOCKS}
+            return {"evaluations": [], **self._at(), **CLOCKS, "log": {}}
         history = read_json(path)
-        if missing := {"evaluations", *CLOCKS} - history.keys():
+        here, before = self._at(), history.pop("before", None)
+        if isinstance(before, dict) and here.items() <= before.items():
+            if not here.items() <= history.items():
+                history |= before
+        if wrong := fault(History, history):
             raise CheckpointError(
-                f"{path} lacks {', '.join(sorted(missing))}: restore it, or delete it to continue "
+                f"{path} is not as it was written ({wrong}): restore it, or delete it to continue "
                 "without the evaluations so far"
             )
-        now = self.agent.num_timesteps
-        history["evaluations"] = [one for one in history["evaluations"] if one["step"] <= now]
-        return history
+        evaluations = [one for one in history["evaluations"] if one["step"] <= here["step"]]
+        return {"log": {}, **history, **here, "evaluations": evaluations}
+
+    def _at(self) -> dict[str, int]:
+        return dict(zip(AT, (self.agent.pretrain_updates, self.agent.num_timesteps), strict=True))
 
     def save(self) -> None:
-        """Write checkpoint and history."""
-        self.history["seconds"] = time.perf_counter() - self.start
+        """Write history and checkpoint; see `_history`."""
+        history = self.history
+        history["seconds"] = time.perf_counter() - self.start
+        history |= {**self._at(), "log": self.agent.means.state()}
+        write_json(self.folder.history, {**history, "before": self.saved})
         self.agent.save(self.folder.checkpoint)
-        write_json(self.folder.history, self.history)
+        self._remember()
+
+    def _remember(self) -> None:
+        """What the history holds with the checkpoint that is there, but for the evaluations."""
+        self.saved = {name: self.history[name] for name in (*AT, *CLOCKS, "log")}
 
     def evaluate(self) -> list[float]:
         """Returns of a few episodes during training."""
@@ -205,8 +242,8 @@ class _Run:
                     self._train(interrupt)
         finally:
             agent.logger.close()
-        if agent.num_timesteps < self.config["steps"]:
-            raise KeyboardInterrupt
+        if interrupt.requested is not None:
+            raise Stopped(interrupt.requested)
         draw_run(self.folder.path, quiet=True)
 
     def _pretrained(self, interrupt: Interruptible) -> bool:
@@ -218,7 +255,14 @@ class _Run:
             cache.restore(agent)
         if agent.pretrain_updates == agent.pretrain_steps:
             return True
-        finished = agent.pretrain(progress_bar=True, callback=interrupt.go_on)
+        tenth = max(1, agent.pretrain_steps // 10)
+
+        def go_on() -> bool:
+            if agent.pretrain_updates % tenth == 0 and interrupt.go_on():
+                self.save()
+            return interrupt.go_on()
+
+        finished = agent.pretrain(progress_bar=True, callback=go_on)
         self.save()
         if finished:
             cache.store(agent)

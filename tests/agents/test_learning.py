@@ -113,7 +113,7 @@ def gaussian_agent(cls: type[DecisionFlow], rho: float, **kwargs: Any) -> Decisi
         **SMALL,
         **kwargs,
     )
-    agent.behavior = BEHAVIOR  # type: ignore[assignment]
+    agent.behavior = BEHAVIOR
     agent.critic = CRITIC  # type: ignore[assignment]
     agent.prepared = 1
     return agent

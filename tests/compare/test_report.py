@@ -266,12 +266,12 @@ BAD = {
     "--against a --reference a": "leaves nothing to compare",
     "twice": "are both df-div with seed 0 on zoo/hopper/medium-v0",
     "repeated": "table.jsonl, line 6 are both a with seed 0 on zoo/hopper/medium-v0: keep one",
-    "foreign": "table.jsonl, line 6 is no result of `flowmdp train` (it lacks task): take it out",
+    "foreign": "table.jsonl, line 6 is no result of `flowmdp train` (it lacks algorithm, data, ",
     "nameless": "table.jsonl, line 6 is no result of `flowmdp train` (it lacks label)",
     "half": "table.jsonl, line 6 is damaged (Unterminated string",
     "list": "table.jsonl, line 6 is damaged (not a JSON object): remove the line or restore",
     "binary": "table.jsonl, line 6 is damaged ('utf-8' codec",
-    "foreign run": "run/result.json is no result of `flowmdp train` (it lacks task)",
+    "foreign run": "run/result.json is no result of `flowmdp train` (it lacks algorithm, data, ",
     "damaged run": "run/result.json is damaged",
 }
 

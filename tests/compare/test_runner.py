@@ -46,8 +46,8 @@ if not resumed:
         print("training", flush=True)
         time.sleep(60)
 config = json.loads((folder / "config.json").read_text())
-result = {**config, "mean_return": 7.0, "data": {}, "normalized_score": None, "resumed": resumed,
-          "threads": os.environ["OMP_NUM_THREADS"], "pid": os.getpid()}
+result = {**config, "mean_return": 7.0, "data": {"mean_return": 1.0}, "normalized_score": None,
+          "resumed": resumed, "threads": os.environ["OMP_NUM_THREADS"], "pid": os.getpid()}
 (folder / "result.json").write_text(json.dumps(result))
 """
 
@@ -217,8 +217,9 @@ def test_the_lock_outlives_a_killed_bench(table: Path, monkeypatch: pytest.Monke
     assert process is not None
     log.close()  # as the kernel does for a bench that is killed
     assert lock_log(place.log(job)) is None
-    process.kill()
-    process.wait()
+    with process:
+        process.kill()
+        process.wait()
     free = lock_log(place.log(job))
     assert free is not None
     free.close()
@@ -274,7 +275,13 @@ def test_a_changed_default_does_not_either(table: Path, capsys: pytest.CaptureFi
     job = read_table(table)[0]
 
     def bench(config: dict[str, Any], **then: Any) -> int:
-        row = {**job.config, "label": job.label, "mean_return": 1.0, "data": {}, **then}
+        row = {
+            **job.config,
+            "label": job.label,
+            "mean_return": 1.0,
+            "data": {"mean_return": 1.0},
+            **then,
+        }
         put_line(RESULTS, {**row, "config": config}, key_of)
         return main(["bench", "table.toml", "--list"])
 
@@ -322,7 +329,8 @@ def test_the_real_thing(hopper_data: Path, tmp_path: Path, monkeypatch: pytest.M
     )
     begun, finished, *_ = read_table(Path("tiny.toml"))
     runs = Path("runs/bench/tiny")
-    RunFolder(runs / begun.name).create(begun.config)
+    with RunFolder(runs / begun.name).created(begun.config):
+        pass
     assert main([*finished.command[1:], "--out", str(runs / finished.name)]) == 0
     assert main(["bench", "tiny.toml", "--jobs", "2"]) == 0
     found = read_lines(Path("results/tiny.jsonl"))

@@ -10,8 +10,14 @@ import pytest
 from gymnasium.spaces import Box
 
 from flowmdp.env import FlowMDPEnv
-from flowmdp.errors import ActionError, ConfigurationError, FlowMDPError, ResetNeededError
-from tests.mdp.toys import make_toy, toy_dataset
+from flowmdp.errors import (
+    ActionError,
+    ConfigurationError,
+    FlowMDPError,
+    ResetNeededError,
+    RobotError,
+)
+from tests.mdp.toys import PointRobot, make_toy, toy_dataset
 
 BOX = Box(-1.0, 1.0, (2,))
 
@@ -37,11 +43,76 @@ def test_bad_actions(action: Any, message: str) -> None:
     assert np.array_equal(before[:4], after[:4])  # the refused action moved nothing
 
 
-def test_noise_must_be_finite() -> None:
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_noise_must_be_finite(value: float) -> None:
     env = make_toy()
     env.reset(seed=0)
     with pytest.raises(ActionError, match="not finite"):
-        env.set_noise(np.array([np.nan, 0], np.float32))
+        env.set_noise(np.array([value, 0]))
+
+
+class FaultyRobot(PointRobot):
+    """Does as `fault` says from its third step on, or at `reset`."""
+
+    fault: Any = None
+
+    def reset(self, **options: Any) -> Any:
+        state, info = super().reset(**options)
+        return (state * np.nan if self.fault == "reset" else state), info
+
+    def step(self, action: Any) -> Any:
+        state, reward, *rest = super().step(action)
+        if self.steps >= 3 and self.fault == "raise":
+            raise RuntimeError("the motor is off")
+        if self.steps >= 3 and self.fault == "state":
+            state[1] = np.inf
+        return state, np.nan if self.steps >= 3 and self.fault == "reward" else reward, *rest
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "match"),
+    [
+        ("raise", RuntimeError, "the motor is off"),
+        ("state", RobotError, r"step of the robot .*FaultyRobot.* observation .*not finite"),
+        ("reward", RobotError, r"step of the robot .* reward nan"),
+    ],
+)
+def test_after_a_fault_of_the_robot_only_reset_goes_on(
+    fault: str, error: type[Exception], match: str
+) -> None:
+    robot, zero = FaultyRobot(), np.zeros(2, np.float32)
+    env = FlowMDPEnv(robot, flow_steps=2)
+    env.reset(seed=0)
+    robot.fault = fault
+    for _ in range(5):
+        env.step(zero)
+    with pytest.raises(error, match=match):
+        env.step(zero)
+    with pytest.raises(ResetNeededError):
+        env.step(zero)
+    robot.fault = None
+    env.reset()
+    env.step(zero)
+
+
+def test_a_robot_that_starts_nowhere() -> None:
+    robot = FaultyRobot()
+    env = FlowMDPEnv(robot)
+    env.reset(seed=0)
+    robot.fault = "reset"
+    with pytest.raises(RobotError, match="reset of the robot"):
+        env.reset()
+    with pytest.raises(ResetNeededError):
+        env.step(np.zeros(2, np.float32))
+
+
+def test_large_finite_states_are_no_fault() -> None:
+    robot = PointRobot()
+    env = FlowMDPEnv(robot, flow_steps=1)
+    env.reset(seed=0)
+    robot.position = np.array([1e30, 0.0])
+    assert env.step(np.zeros(2, np.float32))[0][0] == np.float32(1e30)
 
 
 def test_lists_and_other_floats_are_actions() -> None:
@@ -78,6 +149,10 @@ def test_step_out_of_turn() -> None:
         ({"noise_scale": "abc"}, "noise_scale is 'abc'"),
         ({"velocity_scale": "abc"}, "velocity_scale is 'abc'"),
         ({"velocity_scale": 10**400}, "velocity_scale is 1000"),
+        ({"velocity_scale": 1e39}, r"velocity_scale is 1e\+39"),  # infinite in float32
+        ({"noise_scale": 1e39}, r"noise_scale is 1e\+39"),
+        ({"noise_std": 1e39}, r"noise_std is 1e\+39"),
+        ({"rho": 1e39}, r"rho is 1e\+39"),
         ({"include_time": "false"}, "include_time is 'false'"),
         ({"action_mode": "delta"}, "action_mode is 'delta': choose one of"),
         ({"action_mode": "residual", "behavior": None}, "needs a behavior"),

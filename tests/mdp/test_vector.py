@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,3 +224,41 @@ def test_bad_arguments() -> None:
             vector().reset(options=options)
     with pytest.raises(ConfigurationError, match=r"options\['state'\]"):
         vector().reset(options={"state": np.zeros(2)})
+
+
+FORKED = """
+import gymnasium as gym, numpy as np, torch
+from flowmdp.env import FlowMDPEnv
+from tests.mdp.toys import PointRobot
+torch.set_num_threads(2)
+weight = torch.ones(400, 400)
+def behavior(observations, x_t, t):
+    return (0 * (weight @ weight).sum() + torch.as_tensor(x_t)).numpy()
+weight @ weight  # starts the threads
+make = lambda: FlowMDPEnv(PointRobot(), action_mode="residual", behavior=behavior, flow_steps=2)
+envs = gym.vector.AsyncVectorEnv([make] * 2, context="fork")
+envs.reset(seed=0)
+for _ in range(3):
+    envs.step(np.zeros((2, 2), np.float32))
+envs.close()
+print("done")
+"""
+
+
+def test_forked_environments_answer_after_torch_has_run_on_threads() -> None:
+    """OpenMP's threads do not survive a fork; without a cure the children wait forever."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", FORKED],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = child.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    assert out == "done\n", err

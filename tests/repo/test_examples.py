@@ -15,7 +15,8 @@ import pytest
 
 from benchmarks import train_behavior
 from examples import custom_loop, draw_flow, record_video, sb3_style
-from flowmdp.agents import ALGORITHMS
+from flowmdp.agents import ALGORITHMS, FlowBC
+from flowmdp.runs.export import export
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,6 +73,20 @@ def test_train_behavior(
         "step-0000030.safetensors",
         "step-0000060.safetensors",
     ]
+
+
+def test_run_onnx(hopper_data: Path, tmp_path: Path) -> None:
+    """Beside onnxruntime it needs neither torch nor flowmdp."""
+    agent = FlowBC("MlpPolicy", gym.make("FlowMDP-hopper-medium-v0"), net_arch=(16,), seed=0)
+    export(agent, tmp_path / "policy.onnx")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from examples import run_onnx; "
+        f"assert run_onnx.main({str(tmp_path / 'policy.onnx')!r}) > 0; "
+        "assert not {'torch', 'flowmdp'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2_000:]
+    assert run.stdout.startswith("return: ")
 
 
 def test_draw_flow(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_gradients_are_those_of_the_critic() -> None:
 def test_a_policy_that_moves_up_is_aligned_and_one_that_moves_down_is_not() -> None:
     for mean, sign in ((0.1, 1.0), (-0.5, -1.0)):  # the behaviour's is -0.2, the best action 0.4
         agent, rollout = agent_of(GaussianField(mean, std=0.01))
-        agent.behavior = GaussianField(-0.2, std=0.01)  # type: ignore[assignment]
+        agent.behavior = GaussianField(-0.2, std=0.01)
         found = along_chains(agent, rollout)
         assert np.mean(found["cosine_change"]) * sign > 0.9
         # all chains climb towards one action here, so another state's gradient serves as well

@@ -400,7 +400,7 @@ def test_checkpoints_of_others_and_damaged_ones(
     (run / "config.json").write_text(json.dumps(config))
     (run / "history.json").write_text(json.dumps({"evaluations": history["evaluations"]}))
     line = failure(capsys, "train", "--resume", str(run), "--steps", "40")
-    assert "history.json lacks seconds, update_seconds, updates: restore it" in line
+    assert "(it lacks seconds, update_seconds, updates): restore it" in line
     (run / "history.json").write_text(json.dumps(history))
     whole = (run / "checkpoint.zip").read_bytes()
     (run / "checkpoint.zip").write_bytes(whole[:500])
@@ -409,7 +409,7 @@ def test_checkpoints_of_others_and_damaged_ones(
     assert "damaged" in failure(capsys, "train", "--resume", str(run))
     del config["seed"]
     (run / "config.json").write_text(json.dumps(config))
-    assert "lacks 'seed'" in failure(capsys, "plot", str(run))
+    assert "(it lacks seed)" in failure(capsys, "plot", str(run))
 
 
 def test_a_picture_for_a_folder_that_is_not_there(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import gymnasium as gym
 import h5py
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 from flowmdp.arguments import check_integers
@@ -65,7 +69,8 @@ def build_dataset(
         episodes = _episodes(row, envs, steps, seed, stack.enter_context(bar))
         algorithms = sorted({policy["algorithm"] for policy in recipe["policies"].values()})
         name = "waypoint planner" if row.planner else "+".join(algorithms)
-        write_dataset(dataset_id, envs[0], episodes, {"algorithm_name": name, BUILD_KEY: recipe})
+        notes = {"algorithm_name": name, BUILD_KEY: recipe}
+        write_dataset(dataset_id, envs[0], episodes, notes, steps)
     return dataset_id
 
 
@@ -118,13 +123,17 @@ def _episodes(
 
 
 def write_dataset(
-    dataset_id: str, env: gym.Env[Any, Any], episodes: Iterable[Episode], metadata: dict[str, Any]
+    dataset_id: str,
+    env: gym.Env[Any, Any],
+    episodes: Iterable[Episode],
+    metadata: dict[str, Any],
+    steps: int = 0,
 ) -> None:
     """Write episodes as a Minari dataset (HDF5) into the store. Use it under `dataset_lock`.
 
     The outer environment gives spaces and spec; `metadata` goes into metadata.json. The file grows
     in memory, some 50 MB for 200,000 steps: HDF5 that meets a full disk, as it would in Minari's
-    own writer, crashes the process.
+    own writer, crashes the process. A disk without room for `steps` is refused at once.
     """
     import minari
     from minari.dataset.minari_storage import MinariStorage
@@ -132,12 +141,14 @@ def write_dataset(
     brought_by = type(env.unwrapped).__module__.partition(".")[0].replace("_", "-")
     packages = sorted({"gymnasium", "mujoco", brought_by})
     requirements = [f"{name}=={importlib.metadata.version(name)}" for name in packages]
-    with new_dataset(dataset_id) as folder:
+    spaces = env.observation_space, env.action_space
+    room = 8 * steps * sum(map(gym.spaces.flatdim, spaces))  # bytes
+    with new_dataset(dataset_id, room) as folder:
         storage = MinariStorage.new(
             folder / "data",
             observation_space=env.observation_space,
             action_space=env.action_space,
-            env_spec=env.spec,
+            env_spec=None if env.spec is None else _plain_spec(env.spec),
             data_format="hdf5",
         )
         named = {"dataset_id": dataset_id, "minari_version": minari.__version__}
@@ -152,10 +163,26 @@ def write_dataset(
                 group.attrs["total_steps"] = len(episode)
                 for name in ("observations", "actions", "rewards", "terminations", "truncations"):
                     array = getattr(episode, name)
-                    shape = (None, *array.shape[1:])
-                    group.create_dataset(name, data=array, chunks=True, maxshape=shape)
+                    kept = {"maxshape": (None, *array.shape[1:]), "fletcher32": True}  # checksums
+                    group.create_dataset(name, data=array, chunks=True, **kept)
                 lengths.append(len(episode))
             file.flush()
             (folder / "data" / "main_data.hdf5").write_bytes(file.id.get_file_image())
         totals = {"total_steps": sum(lengths), "total_episodes": len(lengths)}
         storage.update_metadata({**totals, "dataset_size": storage.get_size()})
+
+
+def _plain_spec(spec: EnvSpec) -> EnvSpec:
+    """The description with Python's own numbers, which JSON can hold.
+
+    Arguments that JSON cannot hold, such as functions, become their names: the environment cannot
+    be made from them again, but the wrappers it was recorded through are known.
+    """
+
+    def plain(value: Any) -> Any:
+        return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+    told = dataclasses.asdict(spec)
+    for derived in ("namespace", "name", "version"):
+        del told[derived]
+    return EnvSpec.from_json(json.dumps(told, default=plain))

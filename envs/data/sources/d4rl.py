@@ -2,8 +2,9 @@
 
 A file holds all transitions in one row: observations, actions, rewards, terminals, timeouts, and in
 the Gym-MuJoCo ones next_observations; infos/* and metadata/* are left behind. An episode ends where
-terminals or timeouts say so, where next_observations does not lead to the following row, and at the
-end of the file. Neither `d4rl` nor `gym` nor `mujoco_py` is needed.
+terminals or timeouts say so, where next_observations does not lead to the following row (up to
+rounding, where one of the two was stored in a lower precision), and at the end of the file. Neither
+`d4rl` nor `gym` nor `mujoco_py` is needed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from flowmdp.transitions import check_values
 Arrays = dict[str, NDArray[Any]]
 
 KEYS = ("observations", "actions", "rewards", "terminals", "timeouts")
+
+MOST_COMPRESSED = 1100
+"""Bytes of arrays per byte of file, where deflate reaches 1,032: more was declared, not written."""
 
 IMPORT_KEY = "flowmdp_import"
 """Key of a dataset's metadata that tells which file it came from, and what was done to it."""
@@ -83,7 +87,8 @@ def import_d4rl(
             if is_present(dataset_id) and not force:
                 cure = "keep it, or replace it with --force (force=True)"
                 raise DatasetError(f"dataset {dataset_id} is there already: {cure}")
-            write_dataset(dataset_id, outer, chain([first], episodes), metadata)
+            steps = len(arrays["rewards"])
+            write_dataset(dataset_id, outer, chain([first], episodes), metadata, steps)
     return dataset_id
 
 
@@ -105,38 +110,58 @@ def _read(path: Path, outer: gym.Env[Any, Any]) -> Arrays:
     """The arrays of a D4RL file that make transitions of the environment."""
     if not path.is_file():
         raise DatasetError(f"{path} does not exist: name D4RL's file, like hopper_medium-v2.hdf5")
+    observed, acted = outer.observation_space.shape, outer.action_space.shape
+    shapes: dict[str, Any] = {"actions": acted}
+    shapes |= {"observations": observed, "next_observations": observed}
     try:
         with h5py.File(path, "r") as file:
-            missing = [key for key in KEYS if not isinstance(file.get(key), h5py.Dataset)]
-            keys = (*KEYS, *({"next_observations"} & set(file)))
-            arrays = {} if missing else {key: np.asarray(file[key]) for key in keys}
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
+            keys = [*KEYS, *(["next_observations"] if "next_observations" in file else [])]
+            if missing := [key for key in keys if not isinstance(file.get(key), h5py.Dataset)]:
+                raise DatasetError(
+                    f"{path} is no D4RL file: it lacks {', '.join(missing)}; give one like "
+                    "hopper_medium-v2.hdf5"
+                )
+            stored = {key: file[key] for key in keys}
+            _check_declared(path, stored, shapes, str(outer.spec and outer.spec.id))
+            arrays = {key: np.asarray(array) for key, array in stored.items()}
+    except DatasetError:
+        raise
+    except PermissionError as error:
+        raise DatasetError(f"you have no permission to read {path}: ask for it") from error
+    except Exception as error:  # a damaged file makes h5py raise whatever comes
         raise DatasetError(f"cannot read {path} ({error}): download it again") from error
-    if missing:
-        raise DatasetError(
-            f"{path} is no D4RL file: it lacks {', '.join(missing)}; give one like "
-            "hopper_medium-v2.hdf5"
-        )
-    lengths = {key: len(array) for key, array in arrays.items()}
+    # Some files keep rewards and flags as columns.
+    return {key: array.reshape(-1, *shapes.get(key, ())) for key, array in arrays.items()}
+
+
+def _check_declared(
+    path: Path, stored: dict[str, h5py.Dataset], shapes: dict[str, Any], env_id: str
+) -> None:
+    """Refuse arrays by what the file says of them, before any is read into memory."""
+    for key, array in stored.items():
+        if array.dtype.kind not in "fbiu":
+            raise DatasetError(f"{path} has {key} that are no numbers: download it again")
+        if not array.shape:
+            raise DatasetError(f"{path} has {key} without rows: download it again")
+        shape = shapes.get(key, ())
+        if array.shape[1:] != shape and (shape or array.shape[1:] != (1,)):
+            raise DatasetError(
+                f"{path} has {key} of shape {array.shape[1:]}, but {env_id} has {shape}: name the "
+                "task that the file belongs to"
+            )
+    lengths = {key: len(array) for key, array in stored.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise DatasetError(f"{path} has arrays of different lengths ({listed}): download it again")
     if lengths["rewards"] == 0:
         raise DatasetError(f"{path} holds no transitions: download it again")
-    observed, acted = outer.observation_space.shape, outer.action_space.shape
-    shapes = {"observations": observed, "next_observations": observed, "actions": acted}
-    for key, array in arrays.items():
-        shape = shapes.get(key, ())
-        if shape == () and array.shape[1:] == (1,):  # some files keep them as columns
-            arrays[key] = array[:, 0]
-        elif array.shape[1:] != shape:
-            raise DatasetError(
-                f"{path} has {key} of shape {array.shape[1:]}, but {outer.spec and outer.spec.id} "
-                f"has {shape}: name the task that the file belongs to"
-            )
-        if array.dtype.kind not in "fbiu":
-            raise DatasetError(f"{path} has {key} that are no numbers: download it again")
-    return arrays
+    inside = [array for array in stored.values() if not (array.is_virtual or array.external)]
+    declared = sum(array.nbytes for array in inside)
+    if declared > max(MOST_COMPRESSED * path.stat().st_size, 2**26):
+        raise DatasetError(
+            f"{path} declares {lengths['rewards']:,} transitions, {declared / 2**20:,.0f} MiB, but "
+            f"holds {path.stat().st_size:,} bytes: download it again"
+        )
 
 
 def _episodes(arrays: Arrays, dtype: Any) -> Iterator[Episode]:
@@ -145,7 +170,7 @@ def _episodes(arrays: Arrays, dtype: Any) -> Iterator[Episode]:
     ended = terminals | arrays["timeouts"].astype(bool)
     following = arrays.get("next_observations", observations)
     if following is not observations:
-        ended[:-1] |= ~(following[:-1] == observations[1:]).all(axis=1)
+        ended[:-1] |= ~_same(following[:-1], observations[1:])
     ended[-1] = True
     start = 0
     for end in np.flatnonzero(ended).tolist():
@@ -161,3 +186,26 @@ def _episodes(arrays: Arrays, dtype: Any) -> Iterator[Episode]:
                 terminations=last & terminals[end],
                 truncations=last & ~terminals[end],
             )
+
+
+def _same(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether rows are equal: up to rounding where one array is of a coarser precision."""
+    coarser = max((_precision(a), _precision(b)), key=lambda kind: kind.eps)
+    if _precision(a).eps == _precision(b).eps:
+        return np.asarray((a == b).all(axis=1))
+    same = np.ones(len(a), np.bool_)
+    for x, y in zip(a.T, b.T, strict=True):  # by column: no copy of the whole
+        x, y = x.astype(np.float64), y.astype(np.float64)
+        size = np.maximum(np.abs(x), np.abs(y))
+        same &= np.abs(x - y) <= 2 * float(coarser.eps) * size + float(coarser.tiny)
+    return same
+
+
+def _precision(array: NDArray[Any]) -> np.finfo[Any]:
+    """Of the floating-point type its numbers fit into; integers are taken as exact."""
+    if array.dtype.kind != "f":
+        return np.finfo(np.float64)
+    with np.errstate(over="ignore"):
+        if array.dtype == np.float64 and (array.astype(np.float32) == array).all():
+            return np.finfo(np.float32)  # rounded before it was stored
+    return np.finfo(array.dtype)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import minari
 import pytest
 
 from flowmdp.envs.data import list_datasets, load_dataset
+from flowmdp.envs.data.sources import build as build_module
+from flowmdp.envs.data.store import store_root
 from flowmdp.errors import DatasetError
 from tests.envs.built import ID, TASK, build, digests, leftovers
 
@@ -128,3 +132,51 @@ def test_a_store_without_write_permission(datasets_path: Path) -> None:
     datasets_path.chmod(0o500)
     with pytest.raises(DatasetError, match=r"Permission denied.*MINARI_DATASETS_PATH"):
         build(100)
+
+
+def test_a_relative_path_names_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "here/data")
+    assert build(100) == ID
+    assert ID in list_datasets() and ID in minari.list_local_datasets()
+    assert len(load_dataset(TASK)) == 100
+    assert store_root() == tmp_path / "here" / "data"
+
+
+@pytest.mark.parametrize("obstacle", ["file", "permission", "disk"])
+def test_what_would_fail_in_the_end_fails_at_once(
+    obstacle: str, datasets_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namespace = datasets_path / "flowmdp"
+    datasets_path.mkdir()
+    if obstacle == "file":
+        namespace.write_text("in the way")
+    else:
+        namespace.mkdir()
+    if obstacle == "permission":
+        may = os.access
+        monkeypatch.setattr(
+            os, "access", lambda path, mode: Path(path) != namespace and may(path, mode)
+        )
+    if obstacle == "disk":
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_000_000))
+    match = {"file": "flowmdp is a file", "permission": "denied: .*flowmdp", "disk": "11 MB are"}
+    monkeypatch.setattr(build_module, "collect_steps", None)  # nothing may be rolled out
+    with pytest.raises(DatasetError, match=match[obstacle]):
+        build(100_000)
+
+
+def test_a_store_that_may_not_be_read(datasets_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets_path.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(DatasetError, match="no permission to read the store"):
+        list_datasets()
+
+
+def test_what_killed_builds_leave_disturbs_nobody(datasets_path: Path) -> None:
+    build(100)
+    for path in (".flowmdp-me--x-v0.new-abc/new", ".flowmdp-me--x-v0.new-abc/new/arriving/me/x-v0"):
+        shutil.copytree(datasets_path / ID / "data", datasets_path / path / "data")
+    (datasets_path / ".flowmdp-me--x-v0.lock").touch()
+    assert list(list_datasets()) == [ID] == list(minari.list_local_datasets())
+    assert build(100) == ID

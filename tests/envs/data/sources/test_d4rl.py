@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flowmdp.envs.data import list_datasets, load_dataset
+from flowmdp.envs.data import dataset_info, list_datasets, load_dataset
 from flowmdp.envs.data.sources.d4rl import import_d4rl
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.errors import DatasetError
@@ -163,3 +164,108 @@ def test_the_command_imports(path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert code in (0, None)
     assert f"{ID} is in" in capsys.readouterr().out
     assert len(load_dataset(TASK, "d4rl")) == 10
+
+
+def rounded(name: str, dtype: Any, store: Any = None) -> Arrays:
+    """Observations of full precision, coordinates of many magnitudes; one array is rounded."""
+    arrays = recording()
+    whole = np.random.default_rng(1).standard_normal((13, 11)) * 10.0 ** np.arange(-6, 5)
+    rows = np.array([0, 1, 2, 3, 5, 6, 7, 9, 10, 11])
+    arrays |= {"observations": whole[rows], "next_observations": whole[rows + 1]}
+    arrays[name] = arrays[name].astype(dtype).astype(store or dtype)
+    return arrays
+
+
+@pytest.mark.parametrize("name", ["observations", "next_observations"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.longdouble])
+def test_rounding_does_not_split_episodes(path: Path, name: str, dtype: Any) -> None:
+    import_d4rl(write(path, rounded(name, dtype)), TASK)
+    assert load_dataset(TASK, "d4rl").episode_starts.tolist() == [0, 4, 7]
+
+
+def test_rounding_before_storing_does_not_either(path: Path) -> None:
+    import_d4rl(write(path, rounded("next_observations", np.float32, np.float64)), TASK)
+    assert load_dataset(TASK, "d4rl").episode_starts.tolist() == [0, 4, 7]
+
+
+@pytest.mark.parametrize(("dtype", "step"), [(np.float32, 1e-5), (np.float64, 1e-15)])
+def test_more_than_rounding_splits(path: Path, dtype: Any, step: float) -> None:
+    """Of one precision rows are equal or not; of two, the coarser one decides."""
+    arrays = rounded("next_observations", dtype)
+    arrays["next_observations"][1, 3] *= dtype(1 + step)
+    import_d4rl(write(path, arrays), TASK)
+    assert load_dataset(TASK, "d4rl").episode_starts.tolist() == [0, 2, 4, 7]
+
+
+def huge(file: h5py.File, key: str) -> None:
+    """All arrays declare 10^11 rows; none are there."""
+    for name, array in recording().items():
+        del file[name]
+        shape = 10**11, *array.shape[1:]
+        file.create_dataset(name, shape, array.dtype, chunks=(1000, *array.shape[1:]))
+
+
+def typed(dtype: Any) -> Any:
+    return lambda file, key: file.create_dataset(key, (10,), dtype)
+
+
+def linked(link: Any) -> Any:
+    return lambda file, key: file.__setitem__(key, link)
+
+
+ODD: dict[str, tuple[Any, str]] = {
+    "scalar": (np.float32(1), "without rows"),
+    "null": (h5py.Empty("f4"), "without rows"),
+    "group": (lambda file, key: file.create_group(key), "lacks"),
+    "type": (np.dtype("f4"), "lacks"),
+    "external link": (linked(h5py.ExternalLink("/nowhere.h5", "/x")), "lacks"),
+    "circular link": (linked(h5py.SoftLink("/rewards")), "cannot read|lacks"),
+    "bytes": (np.array([b"a"] * 10), "no numbers"),
+    "text": (typed(h5py.string_dtype()), "no numbers"),
+    "references": (typed(h5py.ref_dtype), "no numbers"),
+    "ragged": (typed(h5py.vlen_dtype("f4")), "no numbers"),
+    "arrays in a type": (typed(np.dtype(("f4", (3,)))), "no numbers"),
+    "complex": (np.zeros(10, complex), "no numbers"),
+    "compound": (np.zeros(10, [("a", "f4"), ("b", "i4")]), "no numbers"),
+    "opaque": (np.zeros(10, "V4"), "no numbers"),
+    "more dimensions": (np.zeros((10, 1, 1)), "of shape"),
+    "huge": (huge, r"declares 100,000,000,000 transitions, .* MiB, but holds"),
+    "too large": (np.full(10, 1e300), "too large rewards in 10"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_arrays_are_one_line(path: Path, kind: str) -> None:
+    value, match = ODD[kind]
+    write(path, recording())
+    with h5py.File(path, "a") as file:
+        if kind != "huge":
+            del file["rewards"]
+        value(file, "rewards") if callable(value) and kind != "type" else file.__setitem__(
+            "rewards", value
+        )
+    refuse(match, path)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("next_observations", [True, False])
+def test_few_transitions(path: Path, n: int, next_observations: bool) -> None:
+    arrays = {name: array[3 : 3 + n] for name, array in recording(next_observations).items()}
+    import_d4rl(write(path, arrays), TASK)
+    assert len(load_dataset(TASK, "d4rl")) == (n if next_observations else 1)
+    assert dataset_info(TASK, "d4rl")["episodes"] == (n if next_observations else 1)
+
+
+def test_flipped_bits_and_torn_ends(path: Path) -> None:
+    """Read, or refused in one line; where a bit is only data nobody can tell."""
+    whole = write(path, recording()).read_bytes()
+    moments = random.Random(0)
+    for number in range(40):
+        torn = bytearray(whole)
+        for _ in range(moments.choice([1, 3, 20])):
+            torn[moments.randrange(2_000)] ^= 1 << moments.randrange(8)
+        path.write_bytes(torn if number % 4 else whole[: moments.randrange(len(whole))])
+        try:
+            import_d4rl(path, TASK, force=True, clip_actions=True)
+        except DatasetError as error:
+            assert "\n" not in str(error)

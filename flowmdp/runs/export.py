@@ -1,0 +1,247 @@
+"""`flowmdp export`: an agent as one file of ONNX or torch.export, which needs nothing of flowmdp.
+
+The file holds the whole way from the robot's observation to its action: the normaliser, the flow
+steps one after another, the clipping, and the robot's units. A batch of any size goes in:
+
+    observations  (n, observation_dim), float32, flat in the order of Gymnasium's flatten_space
+    noise         (n, action_dim), float32, drawn from N(0, 1): the file multiplies it by the
+                  agent's noise_scale; zeros give the noiseless action
+    previous      (n, action_dim + 1), only where the flow state holds the previous action: what the
+                  file answered last, and a 1 behind it; zeros at an episode's first action
+
+and `actions`, (n, *the shape of the robot's box), come out, in the robot's own units. The file
+tells its own task, widths, noise_scale, flow_steps and bounds: ONNX as `metadata_props`,
+torch.export as the extra file "flowmdp.json".
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowmdp.agents.core.algorithm import FlowAlgorithm
+from flowmdp.errors import ConfigurationError
+from flowmdp.files import replace_file
+from flowmdp.mdp.solver import integrate
+from flowmdp.runs.config import versions
+from flowmdp.runs.play import load_checkpoint
+
+Format = Literal["onnx", "torch"]
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+METADATA = "flowmdp.json"
+
+
+def export_run(
+    run_folder: Path,
+    *,
+    format: Format = "onnx",
+    out: Path | None = None,
+    behavior: bool = False,
+) -> None:
+    """Write the policy of a run as one file that needs nothing of flowmdp.
+
+    For example:
+      flowmdp export runs/hopper-medium/df-div-seed0
+      flowmdp export runs/my-run --format torch --out policy.pt2
+
+    Args:
+        run_folder: Run folder, or a checkpoint file.
+        format: onnx, for onnxruntime and the like, or torch, for torch.export.load.
+        out: File to write; policy.onnx or policy.pt2 beside the checkpoint when not given.
+        behavior: Export the behaviour flow instead of the trained policy.
+
+    Raises:
+        ConfigurationError: Without the packages, or for a name of another format.
+        CheckpointError: When the checkpoint cannot be used.
+    """
+    beside = run_folder if run_folder.is_dir() else run_folder.parent
+    path = beside / f"policy{SUFFIXES[format]}" if out is None else out
+    agent = load_checkpoint(run_folder, "cpu")
+    export(agent, path, format, behavior=behavior)
+    noise = "zeros, as its paper plays it" if agent.acts_at_mean else "N(0, 1)"
+    print(f"{path}: observations and noise (n, {agent.spec.action_dim}) of {noise}, to actions")
+
+
+def export(
+    agent: FlowAlgorithm, path: Path | str, format: Format = "onnx", *, behavior: bool = False
+) -> None:
+    """Write an agent's policy as one file; see this module for what goes in and comes out.
+
+    The answers are those of `agent.act(observations, noise=noise_scale * noise)`, in the robot's
+    units, up to rounding, about 1e-6. IFQL wraps its noises around in float32, which makes rounding
+    larger in the Gaussian's tails: in ONNX one action in some thousands differs by more than 1e-5.
+
+    Args:
+        agent: The agent.
+        path: File to write, ".onnx" or ".pt2".
+        format: "onnx" or "torch".
+        behavior: The cloned behaviour instead of the policy.
+
+    Raises:
+        ConfigurationError: Without the packages, for a name of another format, or for the
+            behaviour of an algorithm that clones none.
+        OSError: If the file cannot be written; one that was there before stays.
+    """
+    path = Path(path)
+    check_export(path, format)
+    module = ExportedPolicy(agent, agent.behavior_field() if behavior else agent.policy.ema)
+    spec = agent.spec
+    widths = [spec.observation_dim, spec.action_dim]
+    widths += [spec.action_dim + 1] * spec.include_previous_action
+    given = tuple(torch.zeros(2, width) for width in widths)
+    rows = {0: torch.export.Dim("n")}
+    shapes: Any = (rows, rows, (rows,) * len(given[2:]))[: len(given)]
+    with warnings.catch_warnings():  # torch's about its own parts
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, given, dynamic_shapes=shapes)
+        for node in program.graph.nodes:  # places on this machine
+            node.meta.pop("stack_trace", None)
+        described = metadata(agent, behavior)
+        if format == "onnx":
+            model = _onnx(program, ["observations", "noise", "previous"][: len(given)])
+            model.model.metadata_props.update(described)
+            replace_file(path, lambda temporary: model.save(temporary))
+        else:
+            extra = {METADATA: json.dumps(described)}
+            replace_file(path, lambda file: torch.export.save(program, file, extra_files=extra))
+
+
+class ExportedPolicy(nn.Module):
+    """From observations and noise to the robot's actions, as one module on the CPU.
+
+    Args:
+        agent: Whose normaliser, flow steps, noise and robot these are; it stays as it is.
+        field: The velocity field to follow.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, agent: FlowAlgorithm, field: nn.Module) -> None:
+        super().__init__()
+        # some fields hold others in tuples, so as not to store them twice; tracing must see them
+        held = [*getattr(field, "_flow", ()), *getattr(field, "_critic", ())]
+        parts = copy.deepcopy(nn.ModuleList([agent.policy.normalizer, field, *held]))
+        self.parts = parts.cpu().eval().requires_grad_(False)
+        self.spec, self.robot = agent.spec, agent.robot
+        box: Any = agent.robot.action_space
+        for name in ("low", "high"):
+            self.register_buffer(name, torch.as_tensor(getattr(box, name).ravel()).float())
+
+    def forward(self, observations: Tensor, noise: Tensor, *previous: Tensor) -> Tensor:
+        """Actions in the robot's units, shape (n, *the robot's); inputs as this module says."""
+        normalizer, field, *_ = self.parts
+        seen = [self._to_unit(actions) for actions in previous]
+        context = torch.cat([normalizer(observations), *seen], dim=1)
+        x_0 = self.spec.noise_scale * noise
+        x_1 = integrate(lambda x_t, t: field(context, x_t, t), x_0, self.spec.flow_steps)
+        return self._to_robot(x_1.clamp(-1, 1))
+
+    def _to_robot(self, actions: Tensor) -> Tensor:
+        if self.robot.scales_actions:
+            actions = self.low + (actions + 1) * ((self.high - self.low) / 2)
+            actions = actions.clamp(self.low, self.high)
+        shape = self.robot.action_space.shape or ()
+        return actions if len(shape) == 1 else actions.reshape(-1, *shape)
+
+    def _to_unit(self, previous: Tensor) -> Tensor:
+        """[a_prev, flag] with a_prev in [-1, 1], and 0 where the flag is."""
+        if not self.robot.scales_actions:
+            return previous
+        actions, flag = previous[:, :-1], previous[:, -1:]
+        unit = (actions - self.low) / ((self.high - self.low) / 2) - 1
+        return torch.cat([flag * unit, flag], dim=1)
+
+
+def metadata(agent: FlowAlgorithm, behavior: bool) -> dict[str, str]:
+    """What an exported file says of itself; every value is JSON."""
+    spec, box = agent.spec, agent.robot.action_space
+    described = {
+        "algorithm": agent.name,
+        "policy": "behavior" if behavior else "policy",
+        "task": spec.task,
+        "source": spec.source,
+        "observation_dim": spec.observation_dim,
+        "action_dim": spec.action_dim,
+        "action_low": box.low.tolist(),
+        "action_high": box.high.tolist(),
+        "flow_steps": spec.flow_steps,
+        "noise_scale": spec.noise_scale,
+        "include_previous_action": spec.include_previous_action,
+        "acts_at_mean": agent.acts_at_mean,
+        "versions": {name: versions()[name] for name in ("flowmdp", "torch")},
+    }
+    return {name: json.dumps(value) for name, value in described.items()}
+
+
+def check_export(path: Path, format: str) -> None:
+    """Raise ConfigurationError without ONNX's packages, or for a name of another format."""
+    if format not in SUFFIXES:
+        raise ConfigurationError(f"format is {format!r}: choose one of {', '.join(SUFFIXES)}")
+    if path.suffix != SUFFIXES[format]:
+        raise ConfigurationError(
+            f"{path} must end in {SUFFIXES[format]} for format {format}: rename it, or choose "
+            "the other format"
+        )
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if format == "onnx" and missing:
+        raise ConfigurationError(
+            f'format onnx needs {" and ".join(missing)}: pip install "flowmdp[export]", or choose '
+            "format torch"
+        )
+
+
+def _onnx(program: Any, inputs: list[str]) -> Any:
+    """The program in ONNX, without names of files of this machine."""
+    unknown = torch.ops.aten.special_ndtri.default
+    if any(node.target is unknown for node in program.graph.nodes):
+        program = program.run_decompositions({unknown: _ndtri})
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it misses torchvision, which nothing here uses
+    try:
+        model: Any = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=inputs,
+            output_names=["actions"],
+            dynamic_shapes={name: {0: "n"} for name in inputs},
+        )
+    finally:
+        logger.setLevel(level)
+    for node in model.model.graph:
+        node.metadata_props.clear()
+    return model
+
+
+def _ndtri(p: Tensor) -> Tensor:
+    """Gaussian quantiles, which ONNX lacks, to 1e-6 for p in [1e-6, 1 - 1e-6].
+
+    Giles 2010, "Approximating the erfinv function", the polynomials in single precision.
+    """
+    q = p.double()
+    w = -torch.log(4 * q * (1 - q))
+    central, tail = torch.zeros_like(w), torch.zeros_like(w)
+    for near, far in zip(_CENTRAL, _TAIL, strict=True):
+        central, tail = central * (w - 2.5) + near, tail * (w.sqrt() - 3) + far
+    return (torch.where(w < 5, central, tail) * (2 * q - 1) * math.sqrt(2)).to(p.dtype)
+
+
+_CENTRAL = (
+    *(2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087),
+    *(-0.00125372503, -0.00417768164, 0.246640727, 1.50140941),
+)
+_TAIL = (
+    *(-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773),
+    *(-0.0076224613, 0.00943887047, 1.00167406, 2.83297682),
+)
