@@ -193,11 +193,16 @@ def check_config(config: dict[str, Any]) -> None:
     """Raise ConfigurationError for a number out of range, or a GPU that is not there."""
     for name, least in AT_LEAST.items():
         if config[name] is not None:
-            option = f"--{name.replace('_', '-')}"
-            check_integers(least, **{option: config[name]})
-            if config[name] >= MOST:
-                raise ConfigurationError(f"{option} is {config[name]}: it must be below {MOST}")
+            check_counts(least, **{f"--{name.replace('_', '-')}": config[name]})
     check_device(config["device"])
+
+
+def check_counts(least: int, **values: int) -> None:
+    """Raise ConfigurationError unless every value is an integer from `least` to below `MOST`."""
+    check_integers(least, **values)
+    for name, value in values.items():
+        if value >= MOST:
+            raise ConfigurationError(f"{name} is {value}: it must be below {MOST}")
 
 
 def check_device(device: str) -> None:

@@ -10,10 +10,16 @@ from typing import Any, Literal
 from flowmdp.agents import load_agent
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.evaluation import evaluate
-from flowmdp.arguments import check_integers
 from flowmdp.envs.robots.outer import make_robot
 from flowmdp.errors import CheckpointError, ConfigurationError
-from flowmdp.runs.config import Device, check_device, check_trust, get_algorithm, imports
+from flowmdp.runs.config import (
+    Device,
+    check_counts,
+    check_device,
+    check_trust,
+    get_algorithm,
+    imports,
+)
 from flowmdp.runs.folder import RunFolder
 from flowmdp.runs.summary import print_table, summarize
 
@@ -108,12 +114,12 @@ def play(
         ConfigurationError: For a number out of range, or an option that the agent cannot take.
         CheckpointError: When the checkpoint cannot be used.
     """
-    check_integers(1, **{"--episodes": episodes, "--best-of": best_of})
-    check_integers(0, **{"--seed": seed})
+    check_counts(1, **{"--episodes": episodes, "--best-of": best_of})
+    check_counts(0, **{"--seed": seed})
     agent = open_agent(run_folder, task, device, trust)
     if noise_scale is not None:
         agent.set_noise_scale(noise_scale)
-    agent.act_generator.manual_seed(seed % 2**63)
+    agent.act_generator.manual_seed(seed)
     chosen: dict[str, Any] = {"n_steps": flow_steps, "solver": solver}
     if best_of > 1:
         if not hasattr(agent, "critic"):

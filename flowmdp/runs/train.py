@@ -6,7 +6,6 @@ import shlex
 import signal
 import sys
 import time
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,12 +97,12 @@ def train(*, out: Path | None = None, verbose: bool = False, **options: Any) -> 
     RunFolder(out or free_folder(default)).check_free()
     data = make_data(config)
     config["fingerprint"] = fingerprint(data)
-    with make_env(config, data) as env, ExitStack() as stack:
+    with make_env(config, data) as env:
         agent = make_agent(config, env)  # what cannot be is refused before there is a folder
         folder = RunFolder(out or free_folder(default, make=True))
-        stack.enter_context(folder.created(config))
-        print(f"run folder: {folder.path}", file=sys.stderr)
-        _work(_Run(folder, config, agent, start), data, verbose)
+        with folder.created(config):
+            print(f"run folder: {folder.path}", file=sys.stderr)
+            _work(_Run(folder, config, agent, start), data, verbose)
 
 
 def resume(

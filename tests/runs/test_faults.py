@@ -353,6 +353,8 @@ WORDS = {
     "bench arch.toml": "net_arch is empty",
     "report file": "is damaged",
     "record file --steps 1e9": "'1e9'",
+    "eval file --episodes 99999999999999999999": "it must be below",
+    "record file --steps 99999999999999999999": "it must be below",
 }
 
 
