@@ -1,7 +1,8 @@
 """The table of tasks: one row holds all that is particular to a task.
 
-Adding a task is adding a row to `TASKS`. The module uses the standard library only, so that
-`import flowmdp` can register every id without importing a simulator.
+Adding a task is adding a row to `TASKS`. The id of any Gymnasium environment, `BipedalWalker-v3` or
+`module:Id-v0`, is the name of a task too: a robot of the user's own, without data or references.
+The module imports no simulator, so that `import flowmdp` can register every id.
 
 Sources:
     builtin: rolled out here, offline, from small behaviour policies that come with the package, or
@@ -14,9 +15,12 @@ Sources:
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+
+import gymnasium
 
 from flowmdp.errors import DatasetError, UnknownTaskError
 
@@ -32,7 +36,7 @@ class Task:
         name: What users type, `hopper-medium`; the flow environment is `FlowMDP-<name>-v0`.
         outer_env: Gymnasium id of the robot's environment, per source; the first is the default.
         datasets: Minari id of the recorded behaviour, per source; a missing source has none.
-        horizon: Longest episode in outer steps.
+        horizon: Longest episode in outer steps; 0 is the environment's own time limit.
         robot: Tasks of one robot can use each other's critics and flows.
         d4rl_file: Name of D4RL's original file; empty where D4RL has none.
         behaviors: Names of the shipped policies that the builtin dataset is rolled out from, in
@@ -52,7 +56,7 @@ class Task:
     name: str
     outer_env: Mapping[str, str]
     datasets: Mapping[str, str]
-    horizon: int
+    horizon: int = 0
     robot: str = ""
     d4rl_file: str = ""
     behaviors: tuple[str, ...] = ()
@@ -79,10 +83,10 @@ class Task:
         """Minari id of a source's dataset (None: the default source); DatasetError without one."""
         source = self.source(source)
         if source not in self.datasets:
+            others = f", or take another source ({', '.join(self.datasets)})" * bool(self.datasets)
             raise DatasetError(
                 f"task {self.name} has no {source} dataset: name a Minari dataset of your own "
-                f"with --dataset ID (dataset_id=), or take another source "
-                f"({', '.join(self.datasets)})"
+                f"with --dataset ID (dataset_id=){others}"
             )
         return self.datasets[source]
 
@@ -197,10 +201,28 @@ TASKS: dict[str, Task] = {
 }
 
 
+VERSIONED = re.compile(r"([\w.-]+:)?([\w-]+/)?[\w.-]+-v\d+")
+"""Names that can only be an environment's id."""
+
+
 def get_task(name: str) -> Task:
-    """The task of that name; UnknownTaskError with the nearest names when there is none."""
+    """The task of that name, or one made of an environment's id.
+
+    Raises:
+        UnknownTaskError: With the nearest names when there is none.
+    """
     if name in TASKS:
         return TASKS[name]
+    bare = name.partition(":")[2] or name
+    if bare.startswith("FlowMDP-"):
+        raise UnknownTaskError(
+            f"{name} is a flow environment: name its task, {bare[8:].rpartition('-v')[0]!r}, or a "
+            "robot's own environment"
+        )
+    if VERSIONED.fullmatch(name) or name in gymnasium.registry:
+        return Task(name=name, outer_env={"minari": name}, datasets={}, robot=name)
     near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(TASKS)}"
-    raise UnknownTaskError(f"unknown task {name!r}: {hint}")
+    raise UnknownTaskError(
+        f"unknown task {name!r}: {hint} Or give the id of a Gymnasium environment, as Pendulum-v1"
+    )

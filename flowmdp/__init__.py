@@ -5,6 +5,8 @@ no torch and no datasets:
 
     import flowmdp
     env = gymnasium.make("FlowMDP-hopper-medium-v0")
+
+`FlowMDP-v0` is the flow environment of any other robot, `gymnasium.make("FlowMDP-v0", env_id=...)`.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ __version__ = "0.2.0"
 
 
 def register_envs() -> None:
-    """Register the flow environment of every task with Gymnasium; import does it."""
-    for name in _TASKS:
-        env_id = f"FlowMDP-{name}-v0"
+    """Register the flow environment of every task, and of any robot; import does it."""
+    kwargs = {"FlowMDP-v0": {}, **{f"FlowMDP-{name}-v0": {"task": name} for name in _TASKS}}
+    for env_id, task in kwargs.items():
         if env_id not in _gym.registry:
             _gym.register(
                 id=env_id,
                 entry_point="flowmdp.make:make_flow_env",
                 vector_entry_point="flowmdp.make:make_flow_vector_env",
-                kwargs={"task": name},
+                kwargs=task,
             )
 
 

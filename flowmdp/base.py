@@ -8,14 +8,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict
-from gymnasium.wrappers import FlattenObservation
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from flowmdp.errors import ActionError, ConfigurationError
 from flowmdp.mdp.divergences import DIVERGENCES, squared
 from flowmdp.mdp.spec import FlowSettings, FlowSpec
 from flowmdp.mdp.transition import flow_step, step_log_density
+from flowmdp.robot import RobotInterface, unit_robot
 from flowmdp.transitions import TransitionDataset
 
 Float = NDArray[np.float32]
@@ -36,8 +36,9 @@ class FlowBase:
     Attributes:
         settings: The arguments, checked.
         flow_spec: What an agent must know: dimensions, flow steps, parts of the observation.
-        outer: The robot, or None.
-        outer_observation_space: The robot's, or that of the dataset's states.
+        robot: The robot's own spaces, and the way to them from flat observations and [-1, 1].
+        outer: The robot with flat observations and actions in [-1, 1], or None.
+        outer_observation_space: Its observation space, or that of the dataset's states.
         outer_action_space: The box [-1, 1].
     """
 
@@ -53,8 +54,14 @@ class FlowBase:
     ) -> None:
         self.settings, self._dataset = settings, dataset
         self.outer: gym.Env[Any, Any] | None = None
+        self.outer_observation_space: Box[Any]
+        self.outer_action_space: Box[Any]
         if outer is not None:
-            self.outer, self.outer_observation_space, self.outer_action_space = _flat_outer(outer)
+            self.robot = RobotInterface(outer.observation_space, outer.action_space)
+            self.outer = unit = unit_robot(outer)
+            assert isinstance(unit.observation_space, Box) and isinstance(unit.action_space, Box)
+            self.outer_observation_space = unit.observation_space
+            self.outer_action_space = unit.action_space
         elif settings.states == "env":
             raise ConfigurationError(
                 "states='env' needs an outer environment: pass one, or states='dataset'"
@@ -63,6 +70,8 @@ class FlowBase:
             data = self._load()
             self.outer_observation_space = Box(-np.inf, np.inf, data.observations.shape[1:])
             self.outer_action_space = Box(-1.0, 1.0, data.actions.shape[1:])
+            widths = data.observations.shape[1], data.actions.shape[1]
+            self.robot = data.robot or RobotInterface.plain(*widths)
         self.flow_spec = spec = FlowSpec(
             observation_dim=self.outer_observation_space.shape[0],
             action_dim=self.outer_action_space.shape[0],
@@ -89,7 +98,7 @@ class FlowBase:
         """The recorded behaviour; loaded when it is first asked for.
 
         Raises:
-            ConfigurationError: When there is none, or its dimensions are not the outer ones.
+            ConfigurationError: When there is none, or it was recorded in other spaces.
         """
         data = self._load()
         shapes = (data.observations.shape[1:], data.actions.shape[1:])
@@ -98,6 +107,11 @@ class FlowBase:
             raise ConfigurationError(
                 f"dataset {data.id} holds observations and actions of shapes {shapes}; "
                 f"the outer environment has {expected}"
+            )
+        if data.robot is not None and not self.robot.matches(data.robot):
+            raise ConfigurationError(
+                f"dataset {data.id} was recorded with {data.robot}, the robot has {self.robot}: "
+                "wrap the robot as it was wrapped for the recording"
             )
         return data
 
@@ -182,38 +196,6 @@ class FlowBase:
                 x_next, x_t, velocity, flow_steps, settings.noise_std
             )
         return x_next, terms
-
-
-def _flat_outer(outer: gym.Env[Any, Any]) -> tuple[gym.Env[Any, Any], Box[Any], Box[Any]]:
-    """The robot, its observation space and its action space, as a flow environment needs them.
-
-    A Dict of flat Boxes (as PointMaze observes) is strung together to one Box, in the order of the
-    Dict, which Gymnasium sorts by name.
-    """
-    if isinstance(outer.observation_space, Dict):
-        for name, part in outer.observation_space.items():
-            if not isinstance(part, Box) or len(part.shape) != 1:
-                raise ConfigurationError(
-                    f"the outer environment's observation {name!r} is {part}, not a flat Box: "
-                    "flatten it or leave it out with gymnasium.wrappers.TransformObservation"
-                )
-        outer = FlattenObservation(outer)
-    observation, action = outer.observation_space, outer.action_space
-    if not isinstance(observation, Box) or len(observation.shape) != 1:
-        raise ConfigurationError(
-            f"the outer environment observes {observation}, not a flat Box: wrap it in "
-            "gymnasium.wrappers.FlattenObservation"
-        )
-    if not isinstance(action, Box) or len(action.shape) != 1:
-        raise ConfigurationError(
-            f"the outer environment acts in {action}, not a flat Box: flow policies need one"
-        )
-    if not (np.all(action.low == -1) and np.all(action.high == 1)):
-        raise ConfigurationError(
-            f"the outer environment acts in {action}, not in [-1, 1]: wrap it in "
-            "gymnasium.wrappers.RescaleAction(env, -1, 1)"
-        )
-    return outer, observation, action
 
 
 def as_flow_action(action: Any, shape: tuple[int, ...]) -> Float:

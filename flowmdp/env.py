@@ -89,9 +89,9 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
 
     ## Info
     Inside a chain: the reward's terms that are due, and `log_density` with noise. At its end also
-    `executed_action` (the clipped x_1), `clipped_fraction` (share of the chain's action components
-    at or beyond the bounds) and, for `states="env"`, `outer_reward` and `outer_info`. `reset` gives
-    `outer_info` there.
+    `executed_action` (the clipped x_1, in [-1, 1]; `robot.to_robot` gives the robot's units),
+    `clipped_fraction` (share of the chain's action components at or beyond the bounds) and, for
+    `states="env"`, `outer_reward` and `outer_info`. `reset` gives `outer_info` there.
 
     ## Rendering
     The outer environment's modes and frame rate. The robot moves once per chain, so `rgb_array`
@@ -101,9 +101,8 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     ## Arguments
     | Argument                  | Default     | Description                                       |
     |---------------------------|-------------|---------------------------------------------------|
-    | `outer`                   | None        | robot environment: observes a flat Box, or a Dict |
-    |                           |             | of them, which is flattened in its order; acts in |
-    |                           |             | [-1, 1]; needed for `states="env"`                |
+    | `outer`                   | None        | robot environment, needed for `states="env"`; its |
+    |                           |             | spaces are flattened and scaled: `flowmdp.robot`  |
     | `flow_steps`              | 10          | flow steps per outer action, at least 1 [ours]    |
     | `reward`                  | `"return"`  | "return", "direction", "divergence" or "data"     |
     | `states`                  | `"env"`     | "env": live robot; "dataset": recorded states,    |

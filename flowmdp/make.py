@@ -1,5 +1,7 @@
 """What `gym.make("FlowMDP-<task>-v0")` calls: puts a task's robot, data and models together.
 
+`gym.make("FlowMDP-v0", env_id="Pendulum-v1", dataset_id="me/pendulum-v0")` does so for any robot.
+
 The only module of the core that imports agents and envs, and only when it is called.
 """
 
@@ -21,21 +23,25 @@ if TYPE_CHECKING:
 
 
 def make_flow_env(
-    task: str,
+    task: str | None = None,
     source: str | None = None,
     *,
+    env_id: str | None = None,
     states: str = "env",
     decision: str = "velocity",
     noise_bound: float | None = None,
     checkpoint: str | None = None,
     dataset_id: str | None = None,
+    critic: Critic | None = None,
+    behavior: Behavior | None = None,
     render_mode: str | None = None,
     **settings: Any,
 ) -> FlowMDPEnv | LatentNoiseEnv:
-    """Build the flow environment of a task; every argument is JSON-able.
+    """Build the flow environment of a task; every argument but own models is JSON-able.
 
     Args:
         task: Name of the task, `hopper-medium`.
+        env_id: In place of a task: the id of any Gymnasium environment, also `module:Id-v0`.
         source: "builtin", "minari" or "d4rl"; None takes the task's default.
         states: "env" runs the robot; "dataset" runs on recorded states, without a simulator.
         decision: "velocity": every flow step is one; "noise": only the noise is, and the behaviour
@@ -43,7 +49,9 @@ def make_flow_env(
         noise_bound: Of `decision="noise"`: x_0 of an action of 1; None is 3.
         checkpoint: File that holds a critic and a behaviour flow, for the rewards and action modes
             that need them; None takes the ones that ship for the task, where there are any.
-        dataset_id: Minari id of another dataset with the task's outer environment.
+        dataset_id: Minari id of another dataset with the task's robot.
+        critic: One of your own in place of the checkpoint's; see `FlowMDPEnv`.
+        behavior: The same for the behaviour flow.
         render_mode: The outer environment's: "rgb_array", "human" ...; only for `states="env"`.
         **settings: The other arguments of `FlowMDPEnv`: reward, flow_steps, noise_scale, rho ...
 
@@ -53,8 +61,9 @@ def make_flow_env(
         CheckpointError: For a checkpoint that is missing, damaged or of another robot.
         DatasetError: For `states="dataset"` when the dataset cannot be had.
     """
-    from flowmdp.envs.robots.outer import make_outer
+    from flowmdp.envs.robots.outer import make_robot
 
+    task = _task(task, env_id)
     if states == "dataset" and render_mode is not None:
         raise ConfigurationError("states='dataset' has no robot to render: leave out render_mode")
     check_choice(("velocity", "noise"), decision=decision)
@@ -67,9 +76,10 @@ def make_flow_env(
             )
         settings.setdefault("action_mode", "residual")
     needed = FlowSettings.of({"states": states, **settings}).models
-    parts = _parts(task, source, checkpoint, dataset_id, needed)
+    own = {"critic": critic, "behavior": behavior}
+    parts = _parts(task, source, checkpoint, dataset_id, needed, own)
     live = states != "dataset"
-    outer = make_outer(task, parts["source"], render_mode=render_mode) if live else None
+    outer = make_robot(task, parts["source"], render_mode=render_mode) if live else None
     flow = FlowMDPEnv(outer, states=states, **parts, **settings)
     if decision == "velocity":
         return flow
@@ -77,13 +87,16 @@ def make_flow_env(
 
 
 def make_flow_vector_env(
-    task: str,
+    task: str | None = None,
     num_envs: int = 1,
     source: str | None = None,
     *,
+    env_id: str | None = None,
     decision: str = "velocity",
     checkpoint: str | None = None,
     dataset_id: str | None = None,
+    critic: Critic | None = None,
+    behavior: Behavior | None = None,
     autoreset_mode: str = "NextStep",
     render_mode: str | None = None,
     **settings: Any,
@@ -102,8 +115,20 @@ def make_flow_vector_env(
             f"the vector environment decides on velocities, not on {decision!r}: use "
             "vectorization_mode='sync' or 'async'"
         )
-    parts = _parts(task, source, checkpoint, dataset_id, vector_settings(settings).models)
+    needed, own = vector_settings(settings).models, {"critic": critic, "behavior": behavior}
+    parts = _parts(_task(task, env_id), source, checkpoint, dataset_id, needed, own)
     return FlowMDPVectorEnv(num_envs, autoreset_mode=autoreset_mode, **parts, **settings)
+
+
+def _task(task: str | None, env_id: str | None) -> str:
+    """The one of the two that is given."""
+    if (task is None) == (env_id is None):
+        raise ConfigurationError(
+            "FlowMDP-v0 needs a robot: pass env_id='Pendulum-v1', the id of its environment"
+            if task is None
+            else f"env_id={env_id!r} takes the place of a task: make it with the id FlowMDP-v0"
+        )
+    return str(env_id if task is None else task)
 
 
 def _parts(
@@ -112,6 +137,7 @@ def _parts(
     checkpoint: str | None,
     dataset_id: str | None,
     needed: tuple[str, ...],
+    own: dict[str, Any],
 ) -> dict[str, Any]:
     """What both environments are made of beside their settings: a task's dataset and models."""
     from flowmdp.envs.tasks import get_task
@@ -123,9 +149,11 @@ def _parts(
 
         return load_dataset(task, source, dataset_id)
 
-    parts: dict[str, Any] = {"dataset": dataset, "task": task, "source": source}
+    parts: dict[str, Any] = {"dataset": dataset, "task": task, "source": source, **own}
+    needed = tuple(name for name in needed if own[name] is None)
     if checkpoint is not None or needed:
-        parts["critic"], parts["behavior"] = _models(task, source, checkpoint, needed)
+        models = dict(zip(own, _models(task, source, checkpoint, needed), strict=True))
+        parts |= {name: model for name, model in models.items() if own[name] is None}
     return parts
 
 
@@ -134,19 +162,20 @@ def _models(
 ) -> tuple[Critic | None, Behavior | None]:
     """Critic and behaviour flow of the checkpoint, or of the one that ships."""
     from flowmdp.agents import load_agent, models_of, pretrained_path
-    from flowmdp.envs.tasks import TASKS
+    from flowmdp.envs.tasks import TASKS, get_task
 
-    path = Path(checkpoint) if checkpoint is not None else None
-    if path is None and source == TASKS[task].source():
+    path, row = Path(checkpoint) if checkpoint is not None else None, get_task(task)
+    if path is None and source == row.source():
         path = pretrained_path(task)
     if path is None:
         raise ConfigurationError(
             f"these settings need a trained {' and '.join(needed)}, and none ships for {task} "
-            f"({source}): run `flowmdp train df-div {task}` and pass checkpoint=FILE"
+            f"({source}): run `flowmdp train df-div {task}` and pass checkpoint=FILE, or pass your "
+            f"own with {needed[0]}="
         )
     agent = load_agent(path, device="cpu")
     trained_on = agent.spec.task  # robots may be of the same sizes by chance
-    if trained_on in TASKS and TASKS[trained_on].robot != TASKS[task].robot:
+    if trained_on in TASKS and TASKS[trained_on].robot != row.robot:
         raise CheckpointError(
             f"{path} was trained on {trained_on}, whose robot is not that of {task}: pass a "
             f"checkpoint of {task}, `flowmdp train df-div {task}` makes one"

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import InitVar, dataclass
+from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
+
+from flowmdp.errors import DatasetError
+from flowmdp.robot import RobotInterface
 
 Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
+
+ACTION_TOLERANCE = 1e-5
+"""Actions may leave [-1, 1] by this much, through rounding."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,12 @@ class TransitionDataset:
         previous_actions: a_{n-1} of the same episode, shape (n, action_dim), float32; zeros at
             starts.
         starts: shape (n,), bool; True at the first transition of an episode.
+        robot: The spaces the transitions were recorded in, if they are known.
+        check: False takes the arrays as they are, for data that is only looked at.
+
+    Raises:
+        DatasetError: If an array has another shape, holds NaN or infinite numbers, actions leave
+            [-1, 1], or ends and starts of episodes disagree.
     """
 
     id: str
@@ -38,6 +53,49 @@ class TransitionDataset:
     truncations: Bool
     previous_actions: Float
     starts: Bool
+    robot: RobotInterface | None = None
+    check: InitVar[bool] = True
+
+    def __post_init__(self, check: bool) -> None:
+        if check:
+            _check(self)
+
+    @classmethod
+    def from_episodes(
+        cls,
+        episodes: Iterable[Any],
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        id: str = "own",
+    ) -> TransitionDataset:
+        """Transitions of episodes that were recorded in a robot's own spaces.
+
+        Args:
+            episodes: Each a dict, or an object such as Minari's `EpisodeData`, with `observations`
+                (n + 1 of them: the last one follows the last action), `actions`, `rewards` and
+                `terminations` (n each; a single bool says how the episode ended). The end of
+                every other episode counts as a truncation.
+            observation_space: The robot's; Dict and Tuple are flattened, see `flowmdp.robot`.
+            action_space: The robot's, a bounded Box; actions are scaled to [-1, 1].
+            id: A name for messages.
+
+        Raises:
+            ConfigurationError: For spaces that a flow policy cannot use.
+            DatasetError: For episodes that do not fit them, or as the constructor does.
+        """
+        robot = RobotInterface(observation_space, action_space)
+        parts: dict[str, list[NDArray[Any]]] = {name: [] for name in WIDTHS}
+        for number, episode in enumerate(episodes):
+            try:
+                rows = _rows(robot, episode)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise DatasetError(f"episode {number} of {id} cannot be used: {error}") from error
+            for name, array in rows.items():
+                parts[name].append(array)
+        if not parts["starts"]:
+            raise DatasetError(f"{id} holds no episodes: record some")
+        arrays: dict[str, Any] = {name: np.concatenate(part) for name, part in parts.items()}
+        return cls(id=id, robot=robot, **arrays)
 
     def __len__(self) -> int:
         """Number of transitions."""
@@ -59,7 +117,105 @@ class TransitionDataset:
         return np.add.reduceat(self.rewards.astype(np.float64), self.episode_starts)
 
     def returns_within(self, horizon: int) -> NDArray[np.float64]:
-        """Undiscounted return of the first `horizon` steps of every episode, shape (episodes,)."""
+        """Undiscounted return of the first `horizon` steps (0: all) of every episode."""
+        horizon = horizon or len(self)
         starts = self.episode_starts
         step = np.arange(len(self)) - np.repeat(starts, np.diff(np.append(starts, len(self))))
         return np.add.reduceat(np.where(step < horizon, self.rewards, 0.0), starts)
+
+
+WIDTHS = {
+    "observations": "observations",
+    "actions": "actions",
+    "rewards": "",
+    "next_observations": "observations",
+    "terminations": "",
+    "truncations": "",
+    "previous_actions": "actions",
+    "starts": "",
+}
+"""Array -> the one whose width it has; those without are one number per transition."""
+FLAGS = ("terminations", "truncations", "starts")
+RESCALE = "scale them from the robot's box, as from_episodes does, or clip them"
+
+
+def _rows(robot: RobotInterface, episode: Any) -> dict[str, NDArray[Any]]:
+    """The transitions of one episode; whatever is wrong with it raises an error of some kind."""
+    get = episode.__getitem__ if isinstance(episode, Mapping) else episode.__getattribute__
+    observations, actions = robot.flatten(get("observations")), robot.to_unit(get("actions"))
+    rewards, ended = np.asarray(get("rewards")), np.atleast_1d(get("terminations")).astype(bool)
+    n = len(rewards)
+    if n == 0 or observations.shape[:1] != (n + 1,) or actions.shape[:1] != (n,):
+        raise ValueError(
+            f"it has observations {observations.shape}, actions {actions.shape} and {n} rewards; "
+            "n steps need n + 1 observations"
+        )
+    if ended.shape not in ((1,), (n,)) or ended[:-1].any():
+        raise ValueError("it goes on after it terminated, or its terminations are not one per step")
+    first, last = np.arange(n) == 0, np.arange(n) == n - 1
+    return {
+        "observations": observations[:-1],
+        "actions": actions,
+        "rewards": rewards.astype(np.float32),
+        "next_observations": observations[1:],
+        "terminations": last & ended[-1],
+        "truncations": last & ~ended[-1],
+        "previous_actions": np.roll(actions, 1, 0) * ~first[:, None],
+        "starts": first,
+    }
+
+
+def _check(data: TransitionDataset) -> None:
+    """Raise DatasetError unless the arrays are transitions; make numbers float32."""
+    what, n = f"dataset {data.id}", np.shape(data.rewards)[:1]
+    for name, like in WIDTHS.items():
+        array = np.asarray(getattr(data, name))
+        shape = (*n, *np.shape(getattr(data, like))[1:2]) if like else n
+        if array.shape != shape or len(shape) != 1 + bool(like):
+            raise DatasetError(
+                f"{what} has {name} of shape {array.shape}, not {shape or '(n,)'}: give every "
+                "transition one row of the same width"
+            )
+        if array.dtype.kind not in ("b" if name in FLAGS else "fiub"):
+            kind = "booleans" if name in FLAGS else "numbers"
+            raise DatasetError(f"{what} has {name} of dtype {array.dtype}: they must be {kind}")
+        if name not in FLAGS:
+            object.__setattr__(data, name, array.astype(np.float32, copy=False))
+    if not len(data):
+        raise DatasetError(f"{what} holds no transitions: record or build it again")
+    numbers = {name: getattr(data, name) for name in WIDTHS if name not in FLAGS}
+    check_values(what, numbers, "leave those episodes out", RESCALE)
+    ended = np.append(True, (data.terminations | data.truncations)[:-1])
+    wrong = np.flatnonzero(ended != data.starts)
+    if len(wrong):
+        first = wrong[0]
+        cause = "no start" if ended[first] else "a start, but no episode ends before it,"
+        raise DatasetError(
+            f"{what} has {cause} at transition {first} ({len(wrong)} such places): starts must "
+            "follow terminations and truncations, and nothing else"
+        )
+
+
+def check_values(
+    what: str, arrays: Mapping[str, NDArray[Any]], cure: str, clip: str | None
+) -> None:
+    """Raise DatasetError for NaN, infinite numbers, and actions outside [-1, 1].
+
+    `what` begins the message; `cure` mends NaN, `clip` such actions; None lets them through.
+    """
+    for name, array in arrays.items():
+        if np.isfinite(array.sum(dtype=np.float64)):  # one pass, no temporary of the array
+            continue
+        if len(bad := np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))):
+            raise DatasetError(
+                f"{what} has NaN or infinite {name} in {len(bad)} transitions, first in "
+                f"transition {bad[0]}: {cure}"
+            )
+    actions, limit = arrays["actions"], 1 + ACTION_TOLERANCE
+    low, high = float(actions.min()), float(actions.max())
+    if clip and (low < -limit or high > limit):
+        outside = int((np.abs(actions) > limit).any(axis=1).sum())
+        raise DatasetError(
+            f"{what} has actions outside [-1, 1] in {outside} of {len(actions)} transitions "
+            f"(range {low:.4g} to {high:.4g}): {clip}"
+        )

@@ -36,15 +36,16 @@ class OuterPolicy:
 
     def predict(
         self,
-        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        observation: Any,
         state: State = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
-    ) -> tuple[NDArray[np.float32], State]:
-        """Outer actions in [-1, 1] for outer observations.
+    ) -> tuple[NDArray[Any], State]:
+        """The robot's actions, in its own units, for its observations.
 
         Args:
-            observation: Shape (observation_dim,) or (n, observation_dim).
+            observation: One or a batch, in the robot's own space (a Dict too) or flat, shape
+                (observation_dim,) or (n, observation_dim); see `flowmdp.robot`.
             state: The previous actions, returned by the last call; used only where the flow state
                 includes them.
             episode_start: Where an episode begins, shape (n,).
@@ -52,8 +53,12 @@ class OuterPolicy:
 
         Returns:
             Actions of the observations' batch shape, and the new state.
+
+        Raises:
+            ConfigurationError: For an observation of another structure or shape.
         """
-        array = np.asarray(observation, dtype=np.float32)
+        robot = self.agent.robot
+        array = robot.flatten(observation)
         batch = np.atleast_2d(array)
         spec = self.agent.spec
         previous = None
@@ -68,4 +73,4 @@ class OuterPolicy:
         )
         if spec.include_previous_action:
             state = (np.concatenate([actions, np.ones_like(actions[:, :1])], axis=1),)
-        return (actions[0] if array.ndim == 1 else actions), state
+        return robot.to_robot(actions[0] if array.ndim == 1 else actions), state

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import textwrap
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, ClassVar, Generic, Self, get_type_hints
 
 import gymnasium as gym
@@ -37,6 +37,7 @@ from flowmdp.arguments import check_integers
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.mdp.solver import integrate
 from flowmdp.mdp.spec import FlowSpec
+from flowmdp.robot import RobotInterface
 from flowmdp.transitions import TransitionDataset
 
 Array = NDArray[np.float32]
@@ -79,6 +80,8 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
     name: ClassVar[str]
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": FlowPolicy}
     policy: FlowPolicy
+    robot: RobotInterface
+    """The robot's own spaces, in which `outer_policy` acts."""
     critic: Critic
     """Set by the algorithms that have one."""
     default_steps: ClassVar[int] = 20_000
@@ -164,6 +167,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         self._dataset = dataset
         if self.env is not None:
             self.spec = FlowSpec.of(self.env)
+            self.robot = _robot(self.env, self.spec)
         if _init_setup_model:
             self._setup_model()
 
@@ -450,7 +454,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
 
     def predict(
         self,
-        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        observation: Any,
         state: State = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = False,
@@ -458,17 +462,19 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         """The action for a flow observation, or for a robot's; their widths tell them apart.
 
         Args:
-            observation: A flow observation, (flow_obs_dim,), gets a flow action; a robot's
-                observation, (observation_dim,), gets the whole chain's action. Both may be batched.
+            observation: A flow observation, (flow_obs_dim,), gets a flow action, in [-1, 1]; a
+                robot's, in its own space or flat, gets the whole chain's action, in the robot's own
+                units. Both may be batched.
             state: See `OuterPolicy.predict`.
             episode_start: See `OuterPolicy.predict`.
             deterministic: For a robot's observations: start the chain at zero noise. Without effect
                 on the flow environment, which draws x_0: the velocity field is deterministic.
 
         Returns:
-            Actions in [-1, 1], and the new state.
+            Actions, and the new state.
         """
-        if np.asarray(observation).shape[-1:] == (self.spec.observation_dim,):
+        nested = isinstance(observation, Mapping | tuple)
+        if nested or np.shape(observation)[-1:] != (self.spec.flow_observation_dim,):
             return self.outer_policy().predict(observation, state, episode_start, deterministic)
         return self.policy.predict(observation, state, episode_start, deterministic)
 
@@ -663,6 +669,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             "algorithm": self.name,
             "dataset": None if self._dataset is None else self._dataset.id,
             "spec": dataclasses.asdict(self.spec),
+            "robot": self.robot.to_json(),
             "config": dataclasses.asdict(self.config),
             "seed": self.seed,
             "counters": self.saved.counts(),
@@ -741,6 +748,10 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         spec = FlowSpec(**manifest["spec"])
         if self.env is None:
             self.spec, self.n_envs = spec, 1
+            plain = RobotInterface.plain(spec.observation_dim, spec.action_dim)
+            self.robot = (
+                RobotInterface.from_json(manifest["robot"]) if "robot" in manifest else plain
+            )
             self.observation_space = spec.space()
             self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
         elif self.spec != spec:
@@ -756,6 +767,15 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             )
         self._setup_model()
         self.saved.restore(tensors, manifest["counters"])
+
+
+def _robot(env: Any, spec: FlowSpec) -> RobotInterface:
+    """The robot's spaces; those of `spec` for a flow environment that does not tell."""
+    try:
+        robot: RobotInterface = env.get_attr("robot", [0])[0]
+    except AttributeError:
+        robot = RobotInterface.plain(spec.observation_dim, spec.action_dim)
+    return robot
 
 
 def check_seed(seed: Any) -> None:

@@ -9,20 +9,21 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from flowmdp.envs.data.reading import check_values, read_transitions
+from flowmdp.envs.data.reading import read_transitions
 from flowmdp.envs.data.sources.build import build_dataset, is_current
 from flowmdp.envs.data.store import (
     is_present,
     list_datasets,
     read_metadata,
-    recorded_spaces,
+    recorded_robot,
     recorded_spec,
     store_root,
 )
-from flowmdp.envs.robots.outer import make_outer
+from flowmdp.envs.robots.outer import make_robot
 from flowmdp.envs.tasks import Task, get_task
 from flowmdp.errors import DatasetError
-from flowmdp.transitions import TransitionDataset
+from flowmdp.robot import RobotInterface
+from flowmdp.transitions import TransitionDataset, check_values
 
 
 def load_dataset(
@@ -58,17 +59,10 @@ def load_dataset(
     if not is_present(dataset_id):
         _obtain(row, source, dataset_id, build)
     metadata = read_metadata(dataset_id)
-    with make_outer(task, source) as outer:
-        _check_recorded(row, source, metadata, outer)
-        dataset = read_transitions(metadata)
-        names = ("observations", "next_observations", "actions", "rewards")
-        arrays = {name: getattr(dataset, name) for name in names}
-        clip = None if clip_actions else "clip_actions=True"
-        cure = "remove those episodes and write it again"
-        check_values(f"dataset {dataset_id}", arrays, cure, clip)
-        for array in (dataset.actions, dataset.previous_actions):
-            np.clip(array, -1, 1, out=array)
-        dataset, notes = as_defined(row, dataset, metadata, outer)
+    with make_robot(task, source) as robot:
+        _check_recorded(row, source, metadata, robot)
+        dataset = _checked(read_transitions(metadata), clip_actions)
+        dataset, notes = as_defined(row, dataset, metadata, robot)
     if dataset_id == row.datasets.get("builtin") and not is_current(row, metadata):
         cure = f"`flowmdp data build {task} --force` renews it"
         notes.append(f"it was built from another version of the behaviour policy; {cure}")
@@ -77,13 +71,43 @@ def load_dataset(
     return dataset
 
 
+def load_minari(dataset_id: str, clip_actions: bool = False) -> TransitionDataset:
+    """Load any dataset of Minari's local store by its own spaces, whatever its robot.
+
+    Args:
+        dataset_id: Its id, `me/pendulum-v0`.
+        clip_actions: Whether actions outside the dataset's own action space are clipped; else they
+            are an error.
+
+    Returns:
+        The transitions: observations flat, actions scaled from the dataset's action space to
+        [-1, 1]; see `flowmdp.robot`.
+
+    Raises:
+        ConfigurationError: For spaces that a flow policy cannot use.
+        DatasetError: When the dataset is absent, half-written, or holds NaN or infinite numbers.
+    """
+    return _checked(read_transitions(read_metadata(dataset_id)), clip_actions)
+
+
+def _checked(dataset: TransitionDataset, clip_actions: bool) -> TransitionDataset:
+    """The dataset, with its actions brought into [-1, 1] and all else as it was."""
+    names = ("observations", "next_observations", "actions", "rewards")
+    clip = None if clip_actions else "clip them with clip_actions=True"
+    cure = "remove those episodes and write it again"
+    check_values(f"dataset {dataset.id}", {n: getattr(dataset, n) for n in names}, cure, clip)
+    for array in (dataset.actions, dataset.previous_actions):
+        np.clip(array, -1, 1, out=array)
+    return dataset
+
+
 def as_defined(
-    row: Task, dataset: TransitionDataset, metadata: dict[str, Any], outer: gym.Env[Any, Any]
+    row: Task, dataset: TransitionDataset, metadata: dict[str, Any], robot: gym.Env[Any, Any]
 ) -> tuple[TransitionDataset, list[str]]:
     """The transitions under the task's definition, and a note on every way they deviated from it.
 
-    A wrapper of the outer environment that has a method `relabel` puts right what was not recorded
-    through it; the environment may be reset. Steps beyond the horizon stay in.
+    A wrapper of the robot that has a method `relabel` puts right what was not recorded through it;
+    the environment may be reset. Steps beyond the horizon stay in.
     """
     spec, notes = recorded_spec(metadata), []
     recorded = spec.get("kwargs", {})
@@ -93,11 +117,11 @@ def as_defined(
             notes.append(f"it was recorded with {differs}")
     wrapper, wrappers = row.wrapper.partition(":")[2], spec.get("additional_wrappers") or ()
     through = [str(w.get("entry_point")).endswith(f":{wrapper}") for w in wrappers]
-    if outer.has_wrapper_attr("relabel") and not any(through):
-        dataset, note = outer.get_wrapper_attr("relabel")(dataset)
+    if robot.has_wrapper_attr("relabel") and not any(through):
+        dataset, note = robot.get_wrapper_attr("relabel")(dataset)
         notes += [note] if note else []
     longest = int(np.diff(np.append(dataset.episode_starts, len(dataset))).max())
-    if longest > row.horizon:
+    if 0 < row.horizon < longest:
         notes.append(
             f"its episodes have up to {longest} steps, the task {row.horizon}: all of them train, "
             f"but returns count the first {row.horizon} of each"
@@ -128,31 +152,25 @@ def _obtain(row: Task, source: str, dataset_id: str, build: bool) -> None:
 
 
 def _check_recorded(
-    row: Task, source: str, metadata: dict[str, Any], outer: gym.Env[Any, Any]
+    row: Task, source: str, metadata: dict[str, Any], robot: gym.Env[Any, Any]
 ) -> None:
-    """Refuse a dataset of another environment, or of other spaces than the outer environment's."""
+    """Refuse a dataset of another environment, or of other spaces than the robot's."""
     dataset, env_id = f"dataset {metadata['dataset_id']}", row.outer_env[source]
     recorded = recorded_spec(metadata).get("id")
-    if recorded not in (None, env_id, *row.same_robot):
+    ids = (env_id, env_id.partition(":")[2], *row.same_robot)
+    if recorded not in (None, *ids):
         fitting = [name for name, env in row.outer_env.items() if env == recorded]
         cure = f"use --source {fitting[0]}" if fitting else "choose a dataset of that environment"
         raise DatasetError(
             f"{dataset} was recorded on {recorded}, but task {row.name} with source {source} runs "
             f"{env_id}: {cure}"
         )
-    _, action = spaces = recorded_spaces(metadata)
-    for name, theirs in zip(("observation", "action"), spaces, strict=True):
-        ours = getattr(outer, f"{name}_space")
-        if not isinstance(theirs, gym.spaces.Box | gym.spaces.Dict) or (
-            gym.spaces.flatdim(theirs) != gym.spaces.flatdim(ours)
-        ):
-            raise DatasetError(
-                f"{dataset} has the {name} space {theirs}, but {env_id} has {ours}: choose a "
-                "dataset of this task's environment"
-            )
-    low, high = getattr(action, "low", np.nan), getattr(action, "high", np.nan)
-    if np.any(low != -1) or np.any(high != 1):
+    theirs, ours = (
+        recorded_robot(metadata),
+        RobotInterface(robot.observation_space, robot.action_space),
+    )
+    if not ours.matches(theirs):
         raise DatasetError(
-            f"{dataset} has the action space {action}, but actions must lie in [-1, 1]: rescale "
-            "them and write the dataset again"
+            f"{dataset} was recorded with {theirs}, but {env_id} has {ours}: choose a dataset of "
+            "this task's environment, or wrap the robot as it was wrapped for the recording"
         )

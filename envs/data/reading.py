@@ -7,7 +7,7 @@ group and float64 copy per field. Everything else goes through Minari's iteratio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -15,14 +15,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmdp.envs.data.store import broken, dataset_folder, recorded_spaces
+from flowmdp.envs.data.store import broken, dataset_folder, recorded_robot
 from flowmdp.errors import DatasetError
+from flowmdp.robot import RobotInterface
 from flowmdp.transitions import TransitionDataset
 
 FIELDS = ("actions", "rewards", "terminations", "truncations")
-
-ACTION_TOLERANCE = 1e-5
-"""Actions may leave [-1, 1] by this much, through rounding."""
 
 
 def read_transitions(metadata: dict[str, Any]) -> TransitionDataset:
@@ -37,11 +35,13 @@ def read_transitions(metadata: dict[str, Any]) -> TransitionDataset:
     episodes, steps = metadata["total_episodes"], metadata["total_steps"]
     if steps < 1 or episodes < 1:
         raise broken(dataset_id, f"it holds {episodes} episodes and {steps} steps")
-    spaces = recorded_spaces(metadata)
-    obs_dim, action_dim = map(gym.spaces.flatdim, spaces)
+    robot = recorded_robot(metadata)
+    obs_dim, action_dim = robot.observation_dim, robot.action_dim
     try:
         observations = np.empty((steps + 1, obs_dim), np.float32)
         data = TransitionDataset(
+            check=False,
+            robot=robot,
             id=dataset_id,
             observations=observations[:-1],
             actions=np.empty((steps, action_dim), np.float32),
@@ -54,10 +54,12 @@ def read_transitions(metadata: dict[str, Any]) -> TransitionDataset:
         )
     except (MemoryError, ValueError) as error:
         raise broken(dataset_id, f"its {steps} promised steps do not fit into memory") from error
-    if metadata["data_format"] == "hdf5" and not isinstance(spaces[0], gym.spaces.Dict):
+    spaces = robot.observation_space, robot.action_space
+    flat = all(isinstance(space, gym.spaces.Box) and len(space.shape) == 1 for space in spaces)
+    if metadata["data_format"] == "hdf5" and flat:
         source, failure = _hdf5_episodes(dataset_id, episodes), "main_data.hdf5 cannot be read"
     else:
-        source, failure = minari_episodes(dataset_id), "Minari cannot read it"
+        source, failure = minari_episodes(dataset_id, robot), "Minari cannot read it"
     try:
         _fill(data, observations, source)
     except DatasetError:
@@ -71,6 +73,8 @@ def read_transitions(metadata: dict[str, Any]) -> TransitionDataset:
             f"({len(early)} such places): split its episodes where they end"
         )
     data.truncations[:] |= last & ~data.terminations
+    if robot.scales_actions:
+        data.actions[:] = robot.to_unit(data.actions.reshape(steps, *robot.action_space.shape))
     data.previous_actions[1:] = data.actions[:-1]
     data.previous_actions[data.starts] = 0
     return data
@@ -118,45 +122,11 @@ def _hdf5_episodes(dataset_id: str, episodes: int) -> Iterator[dict[str, Any]]:
             yield {name: h5py.h5d.open(group, name.encode()) for name in names}
 
 
-def minari_episodes(dataset_id: str) -> Iterator[dict[str, NDArray[Any]]]:
-    """Episodes through Minari's own iteration, observations flattened; slower, for any format."""
+def minari_episodes(dataset_id: str, robot: RobotInterface) -> Iterator[dict[str, NDArray[Any]]]:
+    """Episodes through Minari's own iteration, flattened; slower, for any format and space."""
     from minari import MinariDataset
 
-    dataset = MinariDataset(dataset_folder(dataset_id) / "data")
-    for episode in dataset.iterate_episodes():
+    for episode in MinariDataset(dataset_folder(dataset_id) / "data").iterate_episodes():
         fields = {name: np.asarray(getattr(episode, name)) for name in FIELDS}
-        yield {"observations": _flatten(dataset.observation_space, episode.observations), **fields}
-
-
-def _flatten(space: gym.Space[Any], observations: Any) -> NDArray[Any]:
-    """Flat observations, shape (n_i + 1, obs_dim): a Dict's parts follow its sorted keys."""
-    if isinstance(space, gym.spaces.Dict):
-        parts = [_flatten(part, observations[name]) for name, part in space.spaces.items()]
-        return np.concatenate(parts, axis=1)
-    array = np.asarray(observations)
-    return array.reshape(len(array), -1)
-
-
-def check_values(
-    what: str, arrays: Mapping[str, NDArray[Any]], cure: str, clip: str | None
-) -> None:
-    """Raise DatasetError for NaN, infinite numbers, and actions outside [-1, 1].
-
-    `what` begins the message; `cure` mends NaN; `clip` clips actions, None where it was asked for.
-    """
-    for name, array in arrays.items():
-        if np.isfinite(array.sum(dtype=np.float64)):  # one pass, no temporary of the array
-            continue
-        if len(bad := np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))):
-            raise DatasetError(
-                f"{what} has NaN or infinite {name} in {len(bad)} transitions, first in "
-                f"transition {bad[0]}: {cure}"
-            )
-    actions, limit = arrays["actions"], 1 + ACTION_TOLERANCE
-    low, high = float(actions.min()), float(actions.max())
-    if clip and (low < -limit or high > limit):
-        outside = int((np.abs(actions) > limit).any(axis=1).sum())
-        raise DatasetError(
-            f"{what} has actions outside [-1, 1] in {outside} of {len(actions)} transitions "
-            f"(range {low:.4g} to {high:.4g}): pass {clip} to clip them"
-        )
+        flat = fields["actions"].reshape(len(fields["actions"]), -1)
+        yield {**fields, "actions": flat, "observations": robot.flatten(episode.observations)}

@@ -24,8 +24,9 @@ from typing import Any
 import gymnasium as gym
 from filelock import FileLock, Timeout
 
-from flowmdp.errors import DatasetError
+from flowmdp.errors import ConfigurationError, DatasetError
 from flowmdp.files import write_json
+from flowmdp.robot import RobotInterface
 
 DATASET_ID = re.compile(r"(?:[-_\w]+/)*[-_\w]+-v\d+")
 REQUIRED_METADATA = ("dataset_id", "total_episodes", "total_steps", "data_format", "minari_version")
@@ -117,6 +118,19 @@ def recorded_spaces(metadata: dict[str, Any]) -> tuple[gym.Space[Any], gym.Space
             f"{error}): write it again with its observation and action space"
         ) from error
     return observation, action
+
+
+def recorded_robot(metadata: dict[str, Any]) -> RobotInterface:
+    """The interface of the robot that the dataset was recorded with.
+
+    Raises:
+        DatasetError: When its spaces cannot be read.
+        ConfigurationError: For spaces that a flow policy cannot use.
+    """
+    try:
+        return RobotInterface(*recorded_spaces(metadata))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"dataset {metadata['dataset_id']}: {error}") from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The robot's own environment behind a task, with flat observations and actions in [-1, 1]."""
+"""The robot's own environment behind a task."""
 
 from __future__ import annotations
 
@@ -9,30 +9,37 @@ import warnings
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
 from flowmdp.envs.robots.rendering import prepare_rendering
 from flowmdp.envs.tasks import Task, get_task
 from flowmdp.errors import UnknownTaskError
+from flowmdp.robot import unit_robot
 
 EXTRAS = {"robotics": "gymnasium_robotics"}
 """Optional extra -> the module that brings its environments."""
 
 
+NO_LIMIT = 10_000
+"""Steps after which an episode of a robot without a time limit of its own is truncated."""
+
+
 def make_outer(task: str, source: str | None = None, render_mode: str | None = None) -> gym.Env:
-    """Build a task's outer environment, from our table and never from a dataset's own word.
+    """`make_robot`, with flat observations and actions in [-1, 1]; see `flowmdp.robot`."""
+    return unit_robot(make_robot(task, source, render_mode))
+
+
+def make_robot(task: str, source: str | None = None, render_mode: str | None = None) -> gym.Env:
+    """Build a task's robot, from our table and never from a dataset's own word.
 
     Args:
-        task: Name of the task, `hopper-medium`.
+        task: Name of the task, `hopper-medium`, or an environment's id. An id `module:Id-v0`
+            imports the module.
         source: "builtin", "minari" or "d4rl"; None takes the task's default. The source decides the
             environment's version: D4RL's Gym-MuJoCo files belong to `-v4`, all else to `-v5`.
         render_mode: Passed on to the environment: None, "rgb_array" or "human".
 
     Returns:
-        An environment whose observation space is a flat Box and whose action space is the box
-        [-1, 1]; it truncates by itself at the task's horizon. Dict observations are flattened in
-        the order of their sorted keys (achieved_goal, desired_goal, observation), as Gymnasium's
-        `FlattenObservation` does.
+        An environment in its own spaces; it truncates by itself at the task's horizon, or its own.
 
     Raises:
         UnknownTaskError: For an unknown task or source, or an environment that is not installed.
@@ -44,14 +51,19 @@ def make_outer(task: str, source: str | None = None, render_mode: str | None = N
     if render_mode is not None:
         prepare_rendering(render_mode)
         options["render_mode"] = render_mode
+    if row.horizon:
+        options["max_episode_steps"] = row.horizon
     try:
         with warnings.catch_warnings():  # D4RL's data need the older version
             warnings.filterwarnings("ignore", ".* is out of date", DeprecationWarning)
-            env: gym.Env[Any, Any] = gym.make(
-                env_id, max_episode_steps=row.horizon, disable_env_checker=True, **options
-            )
-    except (gym.error.DependencyNotInstalled, gym.error.UnregisteredEnv) as error:
-        raise UnknownTaskError(f"cannot make {env_id} for task {task}: {error}") from error
+            env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True, **options)
+    except (gym.error.Error, ImportError) as error:
+        hint = ""
+        if isinstance(error, gym.error.UnregisteredEnv) and ":" not in env_id:
+            hint = "; where another package registers it, write package:Id"
+        raise UnknownTaskError(f"cannot make {env_id} for task {task}: {error}{hint}") from error
+    if not row.horizon and (env.spec is None or env.spec.max_episode_steps is None):
+        env = gym.wrappers.TimeLimit(env, NO_LIMIT)
     if row.wrapper:
         module, _, name = row.wrapper.partition(":")
         env = getattr(importlib.import_module(module), name)(env)
@@ -61,11 +73,6 @@ def make_outer(task: str, source: str | None = None, render_mode: str | None = N
 
         track = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
         renderer.camera_id = track  # -1 where the model has no such camera
-    if isinstance(env.observation_space, gym.spaces.Dict):
-        env = gym.wrappers.FlattenObservation(env)
-    box = env.action_space
-    if isinstance(box, gym.spaces.Box) and not (np.all(box.low == -1) and np.all(box.high == 1)):
-        env = gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
     return env
 
 

@@ -18,7 +18,7 @@ from flowmdp.agents.core.config import AgentConfig
 from flowmdp.arguments import check_integers
 from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.data import load_dataset
-from flowmdp.envs.robots.outer import make_outer
+from flowmdp.envs.robots.outer import make_robot
 from flowmdp.envs.tasks import Source, get_task
 from flowmdp.errors import ConfigurationError
 from flowmdp.mdp.spec import FlowSettings
@@ -186,7 +186,7 @@ def make_data(config: dict[str, Any]) -> TransitionDataset:
 def make_env(config: dict[str, Any], dataset: TransitionDataset) -> FlowMDPEnv:
     """The flow environment that tells the agent what it learns."""
     return FlowMDPEnv(
-        make_outer(config["task"], config["source"]),
+        make_robot(config["task"], config["source"]),
         dataset=dataset,
         task=config["task"],
         source=config["source"],

@@ -20,13 +20,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmdp.envs.data.reading import check_values
 from flowmdp.envs.data.sources.build import write_dataset
 from flowmdp.envs.data.sources.collect import Episode
 from flowmdp.envs.data.store import dataset_lock, is_present
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.tasks import TASKS, Task, get_task
 from flowmdp.errors import DatasetError
+from flowmdp.transitions import check_values
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -66,7 +66,7 @@ def import_d4rl(
     _refuse_other_files(row, path.name)
     with make_outer(task, "d4rl") as outer:
         arrays = _read(path, outer)
-        clip = None if clip_actions else "clip_actions=True (--clip-actions)"
+        clip = None if clip_actions else "clip them with clip_actions=True (--clip-actions)"
         check_values(str(path), arrays, cure="download it again", clip=clip)
         episodes = _episodes(arrays, outer.observation_space.dtype)
         first = next(episodes, None)

@@ -19,7 +19,7 @@ from minari.data_collector import EpisodeBuffer
 from flowmdp.envs.data import list_datasets, load_dataset
 from flowmdp.envs.data.reading import FIELDS, minari_episodes, read_transitions
 from flowmdp.envs.data.sources.collect import Episode
-from flowmdp.envs.data.store import dataset_folder, read_metadata
+from flowmdp.envs.data.store import dataset_folder, read_metadata, recorded_robot
 from flowmdp.errors import DatasetError, FlowMDPError
 from flowmdp.transitions import TransitionDataset
 from tests.envs.datasets_by_hand import episode, write
@@ -131,7 +131,7 @@ def test_dict_observations_are_flattened_by_sorted_key() -> None:
         action_space=gym.spaces.Box(-1, 1, (3,)),
         algorithm_name="by hand",
     )
-    (values,) = minari_episodes(ID)
+    (values,) = minari_episodes(ID, recorded_robot(read_metadata(ID)))
     assert values["observations"].shape == (4, 6)
     assert values["observations"][0].tolist() == [0, 0, 1, 1, 2, 2]
     assert list(space.spaces) == ["achieved", "desired", "observation"]
