@@ -49,3 +49,17 @@ def test_cleanrl_learns() -> None:
         env_id, total_timesteps=1_024, gamma=float(gamma), gae_lambda=float(lam)
     )
     assert cleanrl_ppo.main(args)
+
+
+@pytest.mark.slow
+def test_wandb_offline_keeps_the_log(hopper_data: Path, tmp_path: Path) -> None:
+    """Slow, because W&B starts a service of its own."""
+    pytest.importorskip("wandb")
+    (code,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.DOTALL)
+    small = re.sub(r"\b\d+_000\b", "5", code)
+    run = subprocess.run(
+        [sys.executable, "-c", small], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-2_000:]
+    (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert b"q_gap" in log.read_bytes()
