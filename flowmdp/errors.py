@@ -27,6 +27,10 @@ class ConfigurationError(FlowMDPError):
     """An argument is out of its range, or two arguments exclude each other."""
 
 
+class UnknownArgumentError(ConfigurationError, TypeError):
+    """No argument has that name; a TypeError too, which is what other libraries expect."""
+
+
 class ActionError(FlowMDPError):
     """A flow action has the wrong shape or dtype, or is not finite."""
 

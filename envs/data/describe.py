@@ -16,6 +16,7 @@ from flowmdp.envs.scores import normalized_score
 from flowmdp.envs.tasks import TASKS, Task, get_task
 from flowmdp.errors import ConfigurationError, RobotError, UnknownTaskError
 from flowmdp.files import replace_file
+from flowmdp.pictures import short, tidy
 from flowmdp.transitions import TransitionDataset
 
 CLIPPED = 1 - 1e-6
@@ -154,7 +155,7 @@ def draw_dataset(dataset: TransitionDataset, out: Path) -> None:
 
     lengths = np.diff(np.append(dataset.episode_starts, len(dataset)))
     ended = dataset.terminations[np.cumsum(lengths) - 1]
-    figure = Figure(figsize=(12, 3.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(12, 4.2), dpi=120, layout="constrained")
     formats = figure.canvas.get_supported_filetypes()
     if out.suffix.lstrip(".").lower() not in formats:
         raise ConfigurationError(
@@ -165,13 +166,16 @@ def draw_dataset(dataset: TransitionDataset, out: Path) -> None:
     earned = dataset.returns[np.isfinite(dataset.returns)]
     returns.hist(earned, BINS)
     if len(earned):
-        returns.axvline(earned.mean(), color="black", label=f"mean {earned.mean():,.0f}")
+        returns.axvline(
+            earned.mean(), color="black", label=f"mean {short(float(f'{earned.mean():.4g}'))}"
+        )
     returns.set(xlabel="return", ylabel="episodes")
     length.hist([lengths[ended], lengths[~ended]], BINS, stacked=True, label=["ended", "cut off"])
     length.set(xlabel="steps", ylabel="episodes")
     for dimension, values in enumerate(dataset.actions.T):
-        actions.hist(values, BINS, range=(-1, 1), histtype="step", label=f"action {dimension}")
+        label = f"action {dimension}" if dataset.actions.shape[1] <= 10 else None  # ten colours
+        actions.hist(values, BINS, range=(-1, 1), histtype="step", label=label)
     actions.set(xlabel="action", ylabel="steps")
-    for axes in (returns, length, actions)[: 3 if dataset.actions.shape[1] <= 6 else 2]:
-        axes.legend(frameon=False, fontsize="small")
+    for axes in (returns, length, actions):
+        tidy(axes, legend_columns=4)
     replace_file(out, figure.savefig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from flowmdp.compare.bootstrap import Estimate, interquartile_mean, mean, over_s
 from flowmdp.compare.comparison import Comparison, scores_of
 from flowmdp.compare.results import Grouped
 from flowmdp.files import replace_file
+from flowmdp.pictures import few_ticks
 
 COLUMNS = 4
 """Panels side by side."""
@@ -66,7 +68,8 @@ def _figure(panels: Panels, order: list[str], colors: dict[str, object], title: 
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for axes, (name, labels) in zip(grid, panels.items(), strict=False):
-        axes.set_title(name, fontsize=8)
+        lines = [part for line in name.splitlines() for part in textwrap.wrap(line, 36)]
+        axes.set_title("\n".join(lines), fontsize=8)
         axes.set_yticks(range(len(order)), order, fontsize=8)
         axes.set_ylim(len(order) - 0.4, -0.6)  # the first on top
         axes.tick_params(axis="x", labelsize=8)
@@ -77,4 +80,5 @@ def _figure(panels: Panels, order: list[str], colors: dict[str, object], title: 
             axes.plot([low, high], [y, y], lw=6, solid_capstyle="butt", color=color, alpha=0.35)
             axes.plot(value, y, "|", color=color, ms=12, mew=2.5)
             axes.plot(seeds, [y] * len(seeds), "o", color=color, ms=3.5)
+        few_ticks(axes.xaxis)
     return figure

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from flowmdp.arguments import AtLeast, Range, check_fields
-from flowmdp.errors import ConfigurationError
+from flowmdp.errors import ConfigurationError, UnknownArgumentError
 
 Steps = Annotated[int, AtLeast(1, 10_000)]
 Width = Annotated[int, AtLeast(1, 1_000_000)]
@@ -80,12 +80,12 @@ class FlowSettings:
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> FlowSettings:
-        """Settings from keyword arguments; a misspelt name is a ConfigurationError."""
+        """Settings from keyword arguments; a misspelt name is an UnknownArgumentError."""
         known = [field.name for field in fields(cls)]
         for name in arguments:
             if name not in known:
-                raise ConfigurationError(
-                    f"unknown argument {name!r}: choose among {', '.join(known)}"
+                raise UnknownArgumentError(
+                    f"unexpected keyword argument {name!r}: choose among {', '.join(known)}"
                 )
         return cls(**arguments)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.files import read_json, replace_file
+from flowmdp.pictures import tidy
 from flowmdp.runs.folder import RunFolder, read_progress
 from flowmdp.schemas import History, Result
 
@@ -67,7 +68,10 @@ def _draw(folder: RunFolder, config: dict[str, Any], out: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    series = read_progress(folder.progress)
+    series = {  # without what no axis can show
+        name: [point for point in points if abs(point[1]) < 1e100]
+        for name, points in read_progress(folder.progress).items()
+    }
     history: dict[str, Any] = {"evaluations": []}
     if folder.history.exists():
         history = read_json(folder.history, History)
@@ -75,7 +79,7 @@ def _draw(folder: RunFolder, config: dict[str, Any], out: Path) -> Path:
     if folder.result.exists():
         result = Result(**read_json(folder.result, Result)).model_dump()
     panels = 3 + any(name.startswith("pretrain/") for name in series)
-    figure = Figure(figsize=(4 * panels, 3.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(4 * panels, 4.2), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     if out.suffix.lstrip(".").lower() not in canvas.get_supported_filetypes():
         raise ConfigurationError(f"cannot draw {out}: use a name that ends in .png, .pdf or .svg")
@@ -87,8 +91,7 @@ def _draw(folder: RunFolder, config: dict[str, Any], out: Path) -> Path:
     for axes in more:
         _draw_losses(axes, series, "pretrain")
     for axes in (returns, gap, losses, *more):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes, legend_columns=2)
     replace_file(out, figure.savefig)
     return out
 
@@ -119,7 +122,8 @@ def _draw_returns(
             behavior = result["behavior"]["mean_return"]
             axes.axhline(behavior, color=ORANGE, ls="--", label=f"behaviour flow, {behavior:.0f}")
         axes.axhline(data, color=GRAY, ls=":", label=f"data, {data:.0f}")
-    _finish(axes, bool(evaluations or result), "no evaluation yet")
+    if not evaluations and not result:
+        _say(axes, "no evaluation yet")
 
 
 def _draw_gap(axes: Axes, series: Series) -> None:
@@ -129,7 +133,8 @@ def _draw_gap(axes: Axes, series: Series) -> None:
         axes.plot(*zip(*points, strict=True), color=GREEN, lw=1)
         axes.axhline(0, color=GRAY, lw=0.8)
         axes.axhline(1, color=ORANGE, ls="--", lw=1, label="above 1, Q is being exploited")
-    _finish(axes, bool(points), "not logged by this algorithm")
+    else:
+        _say(axes, "not logged by this algorithm")
 
 
 def _draw_losses(axes: Axes, series: Series, phase: str) -> None:
@@ -137,17 +142,14 @@ def _draw_losses(axes: Axes, series: Series, phase: str) -> None:
     title, updates = PHASES[phase]
     axes.set(title=f"{title}, relative to their start", xlabel=updates)
     for name in sorted(series):
-        points = np.array(series[name])
-        points = points[np.isfinite(points[:, 1])]
-        if name.startswith(f"{phase}/") and name.endswith("loss") and len(points):
+        if name.startswith(f"{phase}/") and name.endswith("loss") and series[name]:
+            points = np.array(series[name])
             label = name.removeprefix(f"{phase}/").replace("_", " ")
             axes.plot(points[:, 0], points[:, 1] / (abs(points[0, 1]) or 1.0), lw=1, label=label)
-    _finish(axes, bool(axes.lines), "no updates yet")
+    if not axes.lines:
+        _say(axes, "no updates yet")
 
 
-def _finish(axes: Axes, drawn: bool, otherwise: str) -> None:
-    """A legend where there is something to explain, and a word where there is nothing to see."""
-    if not drawn:
-        axes.text(0.5, 0.5, otherwise, transform=axes.transAxes, ha="center", color=GRAY)
-    elif axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=7, frameon=False)
+def _say(axes: Axes, words: str) -> None:
+    """A word where there is nothing to see."""
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", color=GRAY)

@@ -156,7 +156,7 @@ def test_step_out_of_turn() -> None:
         ({"include_time": "false"}, "include_time is 'false'"),
         ({"action_mode": "delta"}, "action_mode is 'delta': choose one of"),
         ({"action_mode": "residual", "behavior": None}, "needs a behavior"),
-        ({"flow_step": 3}, "unknown argument 'flow_step'"),
+        ({"flow_step": 3}, "unexpected keyword argument 'flow_step'"),
         ({"reward": "return", "states": "dataset"}, "needs states='env'"),
         ({"reward": "data"}, "needs states='dataset'"),
         ({"reward": "direction", "critic": None}, "needs a critic"),
@@ -169,6 +169,12 @@ def test_step_out_of_turn() -> None:
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make_toy(**arguments)
+
+
+def test_an_unknown_argument_is_a_type_error_too() -> None:
+    """TorchRL asks for `frameskip`, and takes it back on these words of a TypeError."""
+    with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):
+        gym.make("FlowMDP-hopper-medium-v0", frameskip=1)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import gymnasium as gym
 import pytest
 
 from benchmarks import train_behavior
-from examples import custom_loop, draw_flow, record_video, sb3_style
+from examples import custom_loop, draw_flow, record_video, sb3_style, steer_own_flow
 from flowmdp.agents import ALGORITHMS, FlowBC
 from flowmdp.runs.export import export
 
@@ -93,6 +93,14 @@ def test_draw_flow(tmp_path: Path) -> None:
     config = draw_flow.Config(tmp_path / "flow.png", pretraining=5, steps=5)
     assert set(draw_flow.main(config)) == {"behaviour flow", "DF-div"}
     assert (tmp_path / "flow.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_steer_own_flow() -> None:
+    config = steer_own_flow.Config(recorded=300, updates=5, steps=10, episodes=1)
+    means = steer_own_flow.main(config)
+    assert set(means) == {"player", "clone", "steered"} and all(
+        -2_000 < m < 0 for m in means.values()
+    )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
