@@ -4,39 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
-import textwrap
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any, ClassVar, Generic, Self, get_type_hints
+from collections.abc import Callable, Hashable
+from typing import Any, ClassVar, Generic, Self
 
 import gymnasium as gym
-import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import configure_logger, get_system_info
+from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import TypeVar
 
 from flowmdp.agents.core import checkpoint
-from flowmdp.agents.core.acting import OuterPolicy, State
+from flowmdp.agents.core.acting import Acting
 from flowmdp.agents.core.batch import Batch, DeviceDataset, check_fit
-from flowmdp.agents.core.config import AgentConfig, documented
-from flowmdp.agents.core.critics import Critic
+from flowmdp.agents.core.config import AgentConfig, show_hyperparameters
 from flowmdp.agents.core.graphs import CudaGraphs
 from flowmdp.agents.core.inputs import (
     check_device,
     check_environment,
     check_kind,
     check_kinds,
-    rows,
     shown,
     spec_difference,
     within_memory,
@@ -44,20 +37,19 @@ from flowmdp.agents.core.inputs import (
 from flowmdp.agents.core.means import Means
 from flowmdp.agents.core.networks import Descent, Info, VelocityField
 from flowmdp.agents.core.one_step import SAMPLING_STEPS
-from flowmdp.agents.core.own_behavior import OwnField, ResidualField, check_recorded
+from flowmdp.agents.core.own_behavior import OwnField, ResidualField
 from flowmdp.agents.core.parts import Part
 from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.agents.core.precision import autocast, choose_precision, matmul_precision
 from flowmdp.agents.core.randomness import check_seed, concrete, seeded
-from flowmdp.arguments import check_integers, check_numbers
+from flowmdp.agents.core.saving import Saving
+from flowmdp.arguments import check_integers
 from flowmdp.behavior import as_behavior
-from flowmdp.errors import CheckpointError, ConfigurationError, TrainingDivergedError
-from flowmdp.mdp.solver import integrate
+from flowmdp.errors import ConfigurationError, TrainingDivergedError
 from flowmdp.mdp.spec import FlowSpec
 from flowmdp.robot import RobotInterface
 from flowmdp.transitions import TransitionDataset
 
-Array = NDArray[np.float32]
 Loss = Callable[..., tuple[Tensor, Info]]
 """loss(networks, batch, noise, **weights) -> (scalar to descend, what to log); draws nothing."""
 
@@ -67,7 +59,7 @@ ALGORITHMS: dict[str, type[FlowAlgorithm[Any]]] = {}
 """Name on the command line -> class; a class enters itself by `class DFDir(..., name="df-dir")`."""
 
 
-class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
+class FlowAlgorithm(Acting, Saving, Generic[Config]):
     """Base of the agents: data on the device, the learning loop, acting, exact checkpoints.
 
     One timestep of `learn` is one gradient step of the policy. Learning never steps the robot;
@@ -97,21 +89,10 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         DatasetError: If the dataset does not fit the environment.
     """
 
-    config_class: ClassVar[type[Any]] = AgentConfig
-    name: ClassVar[str]
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": FlowPolicy}
-    policy: FlowPolicy
-    seed: int
-    robot: RobotInterface
-    """The robot's own spaces, in which `outer_policy` acts."""
-    critic: Critic
-    """Set by the algorithms that have one."""
+    config: Config
     default_steps: ClassVar[int] = 20_000
     """Gradient steps of a usual run [ours, at 256x3 on a CPU]."""
-    only_flow_steps: ClassVar[int | None] = None
-    """The flow steps that the algorithm needs; None where any number will do."""
-    acts_with: ClassVar[tuple[str, ...]] = ("policy",)
-    """The registered modules that decide an action: what `agent.policy.save` writes."""
     acts_at_mean: ClassVar[bool] = False
     """Whether its paper evaluates it without noise (x_0 = 0) instead of with sampled noise."""
     shows_behavior: ClassVar[bool] = False
@@ -127,25 +108,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         cls.name = name or cls.__name__
         if name is not None:
             ALGORITHMS[name] = cls
-        own = inspect.signature(FlowAlgorithm.__init__).parameters.values()
-        keyword, first = inspect.Parameter.KEYWORD_ONLY, ("policy", "env", "config")
-        hints, texts = get_type_hints(cls.config_class), documented(cls.config_class)
-        named = [
-            inspect.Parameter(
-                field, keyword, default=getattr(cls.config_class, field), annotation=hints[field]
-            )
-            for field in texts
-        ]
-        others = [one for one in own if one.kind is keyword and not one.name.startswith("_")]
-        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [*(one for one in own if one.name in first), *named, *others]
-        )
-        lines = [
-            textwrap.fill(f"{field}: {text}", 96, initial_indent=" " * 4, subsequent_indent=" " * 8)
-            for field, text in texts.items()
-        ]
-        described = inspect.cleandoc(cls.__doc__ or "")
-        cls.__doc__ = "\n".join([described, "", "Hyper-parameters:", *lines, ""])
+        show_hyperparameters(cls, FlowAlgorithm.__init__)
 
     def __init__(
         self,
@@ -175,7 +138,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
             verbose="None" if verbose is None else verbose,
         )
         named = {**(policy_kwargs or {}), **hyperparameters}
-        self.config: Config = self.config_class.of(named, config)
+        self.config = self.config_class.of(named, config)
         check_device(device)
         self.own_behavior = None if behavior is None else as_behavior(behavior)
         if behavior is not None and "behavior_steps" not in self.config_class.names():
@@ -185,7 +148,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         if isinstance(env, str):
             env = gym.make(env, **(self._settings() if "FlowMDP-" in env else {}))
         if env is not None or _init_setup_model:
-            env, self.spec = self._checked(env)
+            env, self.spec, self.robot = self._checked(env)
         chosen = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
         if not (isinstance(chosen, type) and issubclass(chosen, FlowPolicy)):
             names = ", ".join(self.policy_aliases)
@@ -205,8 +168,6 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         )
         self.precision = choose_precision(self.config.precision, self.device)
         self._given = self._dataset = dataset
-        if self.env is not None:
-            self.robot = _robot(self.env, self.spec)
         if _init_setup_model:
             self._setup_model()
 
@@ -216,11 +177,14 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         steps = self.only_flow_steps or own
         return {**self.environment, **({"flow_steps": steps} if steps else {})}
 
-    def _checked(self, env: Any) -> tuple[VecEnv, FlowSpec]:
-        """The environment as a VecEnv, and its specification."""
+    def _checked(self, env: Any) -> tuple[VecEnv, FlowSpec, RobotInterface]:
+        """The environment as a VecEnv, its specification, and the robot's spaces, if it tells."""
         check_kind(env)
         env = self._wrap_env(env)
-        return env, check_environment(env)
+        spec = check_environment(env)
+        if env.has_attr("robot"):
+            return env, spec, env.get_attr("robot", [0])[0]
+        return env, spec, RobotInterface.plain(spec.observation_dim, spec.action_dim)
 
     def _setup_model(self) -> None:
         """Make generators, networks and optimisers."""
@@ -268,13 +232,6 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         }
         self.set_random_seed(self.seed)
 
-    def _behavior_record(self) -> dict[str, Any] | None:
-        """What a checkpoint keeps of a behaviour of the user's own."""
-        if self.own_behavior is None:
-            return None
-        widths = self.spec.observation_dim, self.spec.action_dim
-        return {"name": self.own_behavior.name, "probe": self.own_behavior.probe(*widths)}
-
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed batches, noise, the action space and the environment's next reset.
 
@@ -316,14 +273,6 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         """Scalars that are computed only when the log is written."""
         return {}
 
-    def behavior_field(self) -> nn.Module:
-        """The cloned behaviour u_v.
-
-        Raises:
-            ConfigurationError: If the algorithm clones none.
-        """
-        raise ConfigurationError(f"{type(self).__name__} has no behaviour flow")
-
     # -- what it says it with ---------------------------------------------------------------
 
     @property
@@ -359,13 +308,12 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         Raises:
             ConfigurationError: If it is no flow environment, or of another specification.
         """
-        env, spec = self._checked(env)
+        env, spec, robot = self._checked(env)
         if difference := spec_difference(self.spec, spec):
             raise ConfigurationError(
                 f"the agent is of another environment: {difference}; make it with the settings "
                 "agent.spec names, or make a new agent"
             )
-        robot = _robot(env, spec)
         if difference := self.robot.difference(robot):
             raise ConfigurationError(
                 f"the robot has {difference} as the agent's has: wrap it as that was wrapped"
@@ -652,405 +600,3 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         for key, mean in self.means.take().items():
             self.logger.record(f"{prefix}/{key}", mean)
         self.logger.dump(step)
-
-    # -- acting -----------------------------------------------------------------------------
-
-    def predict(
-        self,
-        observation: Any,
-        state: State = None,
-        episode_start: NDArray[np.bool_] | None = None,
-        deterministic: bool = False,
-    ) -> tuple[NDArray[Any], State]:
-        """The action for a flow observation, or for a robot's; their widths tell them apart.
-
-        Args:
-            observation: A flow observation, (flow_obs_dim,), gets a flow action, in [-1, 1]; a
-                robot's, in its own space or flat, gets the whole chain's action, in the robot's own
-                units. Both may be batched.
-            state: See `OuterPolicy.predict`.
-            episode_start: See `OuterPolicy.predict`.
-            deterministic: For a robot's observations: start the chain at zero noise. Without effect
-                on the flow environment, which draws x_0: the velocity field is deterministic.
-
-        Returns:
-            Actions, and the new state.
-        """
-        nested = isinstance(observation, Mapping | tuple)
-        if nested or np.shape(observation)[-1:] != (self.spec.flow_observation_dim,):
-            return self.outer_policy().predict(observation, state, episode_start, deterministic)
-        return self.policy.predict(observation, state, episode_start, deterministic)
-
-    @torch.no_grad()
-    def chain(
-        self,
-        observations: Array,
-        noise: Array | None = None,
-        previous: Array | None = None,
-        n_steps: int | None = None,
-        solver: str = "euler",
-        field: nn.Module | None = None,
-    ) -> Array:
-        """The points of whole chains, noise first, the action before clipping last.
-
-        Args:
-            observations: The robot's, shape (n, observation_dim).
-            noise: x_0, shape (n, action_dim); None draws what the flow environment would.
-            previous: Previous actions and flags, shape (n, action_dim + 1), where the flow state
-                includes them; None means the start of an episode.
-            n_steps: Flow steps, None for the environment's.
-            solver: "euler", "midpoint" or "heun".
-            field: The velocity field to follow, None for the acting one.
-
-        Returns:
-            Shape (n_steps + 1, n, action_dim), float32.
-
-        Raises:
-            ConfigurationError: If an agent of one step is asked for more, or for a solver.
-        """
-        only, spec, policy = self.only_flow_steps, self.spec, self.policy
-        if only is not None and (n_steps not in (None, only) or solver != "euler"):
-            raise ConfigurationError(
-                f"{type(self).__name__} acts in {only} step: leave out flow steps and solver"
-            )
-        states, device = (
-            rows("observations", observations, spec.observation_dim, self.device),
-            self.device,
-        )
-        shape = len(states), spec.action_dim
-        if noise is None:
-            x_0 = torch.randn(shape, generator=self.act_generator, device=device)
-            x_0 = spec.noise_scale * x_0
-        else:
-            x_0 = rows("noise", noise, spec.action_dim, device, len(states))
-        context = policy.normalizer(states)
-        if spec.include_previous_action:
-            seen = np.zeros((len(x_0), shape[1] + 1)) if previous is None else previous
-            flagged = rows("previous", seen, spec.action_dim + 1, device, len(states))
-            context = torch.cat([context, flagged], 1)
-        steps, asked = spec.flow_steps if n_steps is None else n_steps, list[Tensor]()
-        acting = policy.ema if field is None else field
-
-        def velocity(x_t: Tensor, t: float) -> Tensor:
-            asked.append(x_t)
-            result: Tensor = acting(context, x_t, t)
-            return result
-
-        x_1 = integrate(velocity, x_0, steps, solver)
-        evaluations = len(asked) // steps  # a second-order solver asks twice per step
-        points: Array = torch.stack([*asked[::evaluations], x_1]).cpu().numpy()
-        return points
-
-    def act(
-        self,
-        observations: Array,
-        n_steps: int | None = None,
-        solver: str = "euler",
-        noise: Array | None = None,
-        previous: Array | None = None,
-        field: nn.Module | None = None,
-        best_of: int = 1,
-    ) -> Array:
-        """The robot's actions by whole chains, shape (n, action_dim), in [-1, 1].
-
-        Arguments and errors are those of `chain`, and `best_of`, at least 1: so many chains for
-        every observation, of whose actions the critic's favourite is taken; noise then has n *
-        best_of rows.
-        """
-        check_integers(1, best_of=best_of)
-        if best_of > 1:
-            observations = np.repeat(observations, best_of, axis=0)
-            previous = None if previous is None else np.repeat(previous, best_of, axis=0)
-        points = self.chain(observations, noise, previous, n_steps, solver, field)
-        actions: Array = points[-1].clip(-1, 1)
-        if best_of == 1:
-            return actions
-        values = self.q_values(observations, actions).reshape(-1, best_of)
-        chains = actions.reshape(-1, best_of, self.spec.action_dim)
-        best: Array = chains[np.arange(len(values)), values.argmax(1)]
-        return best
-
-    @torch.no_grad()
-    def q_values(self, observations: Array, actions: Array) -> Array:
-        """The critic's Q(s, a) in scaled reward units, shape (n,); rows are state-action pairs.
-
-        Raises:
-            ConfigurationError: If the algorithm has no critic.
-        """
-        if not hasattr(self, "critic"):
-            raise ConfigurationError(
-                f"{type(self).__name__} has no critic to choose by: leave best_of out"
-            )
-        spec, device = self.spec, self.device
-        states = rows("observations", observations, spec.observation_dim, device)
-        chosen = rows("actions", actions, spec.action_dim, device, len(states))
-        values: Array = self.critic.values(self.policy.normalizer(states), chosen).cpu().numpy()
-        return values
-
-    def set_noise_scale(self, noise_scale: float) -> None:
-        """Act from noise of another standard deviation than the one trained with; 0 for none.
-
-        Raises:
-            ConfigurationError: If it is negative or not finite.
-        """
-        self.spec = self.policy.spec = dataclasses.replace(self.spec, noise_scale=noise_scale)
-
-    def outer_policy(self, **options: Any) -> OuterPolicy:
-        """The agent as a policy for the bare robot; see `OuterPolicy` for the options."""
-        return OuterPolicy(self, self.policy.ema, **options)
-
-    def behavior_policy(self, **options: Any) -> OuterPolicy:
-        """The cloned behaviour as a policy for the bare robot.
-
-        Raises:
-            ConfigurationError: If the algorithm clones none.
-        """
-        return OuterPolicy(self, self.behavior_field(), **options)
-
-    # -- checkpoints ------------------------------------------------------------------------
-
-    def get_parameters(self) -> dict[str, dict[str, Any]]:
-        """State of every module and optimiser by name, as SB3's; modules and optimisers differ."""
-        modules = {name: module.state_dict() for name, module in self.saved.modules.items()}
-        optimizers = self.saved.optimizers.items()
-        return modules | {f"optimizer.{name}": one.state_dict() for name, one in optimizers}
-
-    def set_parameters(
-        self,
-        load_path_or_dict: Any,
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """Take weights that `get_parameters` gave; learning goes on from them.
-
-        With `exact_match=False`, parts that are not given are still fitted when learning begins,
-        and the policy then starts from them, unless all modules are given.
-
-        Args:
-            load_path_or_dict: Name -> state, or a checkpoint of this algorithm.
-            exact_match: Whether every module and optimiser must be there.
-            device: For SB3's signature only; weights go where the agent is.
-
-        Raises:
-            ConfigurationError: If names or shapes are not the agent's.
-            CheckpointError: If it is a file that cannot be used.
-        """
-        given = load_path_or_dict
-        if not isinstance(given, dict):
-            given = self.load(given, device=self.device).get_parameters()
-        owners: dict[str, Any] = {**self.saved.modules}
-        owners |= {f"optimizer.{name}": one for name, one in self.saved.optimizers.items()}
-        wrong = set(given) - set(owners) or (set(owners) - set(given) if exact_match else set())
-        if wrong:
-            raise ConfigurationError(
-                f"parameters for {min(wrong)!r} are missing or not of this agent, which has "
-                f"{', '.join(owners)}: take those of a {type(self).__name__}, or exact_match=False"
-            )
-        try:
-            for name in given.keys() & self.saved.modules.keys():
-                if wrong_one := checkpoint.first_not_finite(dict(given[name])):
-                    raise ValueError(f"{name}/{wrong_one} holds NaN or infinity")
-            for name, state in given.items():
-                owners[name].load_state_dict(state)
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigurationError(
-                f"the parameters do not fit this agent ({str(error).splitlines()[-1].strip()}): "
-                "take those of an agent with the same hyper-parameters"
-            ) from error
-        for part in self.parts:  # what was fitted before must not be fitted again
-            if set(part.cached) <= set(given):
-                part.updates = part.steps
-        if set(self.saved.modules) <= set(given):
-            self.prepared = 1
-
-    def save(
-        self,
-        path: checkpoint.Target,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """Write a checkpoint from which training resumes exactly.
-
-        Args:
-            path: ".zip" is added where there is no suffix.
-            exclude: For SB3's signature only; must be empty.
-            include: For SB3's signature only; must be empty.
-
-        Raises:
-            OSError: If it cannot be written; a checkpoint that was there before stays whole.
-            TrainingDivergedError: If a weight is not finite; likewise.
-        """
-        if exclude or include:
-            raise ConfigurationError("a checkpoint is always whole: leave exclude and include out")
-        manifest = {
-            "algorithm": self.name,
-            "dataset": None if self._dataset is None else self._dataset.id,
-            "spec": dataclasses.asdict(self.spec),
-            "robot": self.robot.to_json(),
-            "config": dataclasses.asdict(self.config),
-            "behavior": self._behavior_record(),
-            "seed": self.seed,
-            "reward_scale": self._reward_scale,
-            "counters": self.saved.counts(),
-        }
-        checkpoint.write(path, manifest, self.saved.tensors())
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        path: checkpoint.Target | checkpoint.Checkpoint,
-        env: Any = None,
-        device: torch.device | str = "auto",
-        dataset: TransitionDataset | None = None,
-        behavior: Any = None,
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        **hyperparameters: Any,
-    ) -> Self:
-        """Make the agent again from a checkpoint; no code from the file is run.
-
-        Args:
-            path: The checkpoint.
-            env: The flow environment, needed to learn on unless `dataset` is given.
-            device: "auto", "cpu" or "cuda".
-            dataset: Transitions to learn from; None takes the environment's.
-            behavior: The flow policy of your own around which the agent was trained.
-            custom_objects: Hyper-parameters by name, as below; nothing else can be replaced, since
-                nothing is unpickled.
-            print_system_info: Print the versions of this system, as SB3 does.
-            force_reset: For SB3's signature only; learning takes no step of `env`.
-            tensorboard_log: Folder for TensorBoard files.
-            verbose: 1 prints the log to the terminal.
-            seed: None keeps the file's.
-            **hyperparameters: Override those of the file, by name.
-
-        Raises:
-            ConfigurationError: If an argument is unknown or out of range.
-            CheckpointError: If the file is missing, damaged, of another algorithm, or made for
-                another environment than `env`.
-        """
-        check_kinds(custom_objects=custom_objects)
-        hyperparameters = {**(custom_objects or {}), **hyperparameters}
-        if print_system_info:
-            get_system_info()
-        content = path if isinstance(path, checkpoint.Checkpoint) else checkpoint.read(path)
-        manifest = content.manifest
-        if manifest.get("algorithm") != cls.name:
-            raise CheckpointError(
-                f"{content.name} holds a {manifest.get('algorithm')}, not a {cls.name}: "
-                "load it with its own class or with load_agent"
-            )
-        if "counters" not in manifest:
-            raise CheckpointError(
-                f"{content.name} holds a policy alone: load it with FlowPolicy.load, or take a "
-                "file that agent.save wrote; else train again"
-            )
-        with checkpoint.refusing_damage(content.name):
-            config, stored_seed = cls.config_class.of(manifest["config"]), manifest["seed"]
-            check_seed(stored_seed)
-            checkpoint.check_size(config.net_arch, content.tensors)
-        agent = cls(
-            "MlpPolicy",
-            env,
-            cls.config_class.of(hyperparameters, config),
-            dataset=dataset,
-            behavior=behavior,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            seed=stored_seed if seed is None else seed,
-            device=device,
-            _init_setup_model=False,
-        )
-        with checkpoint.refusing_damage(content.name):
-            agent._restore(manifest, content.tensors)
-        return agent
-
-    def _restore(self, manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Take the state that `save` wrote."""
-        self._take_spec(manifest)
-        self._setup_model()
-        if (scale := manifest.get("reward_scale")) is not None:
-            check_numbers("(0, inf)", reward_scale=scale)
-            self._reward_scale = scale
-        self.saved.restore(tensors, manifest["counters"])
-
-    def _take_spec(self, manifest: dict[str, Any]) -> None:
-        """Take the file's specification, which must be that of the environment if there is one."""
-        spec = FlowSpec(**manifest["spec"])
-        widths = spec.observation_dim, spec.action_dim
-        check_recorded(manifest.get("behavior"), self.own_behavior, *widths)
-        robot = RobotInterface.plain(*widths)
-        if "robot" in manifest:
-            robot = RobotInterface.from_json(manifest["robot"])
-        if self.env is None:
-            self.spec, self.n_envs, self.robot = spec, 1, robot
-            self.observation_space = spec.space()
-            self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
-        elif difference := spec_difference(spec, self.spec):
-            raise CheckpointError(
-                f"the checkpoint is of another environment: {difference}; make it with the "
-                "settings load_agent(FILE).spec names, or train a new agent on this one"
-            )
-        elif difference := robot.difference(self.robot):
-            raise CheckpointError(
-                f"the environment's robot has {difference} as the checkpoint has: wrap it as it "
-                "was wrapped for training"
-            )
-
-
-def _robot(env: VecEnv, spec: FlowSpec) -> RobotInterface:
-    """The robot's spaces; those of `spec` for a flow environment that does not tell."""
-    if env.has_attr("robot"):
-        robot: RobotInterface = env.get_attr("robot", [0])[0]
-        return robot
-    return RobotInterface.plain(spec.observation_dim, spec.action_dim)
-
-
-def load_agent(path: checkpoint.Target, **kwargs: Any) -> Any:
-    """Load a checkpoint with the class that saved it; arguments as in `FlowAlgorithm.load`."""
-    content = checkpoint.read(path)
-    return _class_of(content).load(content, **kwargs)
-
-
-def _class_of(content: checkpoint.Checkpoint) -> type[FlowAlgorithm[Any]]:
-    """The algorithm that wrote a file."""
-    name, stack = content.manifest.get("algorithm"), FlowAlgorithm.__subclasses__()
-    while stack:
-        cls = stack.pop()
-        if cls.name == name:
-            return cls
-        stack += cls.__subclasses__()
-    raise CheckpointError(
-        f"{content.name} holds an agent of the unknown class {name!r}: import the module that "
-        "defines it, or name a file that agent.save wrote"
-    )
-
-
-def _load_policy(
-    policy_class: type[FlowPolicy], path: checkpoint.Target, device: torch.device | str
-) -> FlowPolicy:
-    """See `FlowPolicy.load`."""
-    content = checkpoint.read(path)
-    cls, manifest = _class_of(content), content.manifest
-    if manifest.get("behavior"):
-        raise CheckpointError(
-            f"{content.name} holds a policy around a behaviour of your own: save the whole agent, "
-            "and load it with behavior="
-        )
-    with checkpoint.refusing_damage(content.name):
-        config = cls.config_class.of(manifest["config"])
-        checkpoint.check_size(config.net_arch, content.tensors)
-    agent = cls(policy_class, None, config, device=device, _init_setup_model=False)
-    with checkpoint.refusing_damage(content.name):
-        agent._take_spec(manifest)
-        agent._setup_model()
-        for name in cls.acts_with:
-            checkpoint.restore_module(name, agent.saved.modules[name], content.tensors)
-    return agent.policy
-
-
-FlowPolicy.rebuild = staticmethod(_load_policy)

@@ -14,9 +14,9 @@ import difflib
 import inspect
 import itertools
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from flowmdp.arguments import AtLeast, Range, check_fields
 from flowmdp.errors import ConfigurationError
@@ -133,3 +133,26 @@ def documented(cls: type[AgentConfig]) -> dict[str, str]:
                     words = str(ast.literal_eval(text.value)).split()
                     texts.setdefault(ast.unparse(field.target), " ".join(words))
     return texts | {name: "" for name in cls.names() if name not in texts}
+
+
+def show_hyperparameters(cls: Any, constructor: Callable[..., Any]) -> None:
+    """Give a class that takes its `config_class`'s fields by name their signature and help()."""
+    own = inspect.signature(constructor).parameters.values()
+    keyword, first = inspect.Parameter.KEYWORD_ONLY, ("policy", "env", "config")
+    config, texts = cls.config_class, documented(cls.config_class)
+    hints = get_type_hints(config)
+    named = [
+        inspect.Parameter(name, keyword, default=getattr(config, name), annotation=hints[name])
+        for name in texts
+    ]
+    others = [one for one in own if one.kind is keyword and not one.name.startswith("_")]
+    cls.__signature__ = inspect.Signature(
+        [*(one for one in own if one.name in first), *named, *others]
+    )
+    lines = [
+        textwrap.fill(f"{name}: {text}", 96, initial_indent=" " * 4, subsequent_indent=" " * 8)
+        for name, text in texts.items()
+    ]
+    cls.__doc__ = "\n".join(
+        [inspect.cleandoc(cls.__doc__ or ""), "", "Hyper-parameters:", *lines, ""]
+    )

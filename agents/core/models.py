@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flowmdp.agents.core.algorithm import load_agent
+from flowmdp.agents.core.saving import load_agent
 from flowmdp.errors import CheckpointError
 
 Array = NDArray[np.float32]
