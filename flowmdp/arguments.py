@@ -71,10 +71,10 @@ def check_numbers(interval: str, **values: Any) -> None:
         Range(interval).check(name, value)
 
 
-def check_integers(least: int, **values: Any) -> None:
-    """Raise ConfigurationError unless every value is an integer of at least `least`."""
+def check_integers(least: int, most: int | None = None, /, **values: Any) -> None:
+    """Raise ConfigurationError unless every value is an integer of at least `least`, as AtLeast."""
     for name, value in values.items():
-        AtLeast(least).check(name, value)
+        AtLeast(least, most).check(name, value)
 
 
 def check_choice(choices: Iterable[Any], **values: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from flowmdp.behavior import OwnBehavior, as_behavior
+from flowmdp.behavior import BehaviorFlow, as_behavior
 from flowmdp.errors import ActionError, ConfigurationError
 from flowmdp.mdp.divergences import DIVERGENCES, squared
 from flowmdp.mdp.spec import FlowSettings, FlowSpec
@@ -52,7 +52,7 @@ class FlowBase:
         outer: gym.Env[Any, Any] | None,
         dataset: Recording,
         critic: Critic | None,
-        behavior: Behavior | None,
+        behavior: BehaviorFlow | None,
         task: str | None,
         source: str | None,
     ) -> None:
@@ -92,9 +92,8 @@ class FlowBase:
             source=source,
         )
         self._divisor = np.full(spec.action_dim, spec.flow_steps, np.float32)
-        s, x, t = (np.zeros((1, n), np.float32) for n in (spec.observation_dim, spec.action_dim, 1))
-        self._value: Critic | None = self._model("critic", critic, (s, x), (1,))
-        self._reference: Behavior | None = self._model("behavior", behavior, (s, x, t), x.shape)
+        self._value: Critic | None = self._model("critic", critic)
+        self._reference: BehaviorFlow | None = self._model("behavior", behavior)
 
     @property
     def flow_steps(self) -> int:
@@ -138,12 +137,9 @@ class FlowBase:
             self._dataset = self._dataset()
         return self._dataset
 
-    def _model(self, name: str, model: Any, zeros: tuple[Float, ...], shape: Any) -> Any:
+    def _model(self, name: str, model: Any) -> Any:
         """The model if it is needed; asked once, so that one that does not fit shows at once."""
         needed = name in self.settings.models
-        if isinstance(model, OwnBehavior):
-            model.check(*(part.shape[1] for part in zeros[:2]))
-            model.check_steps(self.settings.flow_steps)
         if model is None and needed:
             raise ConfigurationError(
                 f"this reward or action mode needs a {name}: pass {name}=, or a checkpoint that "
@@ -152,14 +148,20 @@ class FlowBase:
         if model is None:
             return None
         _spare_children()
-        widths = [part.shape[1] for part in zeros]
-        sizes = f"observations of {widths[0]} and actions of {widths[1]} dimensions"
-        try:
-            answer = np.shape(model(*zeros))
-        except Exception as error:  # whatever a user's model raises on other dimensions
-            raise ConfigurationError(f"the {name} fails on {sizes}: {error}") from error
-        if answer != shape:
-            raise ConfigurationError(f"the {name} answers shape {answer}, not {shape}, for {sizes}")
+        widths = self.flow_spec.observation_dim, self.flow_spec.action_dim
+        if isinstance(model, BehaviorFlow):
+            model.check(*widths)
+            model.check_steps(self.settings.flow_steps)
+        else:
+            sizes = f"observations of {widths[0]} and actions of {widths[1]} dimensions"
+            try:
+                answer = np.shape(model(*(np.zeros((1, width), np.float32) for width in widths)))
+            except Exception as error:  # whatever a user's model raises on other dimensions
+                raise ConfigurationError(f"the {name} fails on {sizes}: {error}") from error
+            if answer != (1,):
+                raise ConfigurationError(
+                    f"the {name} answers shape {answer}, not (1,), for {sizes}"
+                )
         return model if needed else None
 
     def _take_options(
@@ -235,7 +237,7 @@ def _spare_children() -> None:
 
 def own_steps(
     behavior: Behavior | None, settings: dict[str, Any]
-) -> tuple[OwnBehavior | None, dict[str, Any]]:
+) -> tuple[BehaviorFlow | None, dict[str, Any]]:
     """The behaviour, wrapped, and the settings with its own flow steps where none are given."""
     if behavior is None:
         return None, settings

@@ -24,7 +24,7 @@ from flowmdp.errors import ConfigurationError
 Float = NDArray[np.float32]
 
 
-class OwnBehavior:
+class BehaviorFlow:
     """A behaviour flow u_v(s, x_t, t) on NumPy arrays and on torch tensors; `as_behavior` makes it.
 
     Attributes:
@@ -99,7 +99,8 @@ class OwnBehavior:
             ConfigurationError: If it fails, or its answer is no finite velocity.
         """
         sizes = f"observations of {observation_dim} and actions of {action_dim} dimensions"
-        zeros = [np.zeros((2, width), np.float32) for width in (observation_dim, action_dim, 1)]
+        n = next(n for n in (2, 3, 5) if n not in (observation_dim, action_dim))
+        zeros = [np.zeros((n, width), np.float32) for width in (observation_dim, action_dim, 1)]
         try:
             answer = self(*zeros)
         except Exception as error:  # whatever a user's model raises
@@ -107,7 +108,7 @@ class OwnBehavior:
                 raise ConfigurationError(f"the behavior fails on {sizes}: {error}") from error
             self._takes_tensors = True  # a function of tensors
             return self.check(observation_dim, action_dim)
-        if answer.shape != (2, action_dim) or not np.isfinite(answer).all():
+        if answer.shape != (n, action_dim) or not np.isfinite(answer).all():
             raise ConfigurationError(
                 f"the behavior answers shape {answer.shape} with {(~np.isfinite(answer)).sum()} "
                 f"values that are not finite, for {sizes}: it must answer (n, {action_dim})"
@@ -162,7 +163,7 @@ def as_behavior(
     flow_steps: int | None = None,
     times: Sequence[float] | None = None,
     name: str | None = None,
-) -> OwnBehavior:
+) -> BehaviorFlow:
     """A flow policy of the user's own as a behaviour, for environments and agents.
 
     Args:
@@ -180,9 +181,9 @@ def as_behavior(
     """
     if isinstance(velocity, str):
         name, velocity = name or velocity, import_name(velocity)
-    if isinstance(velocity, OwnBehavior):
+    if isinstance(velocity, BehaviorFlow):
         return velocity
-    return OwnBehavior(velocity, flow_steps, times, name or type(velocity).__name__)
+    return BehaviorFlow(velocity, flow_steps, times, name or type(velocity).__name__)
 
 
 def import_name(reference: str) -> Any:

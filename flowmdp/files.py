@@ -135,13 +135,33 @@ def put_line(path: Path, row: dict[str, Any], key: Callable[[dict[str, Any]], An
         CheckpointError: When a line of the file is damaged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    with locked(path.parent, wait=True):
         rows = {key(one): one for one in [*read_lines(path), row]}
         write_lines(path, (rows[one] for one in sorted(rows)))
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the operating system's lock on a folder, where its file system has locks.
+
+    Raises:
+        ConfigurationError: When another process holds it, unless this one is to `wait`.
+    """
+    with naming(folder):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise ConfigurationError(
+                f"another process is training in {folder}: wait until it has ended, or choose "
+                "another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def check_writable(folder: Path) -> None:

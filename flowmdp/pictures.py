@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowmdp.errors import ConfigurationError
+from flowmdp.files import replace_file
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 OUTLIER = 30.0
 """The scale is symmetric-logarithmic when the largest value is this many times a usual one."""
@@ -30,6 +35,19 @@ def linear_below(values: NDArray[Any]) -> float | None:
     if not len(sizes) or sizes.max() / OUTLIER <= np.median(sizes):
         return None
     return float(10.0 ** math.floor(math.log10(np.quantile(sizes, 0.25))))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture, whole or not at all; the suffix gives the format.
+
+    Raises:
+        ConfigurationError: When there is no such format.
+    """
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix.lstrip(".").lower() not in formats:
+        names = ", ".join(sorted(formats))
+        raise ConfigurationError(f"cannot draw {path}: end its name in one of {names}")
+    replace_file(path, figure.savefig)
 
 
 def tidy(axes: Axes, legend_columns: int = 1) -> None:

@@ -57,11 +57,6 @@ class RobotInterface:
         observed = spaces.Box(-np.inf, np.inf, (observation_dim,), np.float32)
         return cls(observed, spaces.Box(-1.0, 1.0, (action_dim,), np.float32))
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the parts of a Dict observation, in their order; empty for other spaces."""
-        return _names(self.observation_space)
-
     def flatten(self, observations: Any) -> NDArray[np.float32]:
         """One observation, shape (observation_dim,), or a batch, (n, observation_dim), float32.
 
@@ -113,7 +108,8 @@ class RobotInterface:
 
         Of observations only the width and, where both are Dicts, the names are compared.
         """
-        ordered = self.names == other.names or not (self.names and other.names)
+        ours, theirs = _names(self.observation_space), _names(other.observation_space)
+        ordered = ours == theirs or not (ours and theirs)
         if self.observation_dim != other.observation_dim or not ordered:
             return f"the observation space {other.observation_space}, not {self.observation_space}"
         same = self.action_dim == other.action_dim and (
@@ -135,7 +131,9 @@ class RobotInterface:
 
 
 def unit_robot(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """The robot with flat observations and actions in [-1, 1]; itself where it has them.
+    """Wrap a robot so that it has flat observations and actions in [-1, 1].
+
+    Only what it lacks is wrapped: Gymnasium's `FlattenObservation`, and `UnitAction`.
 
     Raises:
         ConfigurationError: For a space that a flow policy cannot use.
@@ -146,12 +144,19 @@ def unit_robot(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     ):
         env = gym.wrappers.FlattenObservation(env)
     if robot.scales_actions or len(env.action_space.shape or ()) != 1:
-        env = UnitActions(env)
+        env = UnitAction(env)
     return env
 
 
-class UnitActions(gym.ActionWrapper[Any, Array, Array], gym.utils.RecordConstructorArgs):
-    """Acts in [-1, 1], by the map of `RobotInterface`."""
+class UnitAction(gym.ActionWrapper[Any, Array, Array], gym.utils.RecordConstructorArgs):
+    """Action wrapper: flat actions in [-1, 1], scaled to the robot's box by `RobotInterface`.
+
+    Args:
+        env: The robot.
+
+    Raises:
+        ConfigurationError: For a space that a flow policy cannot use.
+    """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self)
@@ -221,6 +226,7 @@ def _flat_parts(space: spaces.Space[Any], value: Any) -> list[Array]:
 
 
 def _names(space: spaces.Space[Any]) -> list[str]:
+    """Names of the parts of a Dict observation, in their order; empty for other spaces."""
     if not isinstance(space, spaces.Dict):
         return []
     return [f"{key}/{name}" for key, part in space.items() for name in _names(part) or [""]]

@@ -66,7 +66,7 @@ class TransitionDataset:
         episodes: Iterable[Any],
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
-        id: str = "own",
+        id: str = "custom",
     ) -> TransitionDataset:
         """Transitions of episodes that were recorded in a robot's own spaces.
 

@@ -368,8 +368,8 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
 
     def starting_field(self) -> nn.Module:
         """A new field for a policy that `start_from_behavior` makes its start."""
-        field, own = self.velocity_field(), self.own_behavior
-        return field if own is None else ResidualField(OwnField(self, own), field)
+        field = self.velocity_field()
+        return field if self.own_behavior is None else ResidualField(OwnField(self), field)
 
     def start_from_behavior(self, behavior: nn.Module) -> None:
         """Make the policy a copy of its behaviour flow; it is that already around an own one."""

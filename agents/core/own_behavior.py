@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowmdp.agents.core.networks import VelocityField
-from flowmdp.behavior import OwnBehavior
+from flowmdp.behavior import BehaviorFlow
 from flowmdp.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ class OwnField(nn.Module):
     """u_v(s, x_t, t) of the user's behaviour, called as a `VelocityField` is.
 
     Args:
-        agent: Whose behaviour and normaliser are used.
-        behavior: The behaviour.
+        agent: Whose `own_behavior` and normaliser are used.
     """
 
-    def __init__(self, agent: FlowAlgorithm, behavior: OwnBehavior) -> None:
+    def __init__(self, agent: FlowAlgorithm) -> None:
         super().__init__()
-        self._agent, self.behavior = (agent,), behavior  # in a tuple: it is no part of this
+        assert agent.own_behavior is not None
+        self._agent, self.behavior = (agent,), agent.own_behavior  # in a tuple: no part of this
 
     def forward(self, context: Tensor, x_t: Tensor, t: Tensor | float) -> Tensor:
         """Velocity, shape (batch, action_dim)."""
@@ -70,7 +70,7 @@ class ResidualField(nn.Module):
 
 
 def check_recorded(
-    recorded: Any, behavior: OwnBehavior | None, observation_dim: int, action_dim: int
+    recorded: Any, behavior: BehaviorFlow | None, observation_dim: int, action_dim: int
 ) -> None:
     """Compare the behaviour that a checkpoint was trained around with the one that is given.
 

@@ -163,7 +163,7 @@ class Clone(Part):
         own = agent.own_behavior
         super().__init__(agent, 0 if own else config.behavior_steps)
         if own:
-            self.average: nn.Module = OwnField(agent, own)
+            self.average: nn.Module = OwnField(agent)
             return
         with self.first_weights():
             self.flow = agent.velocity_field()

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from flowmdp.arguments import check_integers
-from flowmdp.errors import ConfigurationError
 
 STATES = (16, 5056)
 """Bytes of a generator's state on a GPU and on a CPU."""
@@ -21,9 +20,7 @@ STATES = (16, 5056)
 def check_seed(seed: Any) -> None:
     """Raise ConfigurationError unless NumPy and torch take the seed, or it is None."""
     if seed is not None:
-        check_integers(0, seed=seed)
-        if seed >= 2**32:
-            raise ConfigurationError(f"seed is {seed}: NumPy needs it to be below 2**32")
+        check_integers(0, 2**32 - 1, seed=seed)
 
 
 def concrete(seed: Any) -> int:

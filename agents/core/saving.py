@@ -24,7 +24,7 @@ from flowmdp.agents.core.parts import Part
 from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.agents.core.randomness import check_seed
 from flowmdp.arguments import check_numbers
-from flowmdp.behavior import OwnBehavior
+from flowmdp.behavior import BehaviorFlow
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.mdp.spec import FlowSpec
 from flowmdp.robot import RobotInterface
@@ -42,7 +42,7 @@ class Saving(BaseAlgorithm):
     spec: FlowSpec
     robot: RobotInterface
     seed: int
-    own_behavior: OwnBehavior | None
+    own_behavior: BehaviorFlow | None
     parts: tuple[Part, ...]
     saved: checkpoint.Registry
     prepared: int

@@ -14,9 +14,8 @@ from flowmdp.envs.data.store import read_metadata
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.scores import normalized_score
 from flowmdp.envs.tasks import TASKS, Task, get_task
-from flowmdp.errors import ConfigurationError, RobotError, UnknownTaskError
-from flowmdp.files import replace_file
-from flowmdp.pictures import short, tidy
+from flowmdp.errors import RobotError, UnknownTaskError
+from flowmdp.pictures import save, short, tidy
 from flowmdp.transitions import TransitionDataset
 
 CLIPPED = 1 - 1e-6
@@ -156,11 +155,6 @@ def draw_dataset(dataset: TransitionDataset, out: Path) -> None:
     lengths = np.diff(np.append(dataset.episode_starts, len(dataset)))
     ended = dataset.terminations[np.cumsum(lengths) - 1]
     figure = Figure(figsize=(12, 4.2), dpi=120, layout="constrained")
-    formats = figure.canvas.get_supported_filetypes()
-    if out.suffix.lstrip(".").lower() not in formats:
-        raise ConfigurationError(
-            f"cannot draw {out}: end its name in one of {', '.join(sorted(formats))}"
-        )
     returns, length, actions = figure.subplots(1, 3)
     figure.suptitle(f"{dataset.id}: {len(lengths):,} episodes, {len(dataset):,} steps")
     earned = dataset.returns[np.isfinite(dataset.returns)]
@@ -178,4 +172,4 @@ def draw_dataset(dataset: TransitionDataset, out: Path) -> None:
     actions.set(xlabel="action", ylabel="steps")
     for axes in (returns, length, actions):
         tidy(axes, legend_columns=4)
-    replace_file(out, figure.savefig)
+    save(figure, out)

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from flowmdp.compare.bootstrap import Estimate, interquartile_mean, mean, over_seeds
 from flowmdp.compare.comparison import Comparison, scores_of
 from flowmdp.compare.results import Grouped
-from flowmdp.files import replace_file
-from flowmdp.pictures import few_ticks
+from flowmdp.pictures import few_ticks, save
 
 COLUMNS = 4
 """Panels side by side."""
@@ -52,7 +51,7 @@ def draw_figures(grouped: Grouped, comparison: Comparison, folder: Path) -> list
         figures[folder / "aggregate.png"] = _figure(panels, list(panels["mean"]), colors, title)
     folder.mkdir(parents=True, exist_ok=True)
     for path, figure in figures.items():
-        replace_file(path, figure.savefig)
+        save(figure, path)
     return list(figures)
 
 

@@ -31,14 +31,10 @@ WORD = (str, "a word in quotes")
 FORMS = {
     **{"run": (dict, "[run] above it"), "tasks": (list, "[[tasks]] above each")},
     "algorithms": (dict, "[algorithms.NAME] above each"),
-    **dict.fromkeys(
-        ("algorithm", "task", "env", "dataset", "source", "behavior_from"),
-        WORD,
-    ),
+    **dict.fromkeys(("algorithm", "task", "env", "dataset", "source", "behavior_from"), WORD),
     **dict.fromkeys(("quick", "paper"), (bool, "true or false")),
 }
 """Name -> its type, and how it is written; `make_config` checks the others and all ranges."""
-DEVICES = ("auto", "cpu", "cuda")
 MOST_JOBS = 10_000
 """In one table."""
 
@@ -198,7 +194,4 @@ def _options(where: str, section: Any, known: Collection[str]) -> dict[str, Any]
         kind, form = FORMS.get(name, (object, ""))
         if not isinstance(value, kind):
             raise ConfigurationError(f"{where} {name} is {reprlib.repr(value)}: write {form}")
-        if name == "device" and value not in DEVICES:
-            choices = ", ".join(DEVICES)
-            raise ConfigurationError(f"{where} device is {value!r}: choose one of {choices}")
     return {name: None if value == "None" else value for name, value in section.items()}

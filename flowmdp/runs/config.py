@@ -11,15 +11,15 @@ import shlex
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 
 from flowmdp.agents import ALGORITHMS
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.config import AgentConfig
-from flowmdp.arguments import check_integers
+from flowmdp.agents.core.inputs import check_device
+from flowmdp.arguments import check_choice, check_integers
 from flowmdp.behavior import as_behavior, import_name
 from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.data import load_dataset
@@ -37,7 +37,8 @@ FLOW = ("flow_steps", "noise_scale", "velocity_scale", "include_time", "include_
 Device = Literal["auto", "cpu", "cuda"]
 AT_LEAST = {"steps": 0, "seed": 0, "episodes": 1, "eval_every": 1, "eval_episodes": 1}
 AT_LEAST |= {"save_every": 1}
-MOST = 2**53
+MOST = 2**53 - 1
+"""The largest count that every reader of JSON takes for what it is."""
 
 
 def base_config(algorithm: str, paper: bool = False, quick: bool = False) -> AgentConfig:
@@ -193,22 +194,9 @@ def check_config(config: dict[str, Any]) -> None:
     """Raise ConfigurationError for a number out of range, or a GPU that is not there."""
     for name, least in AT_LEAST.items():
         if config[name] is not None:
-            check_counts(least, **{f"--{name.replace('_', '-')}": config[name]})
+            check_integers(least, MOST, **{f"--{name.replace('_', '-')}": config[name]})
+    check_choice(get_args(Device), device=config["device"])
     check_device(config["device"])
-
-
-def check_counts(least: int, **values: int) -> None:
-    """Raise ConfigurationError unless every value is an integer from `least` to below `MOST`."""
-    check_integers(least, **values)
-    for name, value in values.items():
-        if value >= MOST:
-            raise ConfigurationError(f"{name} is {value}: it must be below {MOST}")
-
-
-def check_device(device: str) -> None:
-    """Raise ConfigurationError for a GPU that is not there; SB3 would silently take the CPU."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("--device cuda: torch sees no GPU; leave it at auto or take cpu")
 
 
 def get_algorithm(name: str) -> type[FlowAlgorithm]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowmdp.errors import CheckpointError, ConfigurationError
-from flowmdp.files import read_json, replace_file
-from flowmdp.pictures import tidy
+from flowmdp.errors import CheckpointError
+from flowmdp.files import read_json
+from flowmdp.pictures import save, tidy
 from flowmdp.runs.folder import RunFolder, read_progress
 from flowmdp.schemas import History, Result
 
@@ -65,7 +65,6 @@ def draw_run(path: Path, out: Path | None = None, quiet: bool = False) -> Path:
 
 
 def _draw(folder: RunFolder, config: dict[str, Any], out: Path) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     series = {  # without what no axis can show
@@ -80,9 +79,6 @@ def _draw(folder: RunFolder, config: dict[str, Any], out: Path) -> Path:
         result = Result(**read_json(folder.result, Result)).model_dump()
     panels = 3 + any(name.startswith("pretrain/") for name in series)
     figure = Figure(figsize=(4 * panels, 4.2), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    if out.suffix.lstrip(".").lower() not in canvas.get_supported_filetypes():
-        raise ConfigurationError(f"cannot draw {out}: use a name that ends in .png, .pdf or .svg")
     returns, gap, losses, *more = figure.subplots(1, panels)
     figure.suptitle(f"{config['algorithm']} on {config['task']}, seed {config['seed']}", size=11)
     _draw_returns(returns, history["evaluations"], result, config)
@@ -92,7 +88,7 @@ def _draw(folder: RunFolder, config: dict[str, Any], out: Path) -> Path:
         _draw_losses(axes, series, "pretrain")
     for axes in (returns, gap, losses, *more):
         tidy(axes, legend_columns=2)
-    replace_file(out, figure.savefig)
+    save(figure, out)
     return out
 
 

@@ -38,6 +38,11 @@ from flowmdp.runs.play import load_checkpoint
 Format = Literal["onnx", "torch"]
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 METADATA = "flowmdp.json"
+TOLD = (
+    *("task", "source", "observation_dim", "action_dim", "flow_steps", "noise_scale"),
+    "include_previous_action",
+)
+"""What a file says of the `FlowSpec`."""
 
 
 def export_run(
@@ -77,7 +82,7 @@ def export_run(
 def export(
     agent: FlowAlgorithm, path: Path | str, format: Format = "onnx", *, behavior: bool = False
 ) -> None:
-    """Write an agent's policy as one file; see this module for what goes in and comes out.
+    """Write an agent's policy as one file; the module's text says what goes in and comes out.
 
     The answers are those of `agent.act(observations, noise=noise_scale * noise)`, in the robot's
     units, up to rounding, about 1e-6. IFQL wraps its noises around in float32, which makes rounding
@@ -97,7 +102,15 @@ def export(
     path = Path(path)
     check_export(path, format)
     module = ExportedPolicy(agent, agent.behavior_field() if behavior else agent.policy.ema)
-    spec = agent.spec
+    spec, box = agent.spec, agent.robot.action_space
+    told = {
+        "algorithm": agent.name,
+        "policy": "behavior" if behavior else "policy",
+        **{name: getattr(spec, name) for name in TOLD},
+        **{"action_low": box.low.tolist(), "action_high": box.high.tolist()},
+        "acts_at_mean": agent.acts_at_mean,
+        "versions": {name: versions()[name] for name in ("flowmdp", "torch")},
+    }
     widths = [spec.observation_dim, spec.action_dim]
     widths += [spec.action_dim + 1] * spec.include_previous_action
     given = tuple(torch.zeros(2, width) for width in widths)
@@ -108,7 +121,7 @@ def export(
         program = torch.export.export(module, given, dynamic_shapes=shapes)
         for node in program.graph.nodes:  # places on this machine
             node.meta.pop("stack_trace", None)
-        described = metadata(agent, behavior)
+        described = {name: json.dumps(value) for name, value in told.items()}
         if format == "onnx":
             model = _onnx(program, ["observations", "noise", "previous"][: len(given)])
             model.model.metadata_props.update(described)
@@ -163,27 +176,6 @@ class ExportedPolicy(nn.Module):
         actions, flag = previous[:, :-1], previous[:, -1:]
         unit = (actions - self.low) / ((self.high - self.low) / 2) - 1
         return torch.cat([flag * unit, flag], dim=1)
-
-
-def metadata(agent: FlowAlgorithm, behavior: bool) -> dict[str, str]:
-    """What an exported file says of itself; every value is JSON."""
-    spec, box = agent.spec, agent.robot.action_space
-    described = {
-        "algorithm": agent.name,
-        "policy": "behavior" if behavior else "policy",
-        "task": spec.task,
-        "source": spec.source,
-        "observation_dim": spec.observation_dim,
-        "action_dim": spec.action_dim,
-        "action_low": box.low.tolist(),
-        "action_high": box.high.tolist(),
-        "flow_steps": spec.flow_steps,
-        "noise_scale": spec.noise_scale,
-        "include_previous_action": spec.include_previous_action,
-        "acts_at_mean": agent.acts_at_mean,
-        "versions": {name: versions()[name] for name in ("flowmdp", "torch")},
-    }
-    return {name: json.dumps(value) for name, value in described.items()}
 
 
 def check_export(path: Path, format: str) -> None:

@@ -13,8 +13,6 @@ Whoever trains holds a lock on the folder, the operating system's (flock), as lo
 from __future__ import annotations
 
 import csv
-import fcntl
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flowmdp.errors import CheckpointError, ConfigurationError
-from flowmdp.files import check_writable, naming, read_json, write_json
+from flowmdp.files import check_writable, locked, read_json, write_json
 from flowmdp.schemas import RunConfig
 
 STEP = re.compile("[0-9]{1,15}")
@@ -56,29 +54,6 @@ class RunFolder:
         check_writable(self.path)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep every other process from training in the folder.
-
-        Raises:
-            ConfigurationError: When one does.
-        """
-        with naming(self.path):
-            folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigurationError(
-                    f"another process is training in {self.path}: wait until it has ended, or "
-                    "choose another folder"
-                ) from None
-            except OSError:  # a file system without locks
-                pass
-            yield
-        finally:
-            os.close(folder)
-
-    @contextmanager
     def created(self, config: dict[str, Any]) -> Iterator[None]:
         """Make the folder, write the run's configuration and hold the lock.
 
@@ -88,7 +63,7 @@ class RunFolder:
             ConfigurationError: When the folder holds a run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with self.locked():
+        with locked(self.path):
             self.check_free()
             write_json(self.config, config)
             yield

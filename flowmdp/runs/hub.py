@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flowmdp.agents import load_agent
 from flowmdp.agents.core.algorithm import FlowAlgorithm
@@ -20,9 +20,6 @@ from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.files import read_json
 from flowmdp.runs.config import versions
 from flowmdp.runs.folder import RunFolder
-
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResult
 
 FILES = ("checkpoint.zip", "config.json", "result.json", "curves.png", "README.md")
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -87,18 +84,13 @@ def push_to_hub(
 
     Args:
         run: Folder of a finished run, or an agent.
-        repo_id: Name of the repository, "owner/name"; it is made when it does not exist.
-        private: Make a new repository private.
-        license: Licence of the weights, as the Hub spells it.
+        repo_id: As of `push_run`, which says the errors too.
+        private: As of `push_run`.
+        license: As of `push_run`.
         token: The Hub's; None takes the one that `hf auth login` stored, or HF_TOKEN.
 
     Returns:
         The address of the commit.
-
-    Raises:
-        ConfigurationError: Without the package, the network or a token, or for a name that cannot
-            be.
-        CheckpointError: When the folder holds no finished run.
     """
     with tempfile.TemporaryDirectory() as temporary, _naming(repo_id):
         from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -113,16 +105,12 @@ def push_to_hub(
             load_agent(folder / "checkpoint.zip", device="cpu")  # nobody gets a damaged one
         if (token or get_token()) is None:
             raise ConfigurationError(f"publishing on the Hub needs a token: {LOGIN}")
-        card = model_card(result, repo_id, license).encode()
-        files: dict[str, Any] = {"README.md": card}
+        files: dict[str, Any] = {"README.md": model_card(result, repo_id, license).encode()}
         files |= {name: folder / name for name in FILES[:-1] if (folder / name).is_file()}
         api = HfApi(token=token, library_name="flowmdp", library_version=versions()["flowmdp"])
         api.create_repo(repo_id, private=private or None, exist_ok=True)
-        operations = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-            for name, content in files.items()
-        ]
-        commit = api.create_commit(repo_id, operations, commit_message="Upload with flowmdp")
+        added = [CommitOperationAdd(name, content) for name, content in files.items()]
+        commit = api.create_commit(repo_id, added, commit_message="Upload with flowmdp")
         return str(commit.commit_url)
 
 
@@ -151,14 +139,13 @@ def download(repo_id: str, revision: str | None = None, token: str | None = None
     with _naming(repo_id):
         from huggingface_hub import snapshot_download
 
-        found = snapshot_download(
-            repo_id, revision=revision, token=token, allow_patterns=list(FILES)
-        )
-    if not (Path(found) / "checkpoint.zip").is_file():
+        options: dict[str, Any] = {"revision": revision, "token": token}
+        found = Path(snapshot_download(repo_id, allow_patterns=list(FILES), **options))
+    if not (found / "checkpoint.zip").is_file():
         raise CheckpointError(
             f"{repo_id} holds no checkpoint.zip: name a repository that `flowmdp push` made"
         )
-    return Path(found)
+    return found
 
 
 def model_card(result: dict[str, Any], repo_id: str, license: str) -> str:
@@ -169,7 +156,7 @@ def model_card(result: dict[str, Any], repo_id: str, license: str) -> str:
         repo_id: Where it will stand.
         license: Of the weights.
     """
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import EvalResult, ModelCardData
 
     task, algorithm = result["task"] or "a robot of its own", result["algorithm"]
     rows = {
@@ -181,15 +168,19 @@ def model_card(result: dict[str, Any], repo_id: str, license: str) -> str:
         "Licence": license,
         "Versions": ", ".join(f"{name} {number}" for name, number in result["versions"].items()),
     }
+    scores: dict[str, Any] = {}
     if "mean_return" in result:
+        mean, std, score = (result[f] for f in ("mean_return", "std_return", "normalized_score"))
         low, high = result["interval_95"]
         rows["Return"] = (
-            f"{result['mean_return']:.1f} ± {result['std_return']:.1f} over {result['episodes']} "
-            f"episodes (95 % interval of the mean: {low:.1f} to {high:.1f})"
+            f"{mean:.1f} ± {std:.1f} over {result['episodes']} episodes (95 % interval of the "
+            f"mean: {low:.1f} to {high:.1f})"
         )
         rows["Return of the data"] = f"{result['data']['mean_return']:.1f}"
-        if result["normalized_score"] is not None:
-            rows["Normalised score"] = f"{result['normalized_score']:.1f}"
+        scores["mean_reward"] = f"{mean:.2f} +/- {std:.2f}"
+        if score is not None:
+            rows["Normalised score"] = f"{score:.1f}"
+            scores["normalized_score"] = round(score, 2)
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items() if text is not None)
     metadata = ModelCardData(
         license=license,
@@ -197,7 +188,17 @@ def model_card(result: dict[str, Any], repo_id: str, license: str) -> str:
         pipeline_tag="reinforcement-learning",
         tags=["reinforcement-learning", "offline-rl", "flow-matching", "robotics", algorithm],
         model_name=repo_id.rpartition("/")[2],
-        eval_results=_evaluations(result),
+        eval_results=[
+            EvalResult(
+                task_type="reinforcement-learning",
+                dataset_type=result["dataset_id"] or task,
+                dataset_name=task,
+                metric_type=metric,
+                metric_value=value,
+            )
+            for metric, value in scores.items()
+        ]
+        or None,
     )
     trained = f"\n## How it was trained\n\n```sh\n{result.get('command')}\n```\n"
     return f"""---
@@ -229,40 +230,15 @@ action, state = policy.predict(observation)
 {trained if result.get("command") else ""}"""
 
 
-def _evaluations(result: dict[str, Any]) -> list[EvalResult] | None:
-    """The outcome for the card's model-index."""
-    from huggingface_hub import EvalResult
-
-    if "mean_return" not in result:
-        return None
-    values = {"mean_reward": f"{result['mean_return']:.2f} +/- {result['std_return']:.2f}"}
-    if result["normalized_score"] is not None:
-        values["normalized_score"] = round(result["normalized_score"], 2)
-    return [
-        EvalResult(
-            task_type="reinforcement-learning",
-            dataset_type=result["dataset_id"] or result["task"],
-            dataset_name=result["task"],
-            metric_type=metric,
-            metric_value=value,
-        )
-        for metric, value in values.items()
-    ]
-
-
 @contextmanager
 def _naming(repo_id: str) -> Iterator[None]:
-    """Say in one line what the Hub, or the way to it, does not allow.
-
-    Raises:
-        ConfigurationError: With what to do.
-    """
+    """Say in one line, a ConfigurationError, what the Hub or the way to it does not allow."""
     try:
         from huggingface_hub import errors
     except ImportError:
-        raise ConfigurationError(
-            'the Hub needs huggingface_hub: pip install "flowmdp[hub]"'
-        ) from None
+        message = 'the Hub needs huggingface_hub: pip install "flowmdp[hub]"'
+        raise ConfigurationError(message) from None
+    unreachable = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.HTTPError)  # type: ignore[attr-defined]
     try:
         yield
     except errors.HFValidationError as error:
@@ -270,18 +246,12 @@ def _naming(repo_id: str) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise ConfigurationError(f"{repo_id} has no such revision: leave it out") from error
     except errors.RepositoryNotFoundError as error:
-        raise ConfigurationError(
-            f"the Hub shows no repository {repo_id}: check the name; if it is private, {LOGIN}"
-        ) from error
+        cure = f"check the name; if it is private, {LOGIN}"
+        raise ConfigurationError(f"the Hub shows no repository {repo_id}: {cure}") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         cure = LOGIN if status in (401, 403) else "try again later"
         raise ConfigurationError(f"the Hub refuses {repo_id} ({status}): {cure}") from error
-    except (
-        errors.OfflineModeIsEnabled,
-        errors.LocalEntryNotFoundError,
-        errors.HTTPError,  # type: ignore[attr-defined]
-    ) as error:
-        raise ConfigurationError(
-            f"the Hub cannot be reached for {repo_id}: check the network and HF_HUB_OFFLINE"
-        ) from error
+    except unreachable as error:
+        cure = "check the network and HF_HUB_OFFLINE"
+        raise ConfigurationError(f"the Hub cannot be reached for {repo_id}: {cure}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -47,8 +47,8 @@ def listening(handler: Callable[[int, Any], Any]) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if held is None else held)
 
 
-class Interruptible:
-    """Turns the first stopping signal into a request to stop at the next gradient step.
+class Interrupt:
+    """For `listening`: the first stopping signal asks for a stop at the next gradient step.
 
     Stopping between two steps keeps agent, optimisers and generators consistent, so that the
     continued run equals one that was never interrupted. A second signal stops at once.
@@ -58,17 +58,8 @@ class Interruptible:
         self.requested: int | None = None
         """The signal, once there was one."""
 
-    def __enter__(self) -> Self:
-        """Listen (possible in the main thread only; elsewhere nothing changes)."""
-        self._listening = listening(self._request)
-        self._listening.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Give the signals back."""
-        self._listening.__exit__(None, None, None)
-
-    def _request(self, number: int, _: object) -> None:
+    def __call__(self, number: int, _: object) -> None:
+        """A signal has come; `listening` calls this."""
         if self.requested is not None:
             raise Stopped(number)
         self.requested = number

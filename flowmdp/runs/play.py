@@ -9,17 +9,12 @@ from typing import Any, Literal
 
 from flowmdp.agents import load_agent
 from flowmdp.agents.core.algorithm import FlowAlgorithm
+from flowmdp.agents.core.inputs import check_device
 from flowmdp.agents.evaluation import evaluate
+from flowmdp.arguments import check_integers
 from flowmdp.envs.robots.outer import make_robot
 from flowmdp.errors import CheckpointError, ConfigurationError
-from flowmdp.runs.config import (
-    Device,
-    check_counts,
-    check_device,
-    check_trust,
-    get_algorithm,
-    imports,
-)
+from flowmdp.runs.config import MOST, Device, check_trust, get_algorithm, imports
 from flowmdp.runs.folder import RunFolder
 from flowmdp.runs.summary import print_table, summarize
 
@@ -114,8 +109,8 @@ def play(
         ConfigurationError: For a number out of range, or an option that the agent cannot take.
         CheckpointError: When the checkpoint cannot be used.
     """
-    check_counts(1, **{"--episodes": episodes, "--best-of": best_of})
-    check_counts(0, **{"--seed": seed})
+    check_integers(1, MOST, **{"--episodes": episodes, "--best-of": best_of})
+    check_integers(0, MOST, **{"--seed": seed})
     agent = open_agent(run_folder, task, device, trust)
     if noise_scale is not None:
         agent.set_noise_scale(noise_scale)

@@ -11,10 +11,11 @@ from imageio_ffmpeg import count_frames_and_secs
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from flowmdp.arguments import check_integers
 from flowmdp.envs.robots.outer import make_robot
 from flowmdp.errors import ConfigurationError, RenderingError
 from flowmdp.files import replace_file
-from flowmdp.runs.config import Device, check_counts
+from flowmdp.runs.config import MOST, Device
 from flowmdp.runs.overlay import FlowOverlay
 from flowmdp.runs.play import open_agent
 
@@ -90,8 +91,8 @@ def record(
         ConfigurationError: For a length below 1, a negative seed or an unknown format.
         CheckpointError: When the checkpoint cannot be used.
     """
-    check_counts(1, **{"--steps": steps})
-    check_counts(0, **{"--seed": seed})
+    check_integers(1, MOST, **{"--steps": steps})
+    check_integers(0, MOST, **{"--seed": seed})
     if out.suffix.lower() not in FORMATS:
         raise ConfigurationError(f"--out {out}: use a name ending in {', '.join(FORMATS)}")
     if not out.parent.is_dir():

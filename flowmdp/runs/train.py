@@ -21,7 +21,7 @@ from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.robots.outer import make_robot
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import CheckpointError, ConfigurationError
-from flowmdp.files import read_json, remove_unfinished, write_json
+from flowmdp.files import locked, read_json, remove_unfinished, write_json
 from flowmdp.runs import cache
 from flowmdp.runs.config import (
     Device,
@@ -40,7 +40,7 @@ from flowmdp.runs.config import (
 )
 from flowmdp.runs.curves import draw_run
 from flowmdp.runs.folder import RunFolder, free_folder
-from flowmdp.runs.interrupt import Interruptible, Stopped
+from flowmdp.runs.interrupt import Interrupt, Stopped, listening
 from flowmdp.runs.log import ProgressFile, make_logger
 from flowmdp.runs.summary import print_table, summarize, summarize_evaluations
 from flowmdp.schemas import History, WholeConfig, fault
@@ -126,7 +126,7 @@ def resume(
     start = time.perf_counter()
     folder, config = RunFolder.open(resume)
     check_trust(folder.path, imports(config), trust)
-    with folder.locked():
+    with locked(folder.path):
         remove_unfinished(folder.path)
         folder, config = RunFolder.open(resume, WholeConfig)  # now that nobody else writes it
         if steps is not None:
@@ -166,9 +166,11 @@ def saved_agent(folder: RunFolder, config: dict[str, Any], env: FlowMDPEnv) -> F
     agent: FlowAlgorithm[Any] = load_agent(
         folder.checkpoint, env=env, device=config["device"], behavior=config.get("behavior_from")
     )
-    expected = {"algorithm": algorithm.name, "seed": config["seed"]}
-    for name, value in expected.items():
-        if (there := getattr(agent, name.replace("algorithm", "name"))) != value:
+    for name, there, value in (
+        ("algorithm", agent.name, algorithm.name),
+        ("seed", agent.seed, config["seed"]),
+    ):
+        if there != value:
             raise CheckpointError(
                 f"{folder.checkpoint} is of another run, with {name} {there} instead of "
                 f"{value}: put this run's checkpoint back, or start a new run"
@@ -261,8 +263,9 @@ class _Run:
         agent, progress = self.agent, ProgressFile(self.folder.progress)
         progress.forget_after(agent.pretrain_updates, agent.num_timesteps)
         agent.set_logger(make_logger(self.folder, progress, verbose))
+        interrupt = Interrupt()
         try:
-            with Interruptible() as interrupt:
+            with listening(interrupt):
                 if agent.num_timesteps < self.config["steps"] and self._pretrained(interrupt):
                     self._train(interrupt)
         finally:
@@ -271,7 +274,7 @@ class _Run:
             raise Stopped(interrupt.requested)
         draw_run(self.folder.path, quiet=True)
 
-    def _pretrained(self, interrupt: Interruptible) -> bool:
+    def _pretrained(self, interrupt: Interrupt) -> bool:
         """Behaviour flow and critic, from the cache or by training; False when stopped."""
         agent = self.agent
         if agent.num_timesteps > 0 or not agent.parts:
@@ -293,7 +296,7 @@ class _Run:
             cache.store(agent)
         return finished
 
-    def _train(self, interrupt: Interruptible) -> None:
+    def _train(self, interrupt: Interrupt) -> None:
         """The policy's gradient steps."""
         steps, now = self.config["steps"], self.agent.num_timesteps
         interval = min(LOG_INTERVAL, max(1, steps // 10))
@@ -353,7 +356,7 @@ class _Run:
 class _Keeper(BaseCallback):
     """Evaluates and saves every so many steps, shows progress, and stops when asked to."""
 
-    def __init__(self, run: _Run, interrupt: Interruptible, bar: Any) -> None:
+    def __init__(self, run: _Run, interrupt: Interrupt, bar: Any) -> None:
         super().__init__()
         self.run, self.interrupt, self.bar = run, interrupt, bar
         tenth = max(1, run.config["steps"] // 10)

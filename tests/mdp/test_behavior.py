@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowmdp.behavior import OwnBehavior, as_behavior
+from flowmdp.behavior import BehaviorFlow, as_behavior
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ConfigurationError
 from flowmdp.vector import FlowMDPVectorEnv
@@ -35,7 +35,7 @@ def arrays(n: int = 4) -> list[Any]:
     return [*(rng.standard_normal((n, 2), np.float32) for _ in range(2)), np.full((n, 1), 0.4)]
 
 
-def velocities_of(own: OwnBehavior) -> tuple[Any, Any]:
+def velocities_of(own: BehaviorFlow) -> tuple[Any, Any]:
     own.check(2, 2)
     on_arrays = own(*arrays())
     tensors = own.on_tensors(*(torch.as_tensor(a, dtype=torch.float32) for a in arrays()))
@@ -119,8 +119,8 @@ def test_registered_ids_take_it() -> None:
     ("wrong", "message"),
     [
         (3, "pass a callable"),
-        (lambda s, x, t: x[:, :1], r"answers shape \(2, 1\)"),
-        (lambda s, x, t: x + np.nan, "4 values that are not finite"),
+        (lambda s, x, t: x[:, :1], r"answers shape \(3, 1\)"),
+        (lambda s, x, t: x + np.nan, "6 values that are not finite"),
         (lambda s, x, t: s @ x, "the behavior fails on observations of 2"),
         (nn.Linear(3, 3), "the behavior fails"),
         ("no_such_package:flow", "cannot be imported"),
