@@ -58,7 +58,8 @@ class BehaviorFlow:
                     "times from noise to action"
                 )
             self.times = array
-        self._module = _is_module(velocity)
+        torch = sys.modules.get("torch")
+        self._module = torch is not None and isinstance(velocity, torch.nn.Module)
         self._takes_tensors = self._module
 
     def __call__(self, observations: Float, x_t: Float, t: Float) -> Float:
@@ -210,8 +211,3 @@ def _array(answer: Any) -> Float:
     if hasattr(answer, "detach"):
         answer = answer.detach().cpu().float().numpy()
     return np.asarray(answer, np.float32)
-
-
-def _is_module(value: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.nn.Module)

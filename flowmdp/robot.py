@@ -32,7 +32,9 @@ class RobotInterface:
         action_space: A bounded Box of floating point numbers.
 
     Attributes:
-        observation_dim, action_dim: Widths of a flat observation and of an action.
+        observation_dim: Width of a flat observation.
+        action_dim: Width of a flat action.
+        scales_actions: Whether the robot's box is another than [-1, 1].
 
     Raises:
         ConfigurationError: For images, sequences, and other spaces that a flow policy cannot use.

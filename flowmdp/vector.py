@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from flowmdp.arguments import AtLeast, check_choice
+from flowmdp.arguments import check_choice, check_integers
 from flowmdp.base import Behavior, Critic, FlowBase, Recording, as_flow_action, own_steps
 from flowmdp.errors import ActionError, ConfigurationError, ResetNeededError
 from flowmdp.mdp.spec import FlowSettings
@@ -75,7 +75,7 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         source: str | None = None,
         **settings: Any,
     ) -> None:
-        AtLeast(1, 1_000_000).check("num_envs", num_envs)
+        check_integers(1, 1_000_000, num_envs=num_envs)
         behavior, settings = own_steps(behavior, settings)
         super().__init__(vector_settings(settings), None, dataset, critic, behavior, task, source)
         spec, action_dim = self.flow_spec, self.flow_spec.action_dim

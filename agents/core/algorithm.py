@@ -30,8 +30,8 @@ from flowmdp.agents.core.inputs import (
     check_environment,
     check_kind,
     check_kinds,
+    check_same,
     shown,
-    spec_difference,
     within_memory,
 )
 from flowmdp.agents.core.means import Means
@@ -146,7 +146,9 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
                 f"{type(self).__name__} has no behaviour flow to replace: leave behavior out"
             )
         if isinstance(env, str):
-            env = gym.make(env, **(self._settings() if "FlowMDP-" in env else {}))
+            steps = self.only_flow_steps or (self.own_behavior and self.own_behavior.flow_steps)
+            own = {**self.environment, **({"flow_steps": steps} if steps else {})}
+            env = gym.make(env, **(own if "FlowMDP-" in env else {}))
         if env is not None or _init_setup_model:
             env, self.spec, self.robot = self._checked(env)
         chosen = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
@@ -170,12 +172,6 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
         self._given = self._dataset = dataset
         if _init_setup_model:
             self._setup_model()
-
-    def _settings(self) -> dict[str, Any]:
-        """Of an environment that is made from its id."""
-        own = self.own_behavior and self.own_behavior.flow_steps
-        steps = self.only_flow_steps or own
-        return {**self.environment, **({"flow_steps": steps} if steps else {})}
 
     def _checked(self, env: Any) -> tuple[VecEnv, FlowSpec, RobotInterface]:
         """The environment as a VecEnv, its specification, and the robot's spaces, if it tells."""
@@ -309,15 +305,7 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
             ConfigurationError: If it is no flow environment, or of another specification.
         """
         env, spec, robot = self._checked(env)
-        if difference := spec_difference(self.spec, spec):
-            raise ConfigurationError(
-                f"the agent is of another environment: {difference}; make it with the settings "
-                "agent.spec names, or make a new agent"
-            )
-        if difference := self.robot.difference(robot):
-            raise ConfigurationError(
-                f"the robot has {difference} as the agent's has: wrap it as that was wrapped"
-            )
+        check_same("agent", ConfigurationError, (self.spec, self.robot), (spec, robot))
         self.env, self.n_envs, self._last_obs = env, env.num_envs, None
         self.robot, self._vec_normalize_env = robot, unwrap_vec_normalize(env)
         self._dataset, self._data = self._given, None

@@ -24,8 +24,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 from torch import Tensor
 
-from flowmdp.errors import ConfigurationError
+from flowmdp.errors import ConfigurationError, FlowMDPError
 from flowmdp.mdp.spec import FlowSpec
+from flowmdp.robot import RobotInterface
 from flowmdp.transitions import TransitionDataset
 
 CHANGING: tuple[type[Any], ...] = (
@@ -95,14 +96,24 @@ def _refuse(what: str) -> NoReturn:
     )
 
 
-def spec_difference(there: FlowSpec, here: FlowSpec) -> str:
-    """What differs between two specifications; empty where nothing does."""
-    theirs, ours = dataclasses.asdict(there), dataclasses.asdict(here)
-    return ", ".join(
-        f"{name} is {theirs[name]!r} there and {ours[name]!r} here"
-        for name in ours
-        if theirs[name] != ours[name]
-    )
+Made = tuple[FlowSpec, RobotInterface]
+"""What two environments must share for an agent of the one to live in the other."""
+
+
+def check_same(what: str, error: type[FlowMDPError], theirs: Made, ours: Made) -> None:
+    """Raise an error unless an agent or checkpoint and an environment are of the same kind."""
+    there, here = map(dataclasses.asdict, (theirs[0], ours[0]))
+    if differing := [name for name in here if there[name] != here[name]]:
+        listed = (f"{name} is {there[name]!r} there and {here[name]!r} here" for name in differing)
+        raise error(
+            f"the {what} is of another environment: {', '.join(listed)}; make it with the settings "
+            "that its spec names, or train a new agent on this one"
+        )
+    if difference := theirs[1].difference(ours[1]):
+        raise error(
+            f"the environment's robot has {difference} as the {what} has: wrap it as it was "
+            "wrapped for training"
+        )
 
 
 def check_kinds(**values: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowmdp.agents.core import checkpoint
 from flowmdp.agents.core.config import AgentConfig
-from flowmdp.agents.core.inputs import check_kinds, spec_difference
+from flowmdp.agents.core.inputs import check_kinds, check_same
 from flowmdp.agents.core.own_behavior import check_recorded
 from flowmdp.agents.core.parts import Part
 from flowmdp.agents.core.policy import FlowPolicy
@@ -238,16 +238,8 @@ class Saving(BaseAlgorithm):
             self.spec, self.n_envs, self.robot = spec, 1, robot
             self.observation_space = spec.space()
             self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
-        elif difference := spec_difference(spec, self.spec):
-            raise CheckpointError(
-                f"the checkpoint is of another environment: {difference}; make it with the "
-                "settings load_agent(FILE).spec names, or train a new agent on this one"
-            )
-        elif difference := robot.difference(self.robot):
-            raise CheckpointError(
-                f"the environment's robot has {difference} as the checkpoint has: wrap it as it "
-                "was wrapped for training"
-            )
+        else:
+            check_same("checkpoint", CheckpointError, (spec, robot), (self.spec, self.robot))
 
 
 def load_agent(path: checkpoint.Target, **kwargs: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 from typing import Any
 
@@ -13,13 +12,12 @@ import numpy as np
 from flowmdp.envs.data.reading import read_transitions
 from flowmdp.envs.data.sources.build import build_dataset, is_current
 from flowmdp.envs.data.store import (
+    absent,
     is_present,
-    list_datasets,
     read_metadata,
     recorded_robot,
     recorded_spec,
     recorded_wrappers,
-    store_root,
 )
 from flowmdp.envs.robots.outer import make_robot
 from flowmdp.envs.tasks import Task, get_task
@@ -149,25 +147,18 @@ def as_defined(
 
 def _obtain(row: Task, source: str, dataset_id: str, build: bool) -> None:
     """Build an absent builtin dataset; for all others say how to get it."""
-    if dataset_id == row.datasets.get(source):
-        if source == "builtin" and build:
-            print(f"dataset {dataset_id} is not there yet: building it (once)", file=sys.stderr)
-            build_dataset(row.name)
-            return
-        cure = {
-            "builtin": f"build it with `flowmdp data build {row.name}`",
-            "minari": f"download it with `flowmdp data download {row.name}`",
-            "d4rl": f"import D4RL's file with `flowmdp data import FILE.hdf5 --task {row.name}`",
-        }[source]
-    else:
-        near = difflib.get_close_matches(dataset_id, list_datasets(), n=3, cutoff=0.5)
-        cure = (
-            f"did you mean {' or '.join(near)}?"
-            if near
-            else "`flowmdp data list` shows what there is; record it or copy it there, or fetch "
-            f"what others have published with `minari download {dataset_id}`"
-        )
-    raise DatasetError(f"dataset {dataset_id} is not in the local store {store_root()}: {cure}")
+    if dataset_id != row.datasets.get(source):
+        raise absent(dataset_id)
+    if source == "builtin" and build:
+        print(f"dataset {dataset_id} is not there yet: building it (once)", file=sys.stderr)
+        build_dataset(row.name)
+        return
+    cures = {
+        "builtin": f"build it with `flowmdp data build {row.name}`",
+        "minari": f"download it with `flowmdp data download {row.name}`",
+        "d4rl": f"import D4RL's file with `flowmdp data import FILE.hdf5 --task {row.name}`",
+    }
+    raise absent(dataset_id, cures[source])
 
 
 def _check_recorded(

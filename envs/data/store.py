@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,7 @@ def list_datasets() -> dict[str, dict[str, Any] | None]:
 def read_metadata(dataset_id: str) -> dict[str, Any]:
     """What metadata.json says; DatasetError for an absent, half-written or misplaced dataset."""
     if not is_present(dataset_id):
-        raise DatasetError(
-            f"dataset {dataset_id} is not in the local store {store_root()}: `flowmdp data list` "
-            "shows what is there, `flowmdp tasks` what gets the tasks' own, and "
-            f"`minari download {dataset_id}` gets what others have published"
-        )
+        raise absent(dataset_id)
     path = dataset_folder(dataset_id) / "data" / "metadata.json"
     try:
         metadata: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -92,6 +89,18 @@ def read_metadata(dataset_id: str) -> dict[str, Any]:
     if metadata["dataset_id"] != dataset_id:
         raise broken(dataset_id, f"its metadata belong to {metadata['dataset_id']!r}")
     return metadata
+
+
+def absent(dataset_id: str, cure: str = "") -> DatasetError:
+    """The error for a dataset that is not there; without a cure it names those that are alike."""
+    near = get_close_matches(dataset_id, [] if cure else list_datasets(), n=3, cutoff=0.5)
+    if near:
+        cure = f"did you mean {' or '.join(near)}?"
+    cure = cure or (
+        "`flowmdp data list` shows what there is, `flowmdp tasks` what gets the tasks' own; record "
+        f"it or copy it there, or fetch what others published with `minari download {dataset_id}`"
+    )
+    return DatasetError(f"dataset {dataset_id} is not in the local store {store_root()}: {cure}")
 
 
 def broken(dataset_id: str, cause: str) -> DatasetError:

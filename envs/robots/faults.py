@@ -15,14 +15,8 @@ def explain(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1].filename.replace("\\", "/") if frames else ""
     if isinstance(error, AssertionError) and last.endswith(JOINTS):
-        ours, theirs = map(_version, ("gymnasium-robotics", "mujoco"))
+        packages = ("gymnasium-robotics", "mujoco")
+        ours, theirs = (f"{name} {importlib.metadata.version(name)}" for name in packages)
         return f'{ours} does not work with {theirs} here: pip install "mujoco<3.12"'
     where = f"(line {frames[-1].lineno} of {last})" if frames else ""
     return " ".join(f"{type(error).__name__} {error} {where}".split())
-
-
-def _version(package: str) -> str:
-    try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        return package

@@ -64,8 +64,7 @@ def export_run(
         format: onnx, for onnxruntime and the like, or torch, for torch.export.load.
         out: File to write; policy.onnx or policy.pt2 beside the checkpoint when not given.
         behavior: Export the behaviour flow instead of the trained policy.
-        trust: Import what the run names beside this package: the environment's package, an
-            algorithm, a behaviour.
+        trust: Import, and so run, the code of others that the run names.
 
     Raises:
         ConfigurationError: Without the packages, or for a name of another format.
@@ -100,7 +99,19 @@ def export(
         OSError: If the file cannot be written; one that was there before stays.
     """
     path = Path(path)
-    check_export(path, format)
+    if format not in SUFFIXES:
+        raise ConfigurationError(f"format is {format!r}: choose one of {', '.join(SUFFIXES)}")
+    if path.suffix != SUFFIXES[format]:
+        raise ConfigurationError(
+            f"{path} must end in {SUFFIXES[format]} for format {format}: rename it, or choose "
+            "the other format"
+        )
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if format == "onnx" and missing:
+        raise ConfigurationError(
+            f'format onnx needs {" and ".join(missing)}: pip install "flowmdp[export]", or choose '
+            "format torch"
+        )
     module = ExportedPolicy(agent, agent.behavior_field() if behavior else agent.policy.ema)
     spec, box = agent.spec, agent.robot.action_space
     told = {
@@ -141,6 +152,7 @@ class ExportedPolicy(nn.Module):
 
     low: Tensor
     high: Tensor
+    radius: Tensor
 
     def __init__(self, agent: FlowAlgorithm, field: nn.Module) -> None:
         super().__init__()
@@ -148,51 +160,23 @@ class ExportedPolicy(nn.Module):
         held = [*getattr(field, "_flow", ()), *getattr(field, "_critic", ())]
         parts = copy.deepcopy(nn.ModuleList([agent.policy.normalizer, field, *held]))
         self.parts = parts.cpu().eval().requires_grad_(False)
-        self.spec, self.robot = agent.spec, agent.robot
-        box: Any = agent.robot.action_space
-        for name in ("low", "high"):
-            self.register_buffer(name, torch.as_tensor(getattr(box, name).ravel()).float())
+        self.spec, box = agent.spec, agent.robot.action_space
+        self.shape = box.shape
+        low, high = (torch.as_tensor(bound.ravel()).float() for bound in (box.low, box.high))
+        for name, bound in {"low": low, "high": high, "radius": (high - low) / 2}.items():
+            self.register_buffer(name, bound)
 
     def forward(self, observations: Tensor, noise: Tensor, *previous: Tensor) -> Tensor:
         """Actions in the robot's units, shape (n, *the robot's); inputs as this module says."""
         normalizer, field, *_ = self.parts
-        seen = [self._to_unit(actions) for actions in previous]
-        context = torch.cat([normalizer(observations), *seen], dim=1)
-        x_0 = self.spec.noise_scale * noise
+        parts, middle = [normalizer(observations)], self.low + self.radius
+        for before in previous:
+            actions, flag = before[:, :-1], before[:, -1:]
+            parts += [flag * ((actions - middle) / self.radius), flag]
+        context, x_0 = torch.cat(parts, dim=1), self.spec.noise_scale * noise
         x_1 = integrate(lambda x_t, t: field(context, x_t, t), x_0, self.spec.flow_steps)
-        return self._to_robot(x_1.clamp(-1, 1))
-
-    def _to_robot(self, actions: Tensor) -> Tensor:
-        if self.robot.scales_actions:
-            actions = self.low + (actions + 1) * ((self.high - self.low) / 2)
-            actions = actions.clamp(self.low, self.high)
-        shape = self.robot.action_space.shape or ()
-        return actions if len(shape) == 1 else actions.reshape(-1, *shape)
-
-    def _to_unit(self, previous: Tensor) -> Tensor:
-        """[a_prev, flag] with a_prev in [-1, 1], and 0 where the flag is."""
-        if not self.robot.scales_actions:
-            return previous
-        actions, flag = previous[:, :-1], previous[:, -1:]
-        unit = (actions - self.low) / ((self.high - self.low) / 2) - 1
-        return torch.cat([flag * unit, flag], dim=1)
-
-
-def check_export(path: Path, format: str) -> None:
-    """Raise ConfigurationError without ONNX's packages, or for a name of another format."""
-    if format not in SUFFIXES:
-        raise ConfigurationError(f"format is {format!r}: choose one of {', '.join(SUFFIXES)}")
-    if path.suffix != SUFFIXES[format]:
-        raise ConfigurationError(
-            f"{path} must end in {SUFFIXES[format]} for format {format}: rename it, or choose "
-            "the other format"
-        )
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if format == "onnx" and missing:
-        raise ConfigurationError(
-            f'format onnx needs {" and ".join(missing)}: pip install "flowmdp[export]", or choose '
-            "format torch"
-        )
+        actions: Tensor = middle + self.radius * x_1.clamp(-1, 1)
+        return actions.clamp(self.low, self.high).reshape(-1, *self.shape)
 
 
 def _onnx(program: Any, inputs: list[str]) -> Any:

@@ -6,9 +6,9 @@ result.json and curves.png, and the card, README.md.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,21 +92,22 @@ def push_to_hub(
     Returns:
         The address of the commit.
     """
-    with tempfile.TemporaryDirectory() as temporary, _naming(repo_id):
+    files: dict[str, Any] = {}
+    with _naming(repo_id):
         from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
         if isinstance(run, FlowAlgorithm):
-            folder = Path(temporary)
-            run.save(folder / "checkpoint.zip")
+            run.save(buffer := io.BytesIO())
+            files["checkpoint.zip"] = buffer.getvalue()
             result = {"algorithm": run.name, "task": run.spec.task, "versions": versions()}
         else:
-            folder = Path(run)
-            result = read_json(RunFolder.open(folder)[0].result)
-            load_agent(folder / "checkpoint.zip", device="cpu")  # nobody gets a damaged one
+            folder, _ = RunFolder.open(Path(run))
+            result = read_json(folder.result)
+            load_agent(folder.checkpoint, device="cpu")  # nobody gets a damaged one
+            files |= {name: path for name in FILES if (path := folder.path / name).is_file()}
         if (token or get_token()) is None:
             raise ConfigurationError(f"publishing on the Hub needs a token: {LOGIN}")
-        files: dict[str, Any] = {"README.md": model_card(result, repo_id, license).encode()}
-        files |= {name: folder / name for name in FILES[:-1] if (folder / name).is_file()}
+        files["README.md"] = model_card(result, repo_id, license).encode()
         api = HfApi(token=token, library_name="flowmdp", library_version=versions()["flowmdp"])
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         added = [CommitOperationAdd(name, content) for name, content in files.items()]

@@ -101,8 +101,7 @@ def play(
             given, 0 for none.
         best_of: Draw so many actions per state and take the one the critic rates highest.
         device: auto takes the GPU when there is one.
-        trust: Import what the run names beside this package: the environment's package, an
-            algorithm, a behaviour.
+        trust: Import, and so run, the code of others that the run names.
         json: Print the result as JSON instead of the table.
 
     Raises:

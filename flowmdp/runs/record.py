@@ -83,8 +83,7 @@ def record(
         task: Refuse the checkpoint unless it belongs to this task.
         plain: Only the robot, without the flow drawn over it.
         device: Where the policy runs.
-        trust: Import what the run names beside this package: the environment's package, an
-            algorithm, a behaviour.
+        trust: Import, and so run, the code of others that the run names.
 
     Raises:
         RenderingError: When there is no OpenGL, or ffmpeg cannot write; an older video stays.

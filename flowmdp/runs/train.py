@@ -119,8 +119,7 @@ def resume(
         resume: Its folder.
         steps: A goal that is not below the run's own.
         device: auto keeps the run's.
-        trust: Import what the run names beside this package: the environment's package, an
-            algorithm, a behaviour.
+        trust: Import, and so run, the code of others that the run names.
         verbose: Print the logged numbers as tables too.
     """
     start = time.perf_counter()
