@@ -171,8 +171,8 @@ class ExportedPolicy(nn.Module):
         normalizer, field, *_ = self.parts
         parts, middle = [normalizer(observations)], self.low + self.radius
         for before in previous:
-            actions, flag = before[:, :-1], before[:, -1:]
-            parts += [flag * ((actions - middle) / self.radius), flag]
+            acted, flag = before[:, :-1], before[:, -1:]
+            parts += [flag * ((acted - middle) / self.radius), flag]
         context, x_0 = torch.cat(parts, dim=1), self.spec.noise_scale * noise
         x_1 = integrate(lambda x_t, t: field(context, x_t, t), x_0, self.spec.flow_steps)
         actions: Tensor = middle + self.radius * x_1.clamp(-1, 1)
