@@ -97,7 +97,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         FlowBC("MlpPolicy", env, behavior=on_arrays, **TINY)
     with pytest.raises(ConfigurationError, match="makes 5 flow steps, the environment 3"):
         DFDiv("MlpPolicy", env, behavior=as_behavior(on_arrays, flow_steps=5), **TINY)
-    with pytest.raises(ConfigurationError, match=r"answers shape \(2, 1\)"):
+    with pytest.raises(ConfigurationError, match=r"answers shape \(3, 1\)"):
         DFDiv("MlpPolicy", env, behavior=lambda s, x, t: x[:, :1], **TINY)
     DFDiv("MlpPolicy", env, **TINY, behavior_steps=1, critic_steps=1).learn(1).save(tmp_path / "a")
     with pytest.raises(CheckpointError, match="leave behavior out"):
