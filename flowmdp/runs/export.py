@@ -70,8 +70,9 @@ def export_run(
     path = beside / f"policy{SUFFIXES[format]}" if out is None else out
     agent = load_checkpoint(run_folder, "cpu", trust)
     export(agent, path, format, behavior=behavior)
-    noise = "zeros, as its paper plays it" if agent.acts_at_mean else "N(0, 1)"
-    print(f"{path}: observations and noise (n, {agent.spec.action_dim}) of {noise}, to actions")
+    noise = "zeros, as its paper plays it" if agent.acts_at_mean else "drawn from N(0, 1)"
+    seen, acts = agent.spec.observation_dim, agent.spec.action_dim
+    print(f"{path}: takes observations (n, {seen}) and noise (n, {acts}), {noise}; gives actions")
 
 
 def export(
