@@ -56,7 +56,7 @@ def test_wandb_offline_keeps_the_log(hopper_data: Path, tmp_path: Path) -> None:
     """Slow, because W&B starts a service of its own."""
     pytest.importorskip("wandb")
     (code,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.DOTALL)
-    small = re.sub(r"\b\d+_000\b", "5", code)
+    small = re.sub(r"\b\d+_000\b", "100", code)
     run = subprocess.run(
         [sys.executable, "-c", small], cwd=tmp_path, capture_output=True, text=True
     )
