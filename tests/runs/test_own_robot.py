@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import minari
@@ -87,4 +88,5 @@ def test_without_opengl_only_mujoco_robots_cannot_be_drawn(monkeypatch: pytest.M
         make_robot("InvertedPendulum-v5", render_mode="rgb_array")
     drawn = make_robot(ROBOT, render_mode="rgb_array")
     drawn.reset(seed=0)
-    assert np.shape(drawn.render()) == (16, 16, 3)
+    frame: Any = drawn.render()
+    assert frame.shape == (16, 16, 3)
