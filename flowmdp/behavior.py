@@ -41,10 +41,10 @@ class BehaviorFlow:
         times: Sequence[float] | None,
         name: str,
     ) -> None:
-        if not callable(velocity):
+        if not callable(velocity) or isinstance(velocity, type):
             raise ConfigurationError(
                 f"behavior is {velocity!r}: pass a callable velocity(observations, x_t, t), or a "
-                "torch module with such a forward"
+                "torch module with such a forward, an object and not its class"
             )
         if flow_steps is not None:
             check_integers(1, flow_steps=flow_steps)

@@ -183,7 +183,7 @@ def _check_recorded(
             "that id"
         )
     theirs = recorded_robot(metadata, robot.observation_space)
-    if "RescaleAction" in through:  # maps its box to the robot's, as `RobotInterface` does
+    if {"RescaleAction", "UnitAction"} & set(through):  # they map as `RobotInterface` does
         theirs = RobotInterface(theirs.observation_space, robot.action_space)
     ours = RobotInterface(robot.observation_space, robot.action_space)
     if difference := ours.difference(theirs):

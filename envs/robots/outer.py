@@ -49,8 +49,9 @@ def make_robot(task: str, source: str | None = None, render_mode: str | None = N
     row = get_task(task)
     env_id = registered_id(row, row.source(source))
     options: dict[str, Any] = dict(row.options)
+    no_opengl = None
     if render_mode is not None:
-        _prepare_rendering(row, render_mode)
+        no_opengl = _no_opengl(row, render_mode)
         options["render_mode"] = render_mode
     if row.horizon:
         options["max_episode_steps"] = row.horizon
@@ -62,6 +63,8 @@ def make_robot(task: str, source: str | None = None, render_mode: str | None = N
         env = getattr(importlib.import_module(module), name)(env)
     renderer = getattr(env.unwrapped, "mujoco_renderer", None)
     if render_mode is not None and renderer is not None:
+        if no_opengl is not None:
+            raise no_opengl
         import mujoco  # Gymnasium 1.4's own camera stands still, and the robot walks out of it
 
         track = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
@@ -69,13 +72,15 @@ def make_robot(task: str, source: str | None = None, render_mode: str | None = N
     return env
 
 
-def _prepare_rendering(row: Task, render_mode: str) -> None:
-    """Make sure that there is OpenGL; a robot that is not ours may draw without it."""
+def _no_opengl(row: Task, render_mode: str) -> RenderingError | None:
+    """Why there is no OpenGL; raised for our robots, while others may draw without it."""
     try:
         prepare_rendering(render_mode)
-    except RenderingError:
+    except RenderingError as error:
         if row.name in TASKS:
             raise
+        return error
+    return None
 
 
 def _made(env_id: str, options: dict[str, Any]) -> gym.Env[Any, Any]:

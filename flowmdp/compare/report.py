@@ -14,6 +14,7 @@ from flowmdp.compare.bootstrap import Estimate, interquartile_mean, mean
 from flowmdp.compare.comparison import Comparison, scores_of
 from flowmdp.compare.results import Fields, Grouped, disagreements, load_results, write_csv
 from flowmdp.errors import ConfigurationError
+from flowmdp.runs.summary import decimals
 
 FEW = 3
 """Fewer seeds than this get a mark."""
@@ -131,13 +132,14 @@ def dataset_table(grouped: Grouped) -> str:
 
 def data_return(runs: dict[str, list[Fields]]) -> str:
     """Mean return of the data's own episodes, the same in every run on a dataset."""
-    return f"{next(iter(runs.values()))[0]['data']['mean_return']:.0f}"
+    mean_return = next(iter(runs.values()))[0]["data"]["mean_return"]
+    return f"{mean_return:.{decimals(mean_return)}f}"
 
 
 def _returns(outcomes: Iterable[Fields | None]) -> str:
     """Mean return over seeds; "-" where one seed has no such outcome."""
     returns: list[Any] = [one and one["mean_return"] for one in outcomes]
-    return "-" if None in returns else spread(returns)
+    return "-" if None in returns else spread(returns, decimals(float(np.mean(returns))))
 
 
 def _behavior(run: Fields) -> Fields | None:

@@ -74,8 +74,9 @@ def export_run(
     path = beside / f"policy{SUFFIXES[format]}" if out is None else out
     agent = load_checkpoint(run_folder, "cpu", trust)
     export(agent, path, format, behavior=behavior)
-    noise = "zeros, as its paper plays it" if agent.acts_at_mean else "N(0, 1)"
-    print(f"{path}: observations and noise (n, {agent.spec.action_dim}) of {noise}, to actions")
+    noise = "zeros, as its paper plays it" if agent.acts_at_mean else "drawn from N(0, 1)"
+    seen, acts = agent.spec.observation_dim, agent.spec.action_dim
+    print(f"{path}: takes observations (n, {seen}) and noise (n, {acts}), {noise}; gives actions")
 
 
 def export(
@@ -94,8 +95,8 @@ def export(
         behavior: The cloned behaviour instead of the policy.
 
     Raises:
-        ConfigurationError: Without the packages, for a name of another format, or for the
-            behaviour of an algorithm that clones none.
+        ConfigurationError: Without the packages, for a name of another format, for the behaviour
+            of an algorithm that clones none, or for a behaviour of your own that is not in torch.
         OSError: If the file cannot be written; one that was there before stays.
     """
     path = Path(path)
@@ -127,9 +128,17 @@ def export(
     given = tuple(torch.zeros(2, width) for width in widths)
     rows = {0: torch.export.Dim("n")}
     shapes: Any = (rows, rows, (rows,) * len(given[2:]))[: len(given)]
-    with warnings.catch_warnings():  # torch's about its own parts
-        warnings.simplefilter("ignore")
-        program = torch.export.export(module, given, dynamic_shapes=shapes)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch's about its own parts
+        try:
+            program = torch.export.export(module, given, dynamic_shapes=shapes)
+        except Exception as error:  # whatever a user's model raises
+            if (own := agent.own_behavior) is None:
+                raise
+            raise ConfigurationError(
+                f"the behavior {own.name} cannot be exported ({error}): write it in torch, as "
+                "operations on a batch of any size"
+            ) from error
         for node in program.graph.nodes:  # places on this machine
             node.meta.pop("stack_trace", None)
         described = {name: json.dumps(value) for name, value in told.items()}

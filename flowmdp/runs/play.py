@@ -29,8 +29,9 @@ def load_checkpoint(run_folder: Path, device: str, trust: bool = False) -> FlowA
     """
     check_device(device)
     own: dict[str, Any] = {}
-    if RunFolder(run_folder).config.is_file():
-        _, config = RunFolder.open(run_folder)
+    beside = run_folder.parent if run_folder.name == "checkpoint.zip" else run_folder
+    if RunFolder(beside).config.is_file():
+        _, config = RunFolder.open(beside)
         check_trust(run_folder, imports(config), trust)
         get_algorithm(config["algorithm"])  # so that it is known
         own = {"behavior": config.get("behavior_from")}

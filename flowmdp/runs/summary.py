@@ -61,6 +61,11 @@ def summarize_evaluations(task: str, evaluations: list[dict[str, Any]]) -> dict[
     }
 
 
+def decimals(value: float) -> int:
+    """How many a return is shown with: none for tens and more."""
+    return 0 if abs(value) >= 10 or value == 0 else 2
+
+
 def print_table(title: str, rows: dict[str, dict[str, Any]]) -> None:
     """Print one line per policy: raw return, its interval, and the normalised score.
 
@@ -73,12 +78,13 @@ def print_table(title: str, rows: dict[str, dict[str, Any]]) -> None:
     table = Table(*columns, title=title, title_justify="left")
     for name, row in rows.items():
         low, high = row["interval_95"]
+        digits = decimals(row["mean_return"])
         score = row["normalized_score"]
         table.add_row(
             name,
             f"{row['episodes']}",
-            f"{row['mean_return']:.0f} ± {row['std_return']:.0f}",
-            f"{low:.0f} to {high:.0f}",
+            f"{row['mean_return']:.{digits}f} ± {row['std_return']:.{digits}f}",
+            f"{low:.{digits}f} to {high:.{digits}f}",
             "-" if score is None else f"{score:.1f}",
         )
     Console().print(table)

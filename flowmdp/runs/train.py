@@ -189,8 +189,7 @@ def _work(run: _Run, data: TransitionDataset, verbose: bool) -> None:
         run.learn(verbose)
         run.conclude(data)
     except KeyboardInterrupt as stop:
-        trust = " --trust" * bool(imports(run.config))
-        command = f"flowmdp train --resume {shlex.quote(str(run.folder.path))}{trust}"
+        command = f"flowmdp train --resume {run.named}"
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         raise Stopped(number, f"continue with: {command}") from None
 
@@ -207,6 +206,9 @@ class _Run:
         agent.means.restore(self.history["log"])
         self.start = start - self.history["seconds"]
         self.make_robot = partial(make_robot, config["task"], config["source"])
+        trust = " --trust" * bool(imports(config))
+        self.named = f"{shlex.quote(str(folder.path))}{trust}"
+        """The folder as a command takes it."""
 
     def _history(self) -> dict[str, Any]:
         """Evaluations and clocks so far, as far as the checkpoint has come.
@@ -347,9 +349,8 @@ class _Run:
             rows |= {name: flow["sampled"], f"{name}, no noise": flow["noiseless"]}
         title = f"{task}, {agent.num_timesteps} updates, seed {config['seed']}"
         print_table(title, {**rows, "data": recorded})
-        path = self.folder.path
-        record = f"flowmdp record {shlex.quote(str(path))} --out video.mp4"
-        print(f"results in {path}; watch it: {record}")
+        record = f"flowmdp record {self.named} --out video.mp4"
+        print(f"results in {self.folder.path}; watch it: {record}")
 
 
 class _Keeper(BaseCallback):

@@ -119,6 +119,7 @@ def test_registered_ids_take_it() -> None:
     ("wrong", "message"),
     [
         (3, "pass a callable"),
+        (dict, "not its class"),
         (lambda s, x, t: x[:, :1], r"answers shape \(3, 1\)"),
         (lambda s, x, t: x + np.nan, "6 values that are not finite"),
         (lambda s, x, t: s @ x, "the behavior fails on observations of 2"),

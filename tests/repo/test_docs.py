@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import pkgutil
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +32,7 @@ WITH_CODE = [
 ]
 BUDGETS = {
     **{"100_000": "4_096", "30_000": "5", "10_000": "110"},
-    **{"9_000": "5", "5_000": "5", "3_000": "4"},
+    **{"9_000": "5", "5_000": "5", "3_000": "4", "2_000": "5", "1_000": "5", "200": "40"},
 }
 """Numbers of steps in the pages -> in this test."""
 
@@ -40,13 +42,23 @@ def name_of(page: Path) -> str:
 
 
 def test_there_are_pages_with_code() -> None:
-    assert {"start.md", "flow_mdp.md", "data.md"} <= {page.name for page in WITH_CODE}
+    expected = {"start.md", "flow_mdp.md", "data.md", "own_robot.md"}
+    assert expected <= {page.name for page in WITH_CODE}
 
 
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning:minari.utils",  # a dataset without an author
+    "ignore:Implicitly cleaning up:ResourceWarning",  # the folder of Minari's recorder
+)
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_code_of_the_page_runs(
-    page: Path, hopper_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    hopper_store: Path,
+    datasets_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    shutil.copytree(hopper_store, datasets_path)  # a page may record a dataset of its own
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
@@ -54,6 +66,8 @@ def test_code_of_the_page_runs(
     names: dict[str, Any] = {}
     for block in blocks:
         exec(number.sub(lambda found: BUDGETS[found[0]], block), names)
+    names.clear()
+    gc.collect()
 
 
 def anchors(page: Path) -> set[str]:

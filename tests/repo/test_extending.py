@@ -89,8 +89,7 @@ def test_a_new_task_is_one_row(
         rewards.append(float(reward))
     none, last = np.zeros(50, bool), np.arange(50) == 49
     episode = Episode(0, np.stack(observations), actions, np.array(rewards), none, last)
-    with pytest.warns(UserWarning, match="env_spec is not serializable"):  # of RescaleAction
-        write("me/pendulum-v0", [episode], task=pendulum.name)
+    write("me/pendulum-v0", [episode], task=pendulum.name)
     check_flow_env(gym.make("FlowMDP-pendulum-random-v0"))
     assert main(["tasks"]) == 0 and "pendulum-random" in capsys.readouterr().out
     assert main(tiny_run("flow-bc", tmp_path / "run", task=pendulum.name)) == 0

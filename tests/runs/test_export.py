@@ -15,8 +15,9 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 
-from flowmdp.agents import ALGORITHMS, FlowBC
+from flowmdp.agents import ALGORITHMS, DFDir, FlowBC
 from flowmdp.agents.core.algorithm import FlowAlgorithm
+from flowmdp.behavior import as_behavior
 from flowmdp.cli import main
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ConfigurationError
@@ -116,6 +117,24 @@ def test_the_behaviour_flow_too(tmp_path: Path) -> None:
     np.testing.assert_allclose(actions, wanted, rtol=0, atol=1e-5)
     with pytest.raises(ConfigurationError, match="no behaviour flow"):
         export(make_agent("iql", flow_env("iql")), tmp_path / "a.pt2", "torch", behavior=True)
+
+
+def test_own_behaviour_too_where_it_is_in_torch(tmp_path: Path) -> None:
+    net = torch.nn.Linear(3, 2)
+    own = as_behavior(lambda s, x, t: net(s) + t.cos() * x, flow_steps=2, times=[1, 0.4, 0])
+    agent = DFDir("MlpPolicy", flow_env("df-dir"), net_arch=(16,), behavior=own, seed=0)
+    export(agent, tmp_path / "policy.pt2", "torch")
+    inputs = drawn(agent, 5)
+    program: Any = torch.export.load(tmp_path / "policy.pt2").module()
+    actions = program(*map(torch.as_tensor, inputs)).numpy()
+    np.testing.assert_allclose(actions, expected(agent, inputs), rtol=0, atol=1e-5)
+    assert np.ptp(actions, axis=0).min() > 1e-3
+
+    numpy = as_behavior(lambda s, x, t: np.sin(x), flow_steps=2, name="mine")
+    agent = DFDir("MlpPolicy", flow_env("df-dir"), net_arch=(16,), behavior=numpy, seed=0)
+    with pytest.raises(ConfigurationError, match="behavior mine cannot be exported"):
+        export(agent, tmp_path / "numpy.pt2", "torch")
+    assert not (tmp_path / "numpy.pt2").exists()
 
 
 def test_quantiles_are_torchs() -> None:
