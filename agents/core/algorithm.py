@@ -1010,9 +1010,9 @@ def _robot(env: VecEnv, spec: FlowSpec) -> RobotInterface:
     return RobotInterface.plain(spec.observation_dim, spec.action_dim)
 
 
-def load_agent(path: checkpoint.Target, **kwargs: Any) -> Any:
+def load_agent(path: checkpoint.Target | checkpoint.Checkpoint, **kwargs: Any) -> Any:
     """Load a checkpoint with the class that saved it; arguments as in `FlowAlgorithm.load`."""
-    content = checkpoint.read(path)
+    content = path if isinstance(path, checkpoint.Checkpoint) else checkpoint.read(path)
     return _class_of(content).load(content, **kwargs)
 
 

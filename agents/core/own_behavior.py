@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flowmdp.agents.core.networks import VelocityField
 from flowmdp.behavior import OwnBehavior
-from flowmdp.errors import CheckpointError
+from flowmdp.errors import CheckpointError, ConfigurationError
 
 if TYPE_CHECKING:
     from flowmdp.agents.core.algorithm import FlowAlgorithm
@@ -86,6 +86,10 @@ def check_recorded(
         )
     if recorded is None:
         raise CheckpointError("it was trained around its own clone: leave behavior out")
+    try:
+        behavior.check(observation_dim, action_dim)
+    except ConfigurationError as error:
+        raise CheckpointError(str(error)) from error
     probe = behavior.probe(observation_dim, action_dim)
     if not np.allclose(recorded["probe"], probe, rtol=1e-2, atol=1e-2):
         raise CheckpointError(
