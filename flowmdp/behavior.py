@@ -39,7 +39,7 @@ class OwnBehavior:
         self,
         velocity: Callable[..., Any],
         flow_steps: int | None,
-        times: Sequence[float] | None,
+        times: Sequence[float] | Float | None,
         name: str,
     ) -> None:
         if not callable(velocity):
@@ -55,8 +55,9 @@ class OwnBehavior:
             try:
                 array = np.asarray(times, np.float32)
                 moves = np.diff(array)
-                fit = array.shape == ((flow_steps or 0) + 1,) and np.isfinite(array).all()
-                fit = fit and (bool((moves > 0).all()) or bool((moves < 0).all()))
+                rises = bool((moves > 0).all()) or bool((moves < 0).all())
+                whole = array.shape == ((flow_steps or 0) + 1,) and bool(np.isfinite(array).all())
+                fit = rises and whole
             except (TypeError, ValueError):
                 fit = False
             if not fit:
@@ -182,7 +183,7 @@ class OwnBehavior:
 def as_behavior(
     velocity: Any,
     flow_steps: int | None = None,
-    times: Sequence[float] | None = None,
+    times: Sequence[float] | Float | None = None,
     name: str | None = None,
 ) -> OwnBehavior:
     """A flow policy of the user's own as a behaviour, for environments and agents.

@@ -233,7 +233,7 @@ def _flat_parts(space: spaces.Space[Any], value: Any) -> list[Array]:
     if array.shape != (*batch, *shape) or len(batch) > 1:
         raise ValueError(f"shape {array.shape} where {shape} is expected")
     if isinstance(space, spaces.Box | spaces.MultiBinary):
-        return [array.reshape(*batch, -1)]
+        return [array.reshape((*batch, spaces.flatdim(space)))]
     ones: list[Any] = [spaces.flatten(space, one) for one in (array if batch else [array])]
     return [np.stack(ones) if batch else ones[0]]
 

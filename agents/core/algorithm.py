@@ -952,7 +952,7 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         with checkpoint.refusing_damage(content.name):
             config, stored_seed = cls.config_class.of(manifest["config"]), manifest["seed"]
             check_seed(stored_seed)
-            checkpoint.check_size(config.net_arch, content.tensors)
+            _check_size(config, content)
         agent = cls(
             "MlpPolicy",
             env,
@@ -986,6 +986,11 @@ class FlowAlgorithm(BaseAlgorithm, Generic[Config]):
         robot = RobotInterface.plain(*widths)
         if "robot" in manifest:
             robot = RobotInterface.from_json(manifest["robot"])
+            if (robot.observation_dim, robot.action_dim) != widths:
+                raise CheckpointError(
+                    f"its robot has observations and actions of width {robot.observation_dim} and "
+                    f"{robot.action_dim}, its specification of {widths}: {checkpoint.CURE}"
+                )
         if self.env is None:
             self.spec, self.n_envs, self.robot = spec, 1, robot
             self.observation_space = spec.space()
@@ -1030,6 +1035,13 @@ def _class_of(content: checkpoint.Checkpoint) -> type[FlowAlgorithm[Any]]:
     )
 
 
+def _check_size(config: AgentConfig, content: checkpoint.Checkpoint) -> None:
+    """See `checkpoint.check_size`."""
+    spec = FlowSpec(**content.manifest["spec"])
+    widths = (spec.flow_observation_dim, *config.net_arch, spec.action_dim)
+    checkpoint.check_size(widths, content.tensors)
+
+
 def _load_policy(
     policy_class: type[FlowPolicy], path: checkpoint.Target, device: torch.device | str
 ) -> FlowPolicy:
@@ -1043,7 +1055,7 @@ def _load_policy(
         )
     with checkpoint.refusing_damage(content.name):
         config = cls.config_class.of(manifest["config"])
-        checkpoint.check_size(config.net_arch, content.tensors)
+        _check_size(config, content)
     agent = cls(policy_class, None, config, device=device, _init_setup_model=False)
     with checkpoint.refusing_damage(content.name):
         agent._take_spec(manifest)

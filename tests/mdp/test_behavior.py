@@ -139,7 +139,7 @@ def test_steps_and_times_are_checked() -> None:
         FlowMDPEnv(PointRobot(), behavior=as_behavior(behavior, flow_steps=5), flow_steps=10)
     for steps, times in ((None, [0, 1]), (2, [0, 1]), (1, [0, np.nan]), (1, "ab"), (2, [0, 1, 1])):
         with pytest.raises(ConfigurationError, match="flow_steps \\+ 1 finite times"):
-            as_behavior(behavior, steps, times)
+            as_behavior(behavior, steps, times)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="flow_steps is 0"):
         as_behavior(behavior, 0)
     own = as_behavior(as_behavior(behavior, flow_steps=3), name="mine")
@@ -149,10 +149,8 @@ def test_steps_and_times_are_checked() -> None:
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(2)])
 def test_a_module_is_asked_in_eval_mode_and_keeps_its_own(layer: nn.Module) -> None:
     frozen = nn.BatchNorm1d(2).eval()
-    module = Module()
-    module.layer = nn.Sequential(
-        nn.Linear(5, 2, dtype=torch.float64), frozen.double(), layer.double()
-    )
+    module: Any = Module()
+    module.layer = nn.Sequential(module.layer, frozen.double(), layer.double())
     before = {name: value.clone() for name, value in module.state_dict().items()}
     on_arrays, on_tensors = velocities_of(as_behavior(module))
     np.testing.assert_allclose(on_arrays, on_tensors, rtol=1e-5)

@@ -189,7 +189,8 @@ def test_lists_and_tensors_are_taken() -> None:
     data = toy_dataset()
     arrays = {name: value for name, value in vars(data).items() if isinstance(value, np.ndarray)}
     for kind in (np.ndarray.tolist, torch.as_tensor):
-        same = TransitionDataset("toy", **{name: kind(array) for name, array in arrays.items()})
+        given: dict[str, Any] = {name: kind(array) for name, array in arrays.items()}
+        same = TransitionDataset("toy", **given)
         np.testing.assert_array_equal(same.masks, data.masks)
         np.testing.assert_array_equal(same.returns, data.returns)
         assert same.observations.dtype == np.float32 and same.starts.dtype == np.bool_
@@ -242,6 +243,8 @@ def test_episodes_that_cannot_be_used_are_named() -> None:
         (Box(-1, 1, (1, 4)), np.zeros((1, 4)), (4,)),
         (Box(-1, 1, ()), 0.5, (1,)),
         (Box(-1, 1, ()), np.zeros(5), (5, 1)),
+        (Box(-1, 1, (2,)), np.zeros((0, 2)), (0, 2)),
+        (Box(-1, 1, (2, 3)), np.zeros((0, 2, 3)), (0, 6)),
     ],
 )
 def test_one_batch_and_flat_are_told_apart(space: Any, observation: Any, shape: Any) -> None:
@@ -253,7 +256,12 @@ def test_robots_get_actions_of_their_own_box(box: Any) -> None:
     robot = unit_robot(gym.wrappers.TransformAction(PointRobot(), lambda a: UNIT.sample(), box))
     inner: Any = robot
     sent: list[Any] = []
-    inner.env.func = lambda action: sent.append(action) or UNIT.sample()
+
+    def send(action: Any) -> Any:
+        sent.append(action)
+        return UNIT.sample()
+
+    inner.env.func = send
     robot.reset(seed=0)
     robot.step(robot.action_space.sample())
     assert box.contains(sent[0])
