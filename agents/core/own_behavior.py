@@ -37,7 +37,7 @@ class OwnField(nn.Module):
         (agent,) = self._agent
         states = agent.policy.normalizer.inverse(context[:, : agent.spec.observation_dim])
         if not isinstance(t, Tensor):
-            t = x_t.new_full((len(x_t), 1), t)
+            t = x_t.new_full((x_t.shape[0], 1), t)  # len() is no symbol in torch.export
         with torch.autocast(x_t.device.type, enabled=False):
             velocity: Tensor = self.behavior.on_tensors(states, x_t, t)
         return velocity

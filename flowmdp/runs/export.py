@@ -90,8 +90,8 @@ def export(
         behavior: The cloned behaviour instead of the policy.
 
     Raises:
-        ConfigurationError: Without the packages, for a name of another format, or for the
-            behaviour of an algorithm that clones none.
+        ConfigurationError: Without the packages, for a name of another format, for the behaviour
+            of an algorithm that clones none, or around one of your own that torch cannot follow.
         OSError: If the file cannot be written; one that was there before stays.
     """
     path = Path(path)
@@ -105,7 +105,16 @@ def export(
     shapes: Any = (rows, rows, (rows,) * len(given[2:]))[: len(given)]
     with warnings.catch_warnings():  # torch's about its own parts
         warnings.simplefilter("ignore")
-        program = torch.export.export(module, given, dynamic_shapes=shapes)
+        try:
+            with torch.no_grad():  # a change of it inside would be recorded, and not load again
+                program = torch.export.export(module, given, dynamic_shapes=shapes)
+        except Exception as error:  # whatever torch makes of a user's model
+            if agent.own_behavior is None:
+                raise
+            raise ConfigurationError(
+                f"torch.export cannot follow {agent.own_behavior.name}: give a behavior that "
+                f"computes with torch alone, for any batch ({str(error).splitlines()[0]})"
+            ) from error
         for node in program.graph.nodes:  # places on this machine
             node.meta.pop("stack_trace", None)
         described = metadata(agent, behavior)
