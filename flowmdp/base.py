@@ -205,6 +205,11 @@ class FlowBase:
         terms: dict[str, Float] = {}
         if self._reference is not None:
             reference = self._reference(states, x_t, t)
+            if not np.isfinite(reference).all():
+                raise ConfigurationError(
+                    f"the behavior answers {reference} at flow time {t.ravel()}, which is not "
+                    "finite: mend it"
+                )
             velocity = reference + velocity if settings.action_mode == "residual" else velocity
         if settings.reward == "divergence":
             divergence = DIVERGENCES[settings.divergence](velocity, reference)

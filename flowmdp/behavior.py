@@ -11,6 +11,7 @@ x_t end as an action in [-1, 1], which `flowmdp.robot` scales to the robot's box
 from __future__ import annotations
 
 import importlib
+import reprlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,7 +39,7 @@ class BehaviorFlow:
         self,
         velocity: Callable[..., Any],
         flow_steps: int | None,
-        times: Sequence[float] | None,
+        times: Sequence[float] | Float | None,
         name: str,
     ) -> None:
         if not callable(velocity) or isinstance(velocity, type):
@@ -51,11 +52,18 @@ class BehaviorFlow:
         self.velocity, self.flow_steps, self.name = velocity, flow_steps, name
         self.times: Float | None = None
         if times is not None:
-            array = np.asarray(times, np.float32)
-            if array.shape != ((flow_steps or 0) + 1,) or not np.isfinite(array).all():
+            try:
+                array = np.asarray(times, np.float32)
+                moves = np.diff(array)
+                rises = bool((moves > 0).all()) or bool((moves < 0).all())
+                whole = array.shape == ((flow_steps or 0) + 1,) and bool(np.isfinite(array).all())
+                fit = rises and whole
+            except (TypeError, ValueError):
+                fit = False
+            if not fit:
                 raise ConfigurationError(
-                    f"times has shape {array.shape}: give flow_steps, and flow_steps + 1 finite "
-                    "times from noise to action"
+                    f"times is {reprlib.repr(times)}: give flow_steps, and flow_steps + 1 finite "
+                    "times from noise to action, all rising or all falling"
                 )
             self.times = array
         torch = sys.modules.get("torch")
@@ -72,7 +80,7 @@ class BehaviorFlow:
         """
         t, factor = self._own_time(t)
         if not self._takes_tensors:
-            answer = self.velocity(observations, x_t, t)
+            answer = self.velocity(*map(np.array, (observations, x_t, t)))
         else:
             import torch
 
@@ -89,7 +97,7 @@ class BehaviorFlow:
         if self._takes_tensors:
             answer = self._ask(observations, x_t, own).float()
         else:
-            arrays = (part.detach().cpu().numpy() for part in (observations, x_t, own))
+            arrays = (part.detach().cpu().numpy().copy() for part in (observations, x_t, own))
             answer = torch.as_tensor(_array(self.velocity(*arrays)))
         return answer.to(x_t.device) * factor
 
@@ -103,7 +111,7 @@ class BehaviorFlow:
         n = next(n for n in (2, 3, 5) if n not in (observation_dim, action_dim))
         zeros = [np.zeros((n, width), np.float32) for width in (observation_dim, action_dim, 1)]
         try:
-            answer = self(*zeros)
+            answer, again = self(*zeros), self(*zeros)
         except Exception as error:  # whatever a user's model raises
             if self._takes_tensors or "torch" not in sys.modules:
                 raise ConfigurationError(f"the behavior fails on {sizes}: {error}") from error
@@ -113,6 +121,12 @@ class BehaviorFlow:
             raise ConfigurationError(
                 f"the behavior answers shape {answer.shape} with {(~np.isfinite(answer)).sum()} "
                 f"values that are not finite, for {sizes}: it must answer (n, {action_dim})"
+            )
+
+        if not np.array_equal(answer, again):
+            raise ConfigurationError(
+                "the behavior gives another answer when it is asked again: take the randomness out "
+                "(of torch, module.eval()); the flow's own noise is x_0"
             )
 
     def check_steps(self, flow_steps: int) -> None:
@@ -151,26 +165,37 @@ class BehaviorFlow:
         return times[k], steps[k] * np.float32(self.flow_steps)
 
     def _ask(self, *parts: Any) -> Any:
-        """The callable, on the device of its weights."""
-        if self._module:
-            weight = next(iter(self.velocity.parameters()), None)  # type: ignore[attr-defined]
-            if weight is not None:
-                parts = tuple(part.to(weight.device, weight.dtype) for part in parts)
-        return self.velocity(*parts)
+        """The callable, on copies and the device of its weights, and a module in eval mode."""
+        parts = tuple(part.clone() for part in parts)
+        if not self._module:
+            return self.velocity(*parts)
+        module: Any = self.velocity
+        weight = next(iter(module.parameters()), None)
+        if weight is not None:
+            parts = tuple(part.to(weight.device, weight.dtype) for part in parts)
+        training = [one for one in module.modules() if one.training]
+        try:
+            for one in training:
+                one.training = False
+            return module(*parts)
+        finally:
+            for one in training:
+                one.training = True
 
 
 def as_behavior(
     velocity: Any,
     flow_steps: int | None = None,
-    times: Sequence[float] | None = None,
+    times: Sequence[float] | Float | None = None,
     name: str | None = None,
 ) -> BehaviorFlow:
     """A flow policy of the user's own as a behaviour, for environments and agents.
 
     Args:
         velocity: velocity(observations (n, observation_dim), x_t (n, action_dim), t (n, 1)) ->
-            (n, action_dim), on NumPy arrays or torch tensors; a torch module; or "module:name" of
-            one, which is imported.
+            (n, action_dim), on NumPy arrays or torch tensors; a torch module, which is asked in
+            eval mode and keeps its own; or "module:name" of one, which is imported. The same
+            question must get the same answer; what it does to its arguments changes nothing.
         flow_steps: Euler steps for which it was made; None if it takes any number.
         times: The flow_steps + 1 times at which it was trained to be asked, from noise to action,
             if they are not k / flow_steps: `[1, 0.8, 0.6, 0.4, 0.2, 0]` for a flow whose noise is
@@ -183,7 +208,11 @@ def as_behavior(
     if isinstance(velocity, str):
         name, velocity = name or velocity, import_name(velocity)
     if isinstance(velocity, BehaviorFlow):
-        return velocity
+        if flow_steps is None and times is None and name in (None, velocity.name):
+            return velocity
+        flow_steps = velocity.flow_steps if flow_steps is None else flow_steps
+        times, name = velocity.times if times is None else times, name or velocity.name
+        velocity = velocity.velocity
     return BehaviorFlow(velocity, flow_steps, times, name or type(velocity).__name__)
 
 

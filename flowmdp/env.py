@@ -342,7 +342,8 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         """Execute the action, or end the episode where there is no robot to execute it."""
         executed = np.minimum(np.maximum(self._x_t, self._low), self._high)
         if self._value is not None:
-            value = self._value(self._frame[self.flow_spec.state][None], executed[None])
+            state = self._frame[self.flow_spec.state][None]
+            value = self._value(state.copy(), executed[None].copy())
             info["reward_value"] = float(value[0])
             reward += info["reward_value"]
         info["executed_action"] = executed

@@ -154,16 +154,22 @@ def _parts(
     parts: dict[str, Any] = {"dataset": dataset, "task": task, "source": source, **own}
     needed = tuple(name for name in needed if own[name] is None)
     if checkpoint is not None or needed:
-        models = dict(zip(own, _models(task, source, checkpoint, needed), strict=True))
+        found = _models(task, source, checkpoint, needed, own["behavior"])
+        models = dict(zip(own, found, strict=True))
         parts |= {name: model for name, model in models.items() if own[name] is None}
     return parts
 
 
 def _models(
-    task: str, source: str, checkpoint: str | None, needed: tuple[str, ...]
+    task: str,
+    source: str,
+    checkpoint: str | None,
+    needed: tuple[str, ...],
+    behavior: Behavior | None,
 ) -> tuple[Critic | None, Behavior | None]:
     """Critic and behaviour flow of the checkpoint, or of the one that ships."""
     from flowmdp.agents import load_agent, models_of, pretrained_path
+    from flowmdp.agents.core.checkpoint import read
     from flowmdp.envs.tasks import TASKS, get_task
 
     path, row = Path(checkpoint) if checkpoint is not None else None, get_task(task)
@@ -175,7 +181,9 @@ def _models(
             f"({source}): run `flowmdp train df-div {task}` and pass checkpoint=FILE, or pass your "
             f"own with {needed[0]}="
         )
-    agent = load_agent(path, device="cpu")
+    content = read(path)
+    around = content.manifest.get("behavior") is not None
+    agent = load_agent(content, device="cpu", behavior=behavior if around else None)
     trained_on = agent.spec.task  # robots may be of the same sizes by chance
     if trained_on in TASKS and TASKS[trained_on].robot != row.robot:
         raise CheckpointError(

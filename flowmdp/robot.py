@@ -49,6 +49,11 @@ class RobotInterface:
         self.observation_space, self.action_space = observation_space, action_space
         self.observation_dim = spaces.flatdim(observation_space)
         self.action_dim = spaces.flatdim(action_space)
+        if not (self.observation_dim and self.action_dim):
+            raise ConfigurationError(
+                f"the robot observes {observation_space} and acts in {action_space}: both need at "
+                "least one number"
+            )
         low, high = (b.astype(np.float64).ravel() for b in (action_space.low, action_space.high))
         self._middle, self._half = low + (high - low) / 2, (high - low) / 2
         self.scales_actions = bool((low != -1).any() or (high != 1).any())
@@ -64,24 +69,35 @@ class RobotInterface:
 
         Args:
             observations: In the robot's space, one or a batch along the first axis of every part;
-                or flat already.
+                or flat already. What may be either is taken to be in the robot's space; integers
+                are one-hot encoded where it is Discrete, floating point numbers already are.
 
         Raises:
             ConfigurationError: For another structure or shape.
         """
         nested = isinstance(observations, Mapping | tuple)
-        if not nested and np.shape(observations)[-1:] == (self.observation_dim,):
-            if np.ndim(observations) <= 2:
-                return np.asarray(observations, np.float32)
         try:
+            if not nested and self._is_flat(array := np.asarray(observations)):
+                return array.astype(np.float32, copy=False)
             parts = _flat_parts(self.observation_space, observations)
             return np.concatenate(parts, axis=-1, dtype=np.float32)
-        except (IndexError, KeyError, TypeError, ValueError) as error:
-            shape = "" if nested else f" of shape {np.shape(observations)}"
+        except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigurationError(
-                f"the observation{shape} is none of {self.observation_space}, nor flat of width "
+                f"the observation is none of {self.observation_space}, nor flat of width "
                 f"{self.observation_dim}, nor a batch of these ({error})"
             ) from error
+
+    def _is_flat(self, array: Array) -> bool:
+        """Whether an array is flat, and not one or a batch of the robot's space."""
+        if array.shape[-1:] != (self.observation_dim,) or array.ndim > 2:
+            return False
+        space = self.observation_space
+        if isinstance(space, spaces.Dict | spaces.Tuple):
+            return True
+        shape = space.shape or ()
+        own = array.ndim - len(shape) in (0, 1) and array.shape[array.ndim - len(shape) :] == shape
+        numbers = isinstance(space, spaces.Box | spaces.MultiBinary) or array.dtype.kind in "iub"
+        return not (own and numbers)
 
     def to_robot(self, actions: Array) -> Array:
         """Actions in [-1, 1], (action_dim,) or (n, action_dim), in the robot's own units."""
@@ -91,7 +107,8 @@ class RobotInterface:
         actions = actions.astype(box.dtype, copy=False)
         if not self.scales_actions and box.shape == actions.shape[-1:]:
             return actions
-        return actions.reshape(*actions.shape[:-1], *box.shape).clip(box.low, box.high)
+        shaped = actions.reshape((*actions.shape[:-1], *box.shape))
+        return np.asarray(np.clip(shaped, box.low, box.high))  # of no dimension it is a scalar
 
     def to_unit(self, actions: Array) -> Array:
         """The robot's actions, one or a batch, in [-1, 1] and float32, shape (..., action_dim).
@@ -100,7 +117,7 @@ class RobotInterface:
         """
         array = np.asarray(actions)
         batch = array.shape[: array.ndim - len(self.action_space.shape)]
-        flat = array.reshape(*batch, self.action_dim)
+        flat = array.reshape((*batch, self.action_dim))
         if self.scales_actions:
             flat = (flat - self._middle) / self._half
         return flat.astype(np.float32)
@@ -145,7 +162,8 @@ def unit_robot(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         isinstance(env.observation_space, spaces.Box) and len(env.observation_space.shape) == 1
     ):
         env = gym.wrappers.FlattenObservation(env)
-    if robot.scales_actions or len(env.action_space.shape or ()) != 1:
+    exact = np.can_cast(np.float32, robot.action_space.dtype)  # a Box refuses wider numbers
+    if robot.scales_actions or len(robot.action_space.shape) != 1 or not exact:
         env = UnitAction(env)
     return env
 
@@ -222,7 +240,7 @@ def _flat_parts(space: spaces.Space[Any], value: Any) -> list[Array]:
     if array.shape != (*batch, *shape) or len(batch) > 1:
         raise ValueError(f"shape {array.shape} where {shape} is expected")
     if isinstance(space, spaces.Box | spaces.MultiBinary):
-        return [array.reshape(*batch, -1)]
+        return [array.reshape((*batch, spaces.flatdim(space)))]
     ones: list[Any] = [spaces.flatten(space, one) for one in (array if batch else [array])]
     return [np.stack(ones) if batch else ones[0]]
 

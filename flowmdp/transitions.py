@@ -85,10 +85,14 @@ class TransitionDataset:
         """
         robot = RobotInterface(observation_space, action_space)
         parts: dict[str, list[NDArray[Any]]] = {name: [] for name in WIDTHS}
+        if isinstance(episodes, Mapping) or not isinstance(episodes, Iterable):
+            raise DatasetError(f"episodes is a {type(episodes).__name__}: pass a list of episodes")
         for number, episode in enumerate(episodes):
             try:
                 rows = _rows(robot, episode)
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            except KeyError as error:
+                raise DatasetError(f"episode {number} of {id} has no {error}: add it") from error
+            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
                 raise DatasetError(f"episode {number} of {id} cannot be used: {error}") from error
             for name, array in rows.items():
                 parts[name].append(array)
@@ -143,8 +147,10 @@ def _rows(robot: RobotInterface, episode: Any) -> dict[str, NDArray[Any]]:
     """The transitions of one episode; whatever is wrong with it raises an error of some kind."""
     get = episode.__getitem__ if isinstance(episode, Mapping) else episode.__getattribute__
     observations, actions = robot.flatten(get("observations")), robot.to_unit(get("actions"))
-    rewards, ended = np.asarray(get("rewards")), np.atleast_1d(get("terminations")).astype(bool)
-    n = len(rewards)
+    rewards, ended = np.asarray(get("rewards")), np.atleast_1d(get("terminations"))
+    if ended.dtype.kind not in "biuf" or not np.isin(ended, (0, 1)).all():
+        raise ValueError("its terminations are no booleans")
+    n, ended = len(rewards), ended.astype(bool)
     if n == 0 or observations.shape[:1] != (n + 1,) or actions.shape[:1] != (n,):
         raise ValueError(
             f"it has observations {observations.shape}, actions {actions.shape} and {n} rewards; "
@@ -165,11 +171,25 @@ def _rows(robot: RobotInterface, episode: Any) -> dict[str, NDArray[Any]]:
     }
 
 
+def _make_arrays(data: TransitionDataset, what: str) -> None:
+    """Lists and tensors become arrays; raise DatasetError for what cannot."""
+    for name in WIDTHS:
+        try:
+            array = np.asanyarray(getattr(data, name))
+            if np.ma.is_masked(array):
+                raise ValueError("some of it is masked")
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise DatasetError(f"{what} has {name} that are no array: {error}") from error
+        object.__setattr__(data, name, np.asarray(array))
+
+
 def _check(data: TransitionDataset) -> None:
     """Raise DatasetError unless the arrays are transitions; make numbers float32."""
-    what, n = f"dataset {data.id}", np.shape(data.rewards)[:1]
+    what = f"dataset {data.id}"
+    _make_arrays(data, what)
+    n = data.rewards.shape[:1]
     for name, like in WIDTHS.items():
-        array = np.asarray(getattr(data, name))
+        array = getattr(data, name)
         shape = (*n, *np.shape(getattr(data, like))[1:2]) if like else n
         if array.shape != shape or len(shape) != 1 + bool(like):
             raise DatasetError(
@@ -183,6 +203,13 @@ def _check(data: TransitionDataset) -> None:
             object.__setattr__(data, name, array.astype(np.float32, copy=False))
     if not len(data):
         raise DatasetError(f"{what} holds no transitions: record or build it again")
+    widths, robot = (data.observations.shape[1], data.actions.shape[1]), data.robot
+    known = isinstance(robot, RobotInterface) and (robot.observation_dim, robot.action_dim)
+    if robot is not None and known != widths:
+        raise DatasetError(
+            f"{what} has observations and actions of width {widths}, which are not its robot's: "
+            "pass the RobotInterface it was recorded with, or None"
+        )
     numbers = {name: getattr(data, name) for name in WIDTHS if name not in FLAGS}
     check_values(what, numbers, "leave those episodes out", RESCALE)
     ended = np.append(True, (data.terminations | data.truncations)[:-1])

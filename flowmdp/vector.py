@@ -241,7 +241,8 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         executed = np.minimum(np.maximum(self._x_t[rows], np.float32(-1)), np.float32(1))
         value = np.zeros(self.num_envs)
         if self._value is not None:
-            value[rows] = self._value(self._frames[rows, self.flow_spec.state], executed)
+            states = self._frames[rows, self.flow_spec.state]
+            value[rows] = self._value(states.copy(), executed.copy())
             self._put(infos, "reward_value", rows, value[rows])
         self._put(infos, "executed_action", rows, executed)
         share = self._clipped[rows] / (self._steps * executed.shape[1])

@@ -125,15 +125,15 @@ def refusing_damage(name: Target) -> Iterator[None]:
         ) from error
 
 
-def check_size(net_arch: Iterable[int], tensors: dict[str, Tensor]) -> None:
+def check_size(widths: Iterable[int], tensors: dict[str, Tensor]) -> None:
     """Refuse, before any memory is taken, widths for which a file cannot hold the weights.
 
     Raises:
         CheckpointError: If they need more than 10^8 weights, and more than there are.
     """
-    needed = sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(net_arch))
+    needed = sum(fan_in * fan_out for fan_in, fan_out in itertools.pairwise(widths))
     if needed > max(10**8, sum(tensor.numel() for tensor in tensors.values())):
-        raise CheckpointError(f"net_arch needs {needed:,} weights, which are not there: {CURE}")
+        raise CheckpointError(f"its networks need {needed:,} weights, which are not there: {CURE}")
 
 
 def first_not_finite(tensors: dict[str, Tensor]) -> str | None:

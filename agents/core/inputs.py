@@ -120,7 +120,9 @@ def check_kinds(**values: Any) -> None:
     """Raise ConfigurationError where an argument is of a type that nothing here can use."""
     for name, value in values.items():
         kinds, wanted = KINDS[name]
-        entries = value if isinstance(value, list) and name == "callback" else [value]
+        entries = [value]
+        if isinstance(value, list) and name == "callback":
+            kinds, entries = BaseCallback, value  # SB3 wraps a function only where it stands alone
         if any(one is not None and not isinstance(one, kinds) for one in entries):
             raise ConfigurationError(f"{name} is {shown(value)}: it must be {wanted}")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flowmdp.agents.core.networks import VelocityField
 from flowmdp.behavior import BehaviorFlow
-from flowmdp.errors import CheckpointError
+from flowmdp.errors import CheckpointError, ConfigurationError
 
 if TYPE_CHECKING:
     from flowmdp.agents.core.algorithm import FlowAlgorithm
@@ -37,7 +37,7 @@ class OwnField(nn.Module):
         (agent,) = self._agent
         states = agent.policy.normalizer.inverse(context[:, : agent.spec.observation_dim])
         if not isinstance(t, Tensor):
-            t = x_t.new_full((x_t.shape[0], 1), t)  # a number would tie an export to this batch
+            t = x_t.new_full((x_t.shape[0], 1), t)  # len() is no symbol in torch.export
         with torch.autocast(x_t.device.type, enabled=False):
             velocity: Tensor = self.behavior.on_tensors(states, x_t, t)
         return velocity
@@ -86,6 +86,10 @@ def check_recorded(
         )
     if recorded is None:
         raise CheckpointError("it was trained around its own clone: leave behavior out")
+    try:
+        behavior.check(observation_dim, action_dim)
+    except ConfigurationError as error:
+        raise CheckpointError(str(error)) from error
     probe = behavior.probe(observation_dim, action_dim)
     if not np.allclose(recorded["probe"], probe, rtol=1e-2, atol=1e-2):
         raise CheckpointError(

@@ -199,7 +199,7 @@ class Saving(BaseAlgorithm):
         with checkpoint.refusing_damage(content.name):
             config, stored_seed = cls.config_class.of(manifest["config"]), manifest["seed"]
             check_seed(stored_seed)
-            checkpoint.check_size(config.net_arch, content.tensors)
+            _check_size(config, content)
         make: Any = cls  # an algorithm; this class cannot be made
         agent: Self = make(
             "MlpPolicy",
@@ -234,6 +234,11 @@ class Saving(BaseAlgorithm):
         robot = RobotInterface.plain(*widths)
         if "robot" in manifest:
             robot = RobotInterface.from_json(manifest["robot"])
+            if (robot.observation_dim, robot.action_dim) != widths:
+                raise CheckpointError(
+                    f"its robot has observations and actions of width {robot.observation_dim} and "
+                    f"{robot.action_dim}, its specification of {widths}: {checkpoint.CURE}"
+                )
         if self.env is None:
             self.spec, self.n_envs, self.robot = spec, 1, robot
             self.observation_space = spec.space()
@@ -242,10 +247,17 @@ class Saving(BaseAlgorithm):
             check_same("checkpoint", CheckpointError, (spec, robot), (self.spec, self.robot))
 
 
-def load_agent(path: checkpoint.Target, **kwargs: Any) -> Any:
+def load_agent(path: checkpoint.Target | checkpoint.Checkpoint, **kwargs: Any) -> Any:
     """Load a checkpoint with the class that saved it; arguments as in `Saving.load`."""
-    content = checkpoint.read(path)
+    content = path if isinstance(path, checkpoint.Checkpoint) else checkpoint.read(path)
     return _class_of(content).load(content, **kwargs)
+
+
+def _check_size(config: Any, content: checkpoint.Checkpoint) -> None:
+    """See `checkpoint.check_size`."""
+    spec = FlowSpec(**content.manifest["spec"])
+    widths = (spec.flow_observation_dim, *config.net_arch, spec.action_dim)
+    checkpoint.check_size(widths, content.tensors)
 
 
 def _class_of(content: checkpoint.Checkpoint) -> type[Any]:
@@ -275,7 +287,7 @@ def _load_policy(
         )
     with checkpoint.refusing_damage(content.name):
         config = cls.config_class.of(manifest["config"])
-        checkpoint.check_size(config.net_arch, content.tensors)
+        _check_size(config, content)
     agent = cls(policy_class, None, config, device=device, _init_setup_model=False)
     with checkpoint.refusing_damage(content.name):
         agent._take_spec(manifest)

@@ -42,7 +42,7 @@ def store_root() -> Path:
 
 def dataset_folder(dataset_id: str) -> Path:
     """Folder of a dataset, which need not exist; DatasetError for a malformed id."""
-    if not DATASET_ID.fullmatch(dataset_id):
+    if not (isinstance(dataset_id, str) and DATASET_ID.fullmatch(dataset_id)):
         raise DatasetError(
             f"malformed dataset id {dataset_id!r}: Minari ids look like flowmdp/hopper/medium-v0"
         )

@@ -96,7 +96,7 @@ def export(
 
     Raises:
         ConfigurationError: Without the packages, for a name of another format, for the behaviour
-            of an algorithm that clones none, or for a behaviour of your own that is not in torch.
+            of an algorithm that clones none, or around one of your own that torch cannot follow.
         OSError: If the file cannot be written; one that was there before stays.
     """
     path = Path(path)
@@ -128,16 +128,17 @@ def export(
     given = tuple(torch.zeros(2, width) for width in widths)
     rows = {0: torch.export.Dim("n")}
     shapes: Any = (rows, rows, (rows,) * len(given[2:]))[: len(given)]
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch's about its own parts
+    with warnings.catch_warnings():  # torch's about its own parts
+        warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(module, given, dynamic_shapes=shapes)
-        except Exception as error:  # whatever a user's model raises
-            if (own := agent.own_behavior) is None:
+            with torch.no_grad():  # a change of it inside would be recorded, and not load again
+                program = torch.export.export(module, given, dynamic_shapes=shapes)
+        except Exception as error:  # whatever torch makes of a user's model
+            if agent.own_behavior is None:
                 raise
             raise ConfigurationError(
-                f"the behavior {own.name} cannot be exported ({error}): write it in torch, as "
-                "operations on a batch of any size"
+                f"torch.export cannot follow {agent.own_behavior.name}: give a behavior that "
+                f"computes with torch alone, for any batch ({str(error).splitlines()[0]})"
             ) from error
         for node in program.graph.nodes:  # places on this machine
             node.meta.pop("stack_trace", None)

@@ -15,6 +15,7 @@ from safetensors.torch import save as save_tensors
 from flowmdp.agents import ALGORITHMS, FlowBC, load_agent, pretrained_path
 from flowmdp.agents.core import checkpoint
 from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.robot import RobotInterface
 from tests.agents.test_contract import make, rewrite
 
 Entries = dict[str, bytes]
@@ -110,7 +111,7 @@ def test_specification_out_of_range(path: Path, spec: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"net_arch": [65_536] * 3}, "needs 8,589,934,592 weights, which are not there"),
+        ({"net_arch": [65_536] * 3}, "networks need 8,59[0-9],.* weights, which are not there"),
         ({"net_arch": [1] * 1000}, "at most 100"),
         ({"net_arch": [10**9]}, "at most 65,536"),
         ({"batch_size": 10**12}, "at most 1,000,000"),
@@ -120,6 +121,19 @@ def test_specification_out_of_range(path: Path, spec: dict[str, Any]) -> None:
 def test_sizes_that_no_memory_holds(path: Path, change: dict[str, Any], match: str) -> None:
     rewrite(path, config=checkpoint.read(path).manifest["config"] | change)
     refused(path, match)
+
+
+def test_an_observation_that_no_memory_holds(path: Path) -> None:
+    manifest = checkpoint.read(path).manifest
+    config = manifest["config"] | {"net_arch": [65_536]}
+    rewrite(path, config=config, spec=manifest["spec"] | {"observation_dim": 10**6})
+    refused(path, "networks need 65,5.* weights, which are not there")
+
+
+def test_a_robot_of_other_widths_is_refused(path: Path) -> None:
+    for space in ({"type": "Discrete", "n": 10**12, "start": 0}, {"type": "MultiBinary", "n": 7}):
+        rewrite(path, robot=RobotInterface.plain(2, 2).to_json() | {"observation_space": space})
+        refused(path, "its robot has observations")
 
 
 def test_one_step_agents_keep_their_one_step(path: Path) -> None:

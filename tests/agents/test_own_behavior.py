@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -108,3 +109,22 @@ def test_an_id_is_made_with_its_steps(hopper_data: Path) -> None:
     own = as_behavior(lambda s, x, t: -x, flow_steps=4)
     agent = DFDiv("MlpPolicy", "FlowMDP-hopper-medium-v0", behavior=own, **TINY)
     assert agent.spec.flow_steps == 4
+
+
+def test_registered_ids_take_its_critic(tmp_path: Path) -> None:
+    def on_tensors(s: Any, x: Any, t: Any) -> Any:
+        return torch.zeros(x.shape).sub_(x)
+
+    env = FlowMDPEnv(PointRobot(), dataset=toy_dataset(), flow_steps=STEPS)
+    agent = DFDiv("MlpPolicy", env, behavior=on_tensors, **TINY, critic_steps=1).learn(1)
+    agent.save(tmp_path / "a.zip")
+    load_agent(tmp_path / "a.zip", behavior=on_tensors)
+    gym.register("OwnPoint-v0", "tests.mdp.toys:PointRobot")
+    make: dict[str, Any] = {"env_id": "OwnPoint-v0", "checkpoint": tmp_path / "a.zip"}
+    make |= {"action_mode": "residual", "flow_steps": STEPS}
+    with pytest.raises(CheckpointError, match="a behaviour of your own, function: pass it"):
+        gym.make("FlowMDP-v0", **make)
+    made = gym.make("FlowMDP-v0", behavior=on_tensors, **make)
+    made.reset(seed=0)
+    made.step(np.zeros(2, np.float32))
+    gym.registry.pop("OwnPoint-v0")

@@ -530,6 +530,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "samples": lambda: make("ifql", samples=10**9),
     "callback": lambda: make("flow-bc").learn(1, callback=5),
     "callbacks": lambda: make("flow-bc").learn(1, callback=[5]),
+    "functions": lambda: make("flow-bc").learn(1, callback=[lambda *_: True]),
     "log_interval": lambda: make("flow-bc").learn(1, log_interval="x"),
     "tb_log_name": lambda: make("flow-bc").learn(1, tb_log_name=5),
     "pretrain": lambda: make("df-div").pretrain(callback=5),

@@ -127,6 +127,7 @@ def test_registered_ids_take_it() -> None:
         ("no_such_package:flow", "cannot be imported"),
         ("flowmdp.behavior:nothing", "cannot be imported"),
         ("flowmdp", "cannot be imported"),
+        (lambda s, x, t: x + torch.randn(x.shape).numpy(), "another answer when it is asked again"),
     ],
 )
 def test_others_are_refused_when_they_are_given(wrong: Any, message: str) -> None:
@@ -137,8 +138,69 @@ def test_others_are_refused_when_they_are_given(wrong: Any, message: str) -> Non
 def test_steps_and_times_are_checked() -> None:
     with pytest.raises(ConfigurationError, match="makes 5 flow steps, the environment 10"):
         FlowMDPEnv(PointRobot(), behavior=as_behavior(behavior, flow_steps=5), flow_steps=10)
-    for steps, times in ((None, [0, 1]), (2, [0, 1]), (1, [0, np.nan])):
+    for steps, times in ((None, [0, 1]), (2, [0, 1]), (1, [0, np.nan]), (1, "ab"), (2, [0, 1, 1])):
         with pytest.raises(ConfigurationError, match="flow_steps \\+ 1 finite times"):
-            as_behavior(behavior, steps, times)
+            as_behavior(behavior, steps, times)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="flow_steps is 0"):
         as_behavior(behavior, 0)
+    own = as_behavior(as_behavior(behavior, flow_steps=3), name="mine")
+    assert (own.flow_steps, own.name) == (3, "mine") and as_behavior(own, 5).flow_steps == 5
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(2)])
+def test_a_module_is_asked_in_eval_mode_and_keeps_its_own(layer: nn.Module) -> None:
+    frozen = nn.BatchNorm1d(2).eval()
+    module: Any = Module()
+    module.layer = nn.Sequential(module.layer, frozen.double(), layer.double())
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    on_arrays, on_tensors = velocities_of(as_behavior(module))
+    np.testing.assert_allclose(on_arrays, on_tensors, rtol=1e-5)
+    assert module.training and layer.training and not frozen.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def greedy_arrays(s: Any, x: Any, t: Any) -> Any:
+    s *= 0
+    x -= 1
+    t += 1
+    return x
+
+
+def greedy_tensors(s: Any, x: Any, t: Any) -> Any:
+    s.mul_(0)
+    return x.sub_(1)
+
+
+@pytest.mark.parametrize("greedy", [greedy_arrays, greedy_tensors])
+def test_what_it_does_to_its_arguments_changes_nothing(greedy: Any) -> None:
+    def greedy_critic(s: Any, a: Any) -> Any:
+        s *= 0
+        a *= 0
+        return a.sum(1)
+
+    settings: dict[str, Any] = {"reward": "divergence", "action_mode": "residual", "flow_steps": 2}
+    env = FlowMDPEnv(
+        states="dataset", dataset=toy_dataset(), behavior=greedy, critic=greedy_critic, **settings
+    )
+    seen, _ = env.reset(seed=0)
+    for k in range(2):
+        x_t = seen[2:4]
+        after, *_, info = env.step(np.zeros(2, np.float32))
+        np.testing.assert_array_equal(after[:2], seen[:2])
+        np.testing.assert_allclose(after[2:4], x_t + (x_t - 1) / 2, rtol=1e-6)
+        assert after[4] == (k + 1) / 2
+        seen = after
+    np.testing.assert_allclose(info["executed_action"], seen[2:4].clip(-1, 1))
+
+
+def test_what_is_not_finite_is_blamed_on_it() -> None:
+    env = FlowMDPEnv(
+        PointRobot(),
+        behavior=lambda s, x, t: np.where(t < 0.5, x, np.inf),
+        action_mode="residual",
+        flow_steps=2,
+    )
+    env.reset(seed=0)
+    env.step(np.zeros(2, np.float32))
+    with pytest.raises(ConfigurationError, match=r"the behavior answers .* at flow time \[0.5\]"):
+        env.step(np.zeros(2, np.float32))

@@ -168,6 +168,10 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"starts": np.arange(40) == 0}, "no start at transition 10"),
     ({"starts": np.arange(40) % 5 == 0}, "no episode ends before it, at transition 5"),
     ({"truncations": np.zeros(40, bool)}, "starts must follow"),
+    ({"rewards": np.ma.masked_array(np.zeros(40), np.eye(40)[3])}, "rewards .* masked"),
+    ({"rewards": [[1], [1, 2]]}, "rewards that are no array"),
+    ({"robot": RobotInterface.plain(3, 2)}, r"width \(2, 2\), which are not its robot's"),
+    ({"robot": "arm"}, "pass the RobotInterface"),
 ]
 
 
@@ -179,6 +183,33 @@ def test_data_from_python_is_checked(change: dict[str, Any], message: str) -> No
         dataclasses.replace(toy_dataset(), **change)
 
 
+def test_lists_and_tensors_are_taken() -> None:
+    import torch
+
+    data = toy_dataset()
+    arrays = {name: value for name, value in vars(data).items() if isinstance(value, np.ndarray)}
+    for kind in (np.ndarray.tolist, torch.as_tensor):
+        given: dict[str, Any] = {name: kind(array) for name, array in arrays.items()}
+        same = TransitionDataset("toy", **given)
+        np.testing.assert_array_equal(same.masks, data.masks)
+        np.testing.assert_array_equal(same.returns, data.returns)
+        assert same.observations.dtype == np.float32 and same.starts.dtype == np.bool_
+
+
+def test_episodes_as_long_as_an_observation_is_wide() -> None:
+    episodes = [
+        {
+            "observations": np.arange(n + 1),
+            "actions": np.zeros((n, 2)),
+            "rewards": np.zeros(n),
+            "terminations": False,
+        }
+        for n in (3, 4)
+    ]
+    data = TransitionDataset.from_episodes(episodes, Discrete(5), UNIT)
+    np.testing.assert_array_equal(data.observations.argmax(1), [0, 1, 2, 0, 1, 2, 3])
+
+
 def test_episodes_that_cannot_be_used_are_named() -> None:
     good = {"observations": np.zeros((3, 1)), "actions": np.zeros((2, 2)), "rewards": np.zeros(2)}
     for change, message in (
@@ -186,11 +217,59 @@ def test_episodes_that_cannot_be_used_are_named() -> None:
         ({"terminations": [True, False]}, "goes on after it terminated"),
         ({"observations": np.zeros((3, 4))}, "episode 1 of mine"),
         ({"rewards": None}, "episode 1 of mine"),
+        ({"terminations": "no"}, "terminations are no booleans"),
+        ({"terminations": np.nan}, "terminations are no booleans"),
     ):
         bad = {**good, "terminations": True, **change}
         with pytest.raises(DatasetError, match=message):
             TransitionDataset.from_episodes(
                 [{**good, "terminations": True}, bad], Box(-1, 1, (1,)), UNIT, id="mine"
             )
-    with pytest.raises(DatasetError, match="no episodes"):
-        TransitionDataset.from_episodes([], Box(-1, 1, (1,)), UNIT)
+    for wrong, message in (
+        ([], "no episodes"),
+        ([good], "episode 0 of own has no 'terminations'"),
+        ({**good, "terminations": True}, "pass a list of episodes"),
+        (None, "pass a list of episodes"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            TransitionDataset.from_episodes(wrong, Box(-1, 1, (1,)), UNIT)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("space", "observation", "shape"),
+    [
+        (Discrete(3), np.array([2, 0, 1]), (3, 3)),  # a batch as long as one is wide
+        (Discrete(3), np.array([0.0, 0.0, 1.0]), (3,)),  # flat already
+        (Box(-1, 1, (1, 4)), np.zeros((1, 4)), (4,)),
+        (Box(-1, 1, ()), 0.5, (1,)),
+        (Box(-1, 1, ()), np.zeros(5), (5, 1)),
+        (Box(-1, 1, (2,)), np.zeros((0, 2)), (0, 2)),
+        (Box(-1, 1, (2, 3)), np.zeros((0, 2, 3)), (0, 6)),
+    ],
+)
+def test_one_batch_and_flat_are_told_apart(space: Any, observation: Any, shape: Any) -> None:
+    assert RobotInterface(space, UNIT).flatten(observation).shape == shape
+
+
+@pytest.mark.parametrize("box", [Box(-1, 1, (), np.float32), Box(-1, 1, (2,), np.float16)])
+def test_robots_get_actions_of_their_own_box(box: Any) -> None:
+    robot = unit_robot(gym.wrappers.TransformAction(PointRobot(), lambda a: UNIT.sample(), box))
+    inner: Any = robot
+    sent: list[Any] = []
+
+    def send(action: Any) -> Any:
+        sent.append(action)
+        return UNIT.sample()
+
+    inner.env.func = send
+    robot.reset(seed=0)
+    robot.step(robot.action_space.sample())
+    assert box.contains(sent[0])
+
+
+@pytest.mark.parametrize(
+    "spaces_", [(Dict({}), UNIT), (Tuple([]), UNIT), (UNIT, Box(-1, 1, (0,)))], ids=str
+)
+def test_spaces_of_no_width_are_refused(spaces_: Any) -> None:
+    with pytest.raises(ConfigurationError, match="at least one number"):
+        RobotInterface(*spaces_)

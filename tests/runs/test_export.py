@@ -177,3 +177,25 @@ def test_what_cannot_be_exported_is_one_line(
     agent: Any = object.__new__(FlowBC)
     with pytest.raises(ConfigurationError, match="choose one of onnx, torch"):
         export(agent, tmp_path / "a.onnx", "tflite")  # type: ignore[arg-type]
+
+
+def test_around_a_behaviour_of_ones_own(tmp_path: Path) -> None:
+    class Own(torch.nn.Module):
+        def forward(self, s: Any, x: Any, t: Any) -> Any:
+            return s[:, :2] - x + t
+
+    path = tmp_path / "own.pt2"
+    for own in (Own(), lambda s, x, t: s[:, :2] - np.asarray(x) + t):
+        env = FlowMDPEnv(Robot(), flow_steps=3)
+        agent = ALGORITHMS["df-div"]("MlpPolicy", env, net_arch=(16,), seed=0, behavior=own)
+        agent.policy.normalizer.fit(torch.randn((9, 3), generator=torch.manual_seed(0)))
+        if not isinstance(own, torch.nn.Module):
+            with pytest.raises(ConfigurationError, match=r"torch\.export cannot follow function"):
+                export(agent, path, "torch")
+            continue
+        export(agent, path, "torch")
+        seen = np.random.default_rng(0).standard_normal((2, 5, 3), np.float32)
+        answer = torch.export.load(path).module()(*map(torch.as_tensor, (seen[0], seen[1, :, :2])))
+        expected = agent.act(seen[0], noise=seen[1, :, :2])
+        robots = agent.robot.to_robot(expected).reshape(5, 2)
+        np.testing.assert_allclose(answer.detach().numpy().reshape(5, 2), robots, atol=1e-5)

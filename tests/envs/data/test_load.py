@@ -277,6 +277,7 @@ def test_absent_datasets_name_what_gets_them() -> None:
     for options, match in (
         ({"dataset_id": "hand/mode-v0"}, "did you mean hand/made-v0"),
         ({"dataset_id": "../../etc"}, "malformed dataset id"),
+        ({"dataset_id": 3}, "malformed dataset id 3"),
         ({"build": False}, "flowmdp data build hopper-medium"),
         ({"source": "minari"}, "flowmdp data download hopper-medium"),
         ({"source": "d4rl"}, "flowmdp data import"),
