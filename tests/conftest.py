@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,12 @@ os.environ.update(
     COLUMNS="120",
 )
 os.environ.pop("DISPLAY", None)
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):  # a shell's background job begins with them ignored
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 os.environ.pop("WAYLAND_DISPLAY", None)
 
 

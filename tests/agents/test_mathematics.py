@@ -247,7 +247,8 @@ def test_values_do_not_depend_on_where_a_time_limit_cuts(length: int) -> None:
     assert first.v.mean() / scale == pytest.approx(50, rel=0.02)
     agent.pretrain()
     states = np.zeros((8, 2), np.float32)
-    assert agent.q_values(states, data.actions[:8]) / scale == pytest.approx(50, rel=0.2)
+    values = agent.q_values(states, data.actions[:8])
+    assert values == pytest.approx(50 * scale, abs=2)  # a new network answers about 0 +- 2
 
 
 def test_constant_coordinates_and_rewards_keep_their_unit() -> None:

@@ -227,7 +227,7 @@ def test_episodes_that_cannot_be_used_are_named() -> None:
             )
     for wrong, message in (
         ([], "no episodes"),
-        ([good], "episode 0 of own has no 'terminations'"),
+        ([good], "episode 0 of custom has no 'terminations'"),
         ({**good, "terminations": True}, "pass a list of episodes"),
         (None, "pass a list of episodes"),
     ):

@@ -128,7 +128,10 @@ KINDS = [ordinary, outlier, ten_names, both_signs, not_finite, enormous, still, 
 def run_folder(path: Path, columns: Columns, steps: int, returns: float | None) -> Path:
     """A run folder, written by hand."""
     path.mkdir()
-    config = {"algorithm": "df-div", "task": "hopper-medium-replay", "seed": 0, "steps": steps}
+    config = {
+        **{"algorithm": "df-div", "task": "hopper-medium-replay", "seed": 0, "steps": steps},
+        **{"source": "builtin", "dataset_id": None, "flow": {}, "config": {}},
+    }
     (path / "config.json").write_text(json.dumps(config))
     with (path / "progress.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -141,10 +144,11 @@ def run_folder(path: Path, columns: Columns, steps: int, returns: float | None) 
             {"step": steps * i // 9, "returns": [returns * i / 9, returns / 3]}
             for i in range(1, 10)
         ]
-        (path / "history.json").write_text(json.dumps({"evaluations": evaluations}))
+        clocks = {"updates": steps, "update_seconds": 1.0, "seconds": 1.0}
+        (path / "history.json").write_text(json.dumps({"evaluations": evaluations, **clocks}))
         played = {"mean_return": returns, "interval_95": [returns - 9, returns + 9], "episodes": 50}
-        result = played | {"data": played, "behavior": {"mean_return": returns / 2}}
-        (path / "result.json").write_text(json.dumps(result))
+        result = {**config, **played, "data": played, "behavior": {"mean_return": returns / 2}}
+        (path / "result.json").write_text(json.dumps({**result, "dataset_id": "by/hand-v0"}))
     return path
 
 
