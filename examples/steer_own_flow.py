@@ -20,6 +20,9 @@ import flowmdp  # noqa: F401  (registers FlowMDP-v0)
 from flowmdp.behavior import as_behavior
 
 
+Means = tuple[float, float]
+
+
 class Flow(nn.Module):
     """u(s, x_t, t) of a flow to a torque in [-1, 1]; it scales observations itself."""
 
@@ -50,7 +53,7 @@ def clone(flow: Flow, updates: int) -> None:
         optimizer.step()
 
 
-def play(env: gym.Env[Any, Any], act: Callable[[Any], Any], episodes: int = 10) -> float:
+def play(env: gym.Env[Any, Any], act: Callable[[Any], Any], episodes: int) -> float:
     """Mean return."""
     total = 0.0
     for episode in range(episodes):
@@ -61,18 +64,18 @@ def play(env: gym.Env[Any, Any], act: Callable[[Any], Any], episodes: int = 10) 
     return total / episodes
 
 
-def main(updates: int = 2_000, steps: int = 4_000, seed: int = 0) -> tuple[float, float]:
+def main(updates: int = 2_000, steps: int = 4_000, episodes: int = 10, seed: int = 0) -> Means:
     """Returns the mean return of the flow, and of the flow that SAC steers."""
     torch.manual_seed(seed)
     flow = Flow()
     clone(flow, updates)
     robot: dict[str, Any] = {"env_id": "Pendulum-v1", "behavior": as_behavior(flow, flow_steps=5)}
     env = gym.make("FlowMDP-v0", action_mode="residual", **robot)
-    before = play(env, lambda _: np.zeros(1, np.float32))  # adds nothing to the flow's velocity
+    before = play(env, lambda _: np.zeros(1, np.float32), episodes)  # nothing added to the flow
     env = gym.make("FlowMDP-v0", decision="noise", **robot)
     agent = SAC("MlpPolicy", env, learning_rate=1e-3, learning_starts=500, seed=seed).learn(steps)
-    after = play(env, lambda observation: agent.predict(observation, deterministic=True)[0])
-    print(f"mean return of ten episodes: flow {before:.0f}, steered {after:.0f}")
+    after = play(env, lambda seen: agent.predict(seen, deterministic=True)[0], episodes)
+    print(f"mean return: flow {before:.0f}, steered {after:.0f}")
     return before, after
 
 

@@ -96,7 +96,7 @@ def test_draw_flow(tmp_path: Path) -> None:
 
 
 def test_steer_own_flow() -> None:
-    returns = steer_own_flow.main(updates=5, steps=10)
+    returns = steer_own_flow.main(updates=5, steps=10, episodes=1)
     assert len(returns) == 2 and all(-2_000 < mean < 0 for mean in returns)
 
 
