@@ -20,9 +20,6 @@ import flowmdp  # noqa: F401  (registers FlowMDP-v0)
 from flowmdp.behavior import as_behavior
 
 
-Means = tuple[float, float]
-
-
 class Flow(nn.Module):
     """u(s, x_t, t) of a flow to a torque in [-1, 1]; it scales observations itself."""
 
@@ -64,7 +61,7 @@ def play(env: gym.Env[Any, Any], act: Callable[[Any], Any], episodes: int) -> fl
     return total / episodes
 
 
-def main(updates: int = 2_000, steps: int = 4_000, episodes: int = 10, seed: int = 0) -> Means:
+def main(updates: int = 2000, steps: int = 4000, episodes: int = 10, seed: int = 0) -> list[float]:
     """Returns the mean return of the flow, and of the flow that SAC steers."""
     torch.manual_seed(seed)
     flow = Flow()
@@ -76,7 +73,7 @@ def main(updates: int = 2_000, steps: int = 4_000, episodes: int = 10, seed: int
     agent = SAC("MlpPolicy", env, learning_rate=1e-3, learning_starts=500, seed=seed).learn(steps)
     after = play(env, lambda seen: agent.predict(seen, deterministic=True)[0], episodes)
     print(f"mean return: flow {before:.0f}, steered {after:.0f}")
-    return before, after
+    return [before, after]
 
 
 if __name__ == "__main__":
