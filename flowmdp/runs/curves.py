@@ -141,7 +141,9 @@ def _draw_losses(axes: Axes, series: Series, phase: str) -> None:
         if name.startswith(f"{phase}/") and name.endswith("loss") and series[name]:
             points = np.array(series[name])
             label = name.removeprefix(f"{phase}/").replace("_", " ")
-            axes.plot(points[:, 0], points[:, 1] / (abs(points[0, 1]) or 1.0), lw=1, label=label)
+            relative = points[:, 1] / (abs(points[0, 1]) or 1.0)
+            mark = "o" if len(points) == 1 else ""  # a line of one point cannot be seen
+            axes.plot(points[:, 0], relative, marker=mark, lw=1, ms=3, label=label)
     if not axes.lines:
         _say(axes, "no updates yet")
 
