@@ -90,7 +90,10 @@ class BehaviorFlow:
         return velocity
 
     def on_tensors(self, observations: Any, x_t: Any, t: Any) -> Any:
-        """The same on torch tensors, float32; gradients flow where the callable lets them."""
+        """`__call__` on torch tensors of the same shapes, float32.
+
+        Gradients flow where the callable lets them.
+        """
         import torch
 
         own, factor = self._own_time(t)
@@ -102,10 +105,10 @@ class BehaviorFlow:
         return answer.to(x_t.device) * factor
 
     def check(self, observation_dim: int, action_dim: int) -> None:
-        """Ask it once, and find out whether it takes arrays or tensors.
+        """Ask it twice, and find out whether it takes arrays or tensors.
 
         Raises:
-            ConfigurationError: If it fails, or its answer is no finite velocity.
+            ConfigurationError: If it fails, its answer is no finite velocity, or is random.
         """
         sizes = f"observations of {observation_dim} and actions of {action_dim} dimensions"
         n = next(n for n in (2, 3, 5) if n not in (observation_dim, action_dim))
@@ -122,7 +125,6 @@ class BehaviorFlow:
                 f"the behavior answers shape {answer.shape} with {(~np.isfinite(answer)).sum()} "
                 f"values that are not finite, for {sizes}: it must answer (n, {action_dim})"
             )
-
         if not np.array_equal(answer, again):
             raise ConfigurationError(
                 "the behavior gives another answer when it is asked again: take the randomness out "

@@ -130,20 +130,20 @@ class ReturnTargets(NamedTuple):
 
 
 @torch.no_grad()
-def return_targets(critic: Critic, data: DeviceDataset, lam: float | None) -> ReturnTargets:
-    """Targets of all transitions under the critic's `target_v`; `lam` is TD(lambda)'s.
+def return_targets(
+    critic: Critic, data: DeviceDataset, lam: float, average: float | None = None
+) -> ReturnTargets:
+    """Targets of all transitions under the critic's `target_v`, each (n,); `lam` is TD(lambda)'s.
 
-    None asks for the first targets, before V knows anything: Monte-Carlo returns, to which a
-    truncation adds what the behaviour earns on average, so that they do not depend on where a time
-    limit cut.
+    `average` stands for every V while V knows nothing: a truncation then bootstraps from what the
+    behaviour earns on average, so that returns do not depend on where a time limit cut.
     """
     rewards, masks, gamma = data.rewards, data.masks, critic.gamma
-    if lam is None:
-        next_values = torch.full_like(rewards, average_value(data, gamma))
+    if average is not None:
+        next_values = torch.full_like(rewards, average)
     else:
         chunks = data.next_observations.split(1 << 14)
         next_values = torch.cat([critic.target_v(chunk).squeeze((0, -1)) for chunk in chunks])
-    lam = 1.0 if lam is None else lam
     v = lambda_returns(rewards, next_values, masks, data.continues, gamma, lam)
     return ReturnTargets(rewards + gamma * masks * next_values, v)
 

@@ -268,16 +268,16 @@ class ReturnCritic(Part):
         """The data's returns under V as it is, every so often and where they are missing."""
         if not self.phase:
             return
-        critic = self.critic
-        if self.updates == 0:
-            critic.start_at(average_value(self.agent.data, critic.gamma))
-        due = self.updates % TARGETS_INTERVAL == 0
-        if due:
-            critic.target_v.load_state_dict(critic.v.state_dict())
+        critic, data = self.critic, self.agent.data
+        first, due = self.updates < TARGETS_INTERVAL, self.updates % TARGETS_INTERVAL == 0
         if due or self._targets is None:
-            lam = None if self.updates < TARGETS_INTERVAL else LAMBDA
+            average = average_value(data, critic.gamma) if first else None
+            if average is not None and self.updates == 0:
+                critic.start_at(average)
+            if due:
+                critic.target_v.load_state_dict(critic.v.state_dict())
             with self.agent.autocast():
-                targets = return_targets(critic, self.agent.data, lam)
+                targets = return_targets(critic, data, 1.0 if first else LAMBDA, average)
             if self._targets is None:
                 self._targets = targets
             for target, new in zip(self._targets, targets, strict=True):

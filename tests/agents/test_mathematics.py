@@ -242,8 +242,9 @@ def test_values_do_not_depend_on_where_a_time_limit_cuts(length: int) -> None:
     env = FlowMDPEnv(states="dataset", reward="data", dataset=data, flow_steps=2)
     agent = DFDiv("MlpPolicy", env, net_arch=(16,), behavior_steps=0, critic_steps=30, seed=0)
     scale = agent.data.reward_scale
-    assert average_value(agent.data, 0.99) / scale == pytest.approx(50, rel=0.02)
-    first = return_targets(agent.critic, agent.data, None)
+    average = average_value(agent.data, 0.99)
+    assert average / scale == pytest.approx(50, rel=0.02)
+    first = return_targets(agent.critic, agent.data, 1.0, average)
     assert first.v.mean() / scale == pytest.approx(50, rel=0.02)
     agent.pretrain()
     states = np.zeros((8, 2), np.float32)

@@ -25,7 +25,7 @@ from flowmdp.cli import main, parse
 from flowmdp.compare.report import run_report
 from flowmdp.runs.config import FLOW, QUICK, get_algorithm, make_config
 from flowmdp.runs.folder import read_progress
-from tests.runs.tiny_run import tiny_run
+from tests.runs.tiny_run import failure, tiny_run
 
 RESULT = {
     "task": "hopper-medium",
@@ -44,15 +44,6 @@ def train(algorithm: str, out: Path, *more: str, steps: int = 20) -> int:
 def run(runs: dict[str, Path], hopper_data: Path, tmp_path: Path) -> Path:
     """A copy of the finished DF-div run."""
     return Path(shutil.copytree(runs["df-div"], tmp_path / "run"))
-
-
-def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """Run a command that must fail; returns its one line on stderr."""
-    capsys.readouterr()
-    assert main(argv) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("flowmdp:")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 @pytest.mark.parametrize("algorithm", list(ALGORITHMS))

@@ -22,7 +22,7 @@ from flowmdp.cli import main
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ConfigurationError
 from flowmdp.runs.export import _ndtri, export
-from tests.runs.test_cli import failure
+from tests.runs.tiny_run import failure
 
 SESSION = onnxruntime.InferenceSession
 

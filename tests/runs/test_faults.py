@@ -32,7 +32,7 @@ from flowmdp.files import TEMPORARY, locked
 from flowmdp.runs import play, train
 from flowmdp.runs.config import check_data, fingerprint
 from flowmdp.runs.folder import RunFolder, free_folder
-from tests.runs.tiny_run import tiny_run
+from tests.runs.tiny_run import failure, tiny_run
 
 DEEP = "[" * 100_000
 
@@ -55,15 +55,6 @@ def whole(hopper_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(whole: Path, hopper_data: Path, tmp_path: Path) -> Path:
     """A copy of that run."""
     return Path(shutil.copytree(whole, tmp_path / "run"))
-
-
-def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """Run a command that must fail; returns its one line on stderr."""
-    capsys.readouterr()
-    assert main(argv) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("flowmdp:")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 # -- files ----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard, constants, hf_api
 from flowmdp.agents import load_agent
 from flowmdp.cli import main
 from flowmdp.runs.hub import FILES, from_hub, push_to_hub
-from tests.runs.test_cli import failure
+from tests.runs.tiny_run import failure
 
 SHA = "a" * 40
 

@@ -1,10 +1,13 @@
-"""A `flowmdp train` command with networks and budgets as small as they get."""
+"""The command in tests: a `flowmdp train` as small as it gets, and one that must fail."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from flowmdp.agents import ALGORITHMS
+from flowmdp.cli import main
 
 
 def tiny_run(
@@ -23,3 +26,12 @@ def tiny_run(
         *("--episodes", "2", "--eval-episodes", "1", *more),
         *("--net-arch", "16", "16", "--batch-size", "32", *budget),
     ]
+
+
+def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run a command that must fail; returns its one line on stderr."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("flowmdp:")]
+    assert len(lines) == 1
+    return lines[0]
