@@ -18,15 +18,11 @@ from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 from flowmdp.arguments import check_integers
+from flowmdp.envs.data.sources import manipulation
 from flowmdp.envs.data.sources.behavior import BehaviorPolicy
 from flowmdp.envs.data.sources.collect import NUM_ENVS, Episode, collect_steps, roll_out
 from flowmdp.envs.data.sources.kept import cores, keep, kept, record
-from flowmdp.envs.data.sources.manipulation import (
-    TRANSITIONS,
-    expert_recipe,
-    published_episodes,
-    quiet,
-)
+from flowmdp.envs.data.sources.manipulation import expert_recipe, published_episodes, quiet
 from flowmdp.envs.data.sources.planner import plan_episodes, planner_recipe
 from flowmdp.envs.data.store import (
     dataset_lock,
@@ -100,7 +96,7 @@ def build_dataset(
         if row.ogbench:
             env = stack.enter_context(make_recorded(row))
             found = _experts_episodes(row, recipe, progress, force, jobs or cores())
-            total, name = size["episodes"] * TRANSITIONS, "OGBench's experts"
+            total, name = size["episodes"] * manipulation.TRANSITIONS, "OGBench's experts"
         else:
             number, total = 1 if row.planner else NUM_ENVS, size["steps"]
             envs = [stack.enter_context(make_outer(task, "builtin")) for _ in range(number)]
@@ -201,8 +197,13 @@ def _experts_episodes(
     key = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
     folder = unfinished_folder(dataset_id, key)
     missing = [index for index in range(episodes) if kept(folder, index) is None]
-    steps = len(missing) * TRANSITIONS
-    bar = _bar(dataset_id, episodes * TRANSITIONS, progress, episodes * TRANSITIONS - steps)
+    steps = len(missing) * manipulation.TRANSITIONS
+    bar = _bar(
+        dataset_id,
+        episodes * manipulation.TRANSITIONS,
+        progress,
+        episodes * manipulation.TRANSITIONS - steps,
+    )
     minutes = steps / (jobs * STEPS_PER_SECOND) / 60
     if progress and minutes > 1:
         bar.write(
@@ -220,7 +221,7 @@ def _experts_episodes(
         except KeyboardInterrupt as stop:
             words = f"flowmdp data build {row.name} --episodes {episodes} --seed {recipe['seed']}"
             words += " --force" * force
-            done = bar.n // TRANSITIONS if progress else "the finished"
+            done = bar.n // manipulation.TRANSITIONS if progress else "the finished"
             stop.args = (f"{done} of {episodes} episodes are kept; continue with: {words}",)
             raise
     for index in range(episodes):

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from flowmdp.envs.data.sources import manipulation
 from flowmdp.envs.data.sources.collect import Episode
-from flowmdp.envs.data.sources.manipulation import TRANSITIONS, Experts, reward_free
+from flowmdp.envs.data.sources.manipulation import Experts, reward_free
 from flowmdp.errors import DatasetError
 from flowmdp.files import replace_file
 
@@ -47,11 +48,13 @@ def record(
     """
     if jobs == 1 or len(indices) < 2:
         experts = Experts(name) if indices else None
-        yield from ((i, experts.record(seed, i, TRANSITIONS)) for i in indices if experts)
+        yield from (
+            (i, experts.record(seed, i, manipulation.TRANSITIONS)) for i in indices if experts
+        )
         return
     # Their own programs, not forks: nothing of this process, such as its threads, its main script
     # or its terminal's Ctrl-C, comes along. One that nobody speaks to any more ends.
-    command = [sys.executable, "-c", BESIDE, name, str(seed), str(TRANSITIONS)]
+    command = [sys.executable, "-c", BESIDE, name, str(seed), str(manipulation.TRANSITIONS)]
     given = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "start_new_session": True}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with tempfile.TemporaryFile() as complaints:
@@ -107,9 +110,9 @@ def kept(folder: Path, index: int) -> Episode | None:
         episode = reward_free(observations, arrays.pop("actions"), arrays, seed)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    whole = len(episode) == TRANSITIONS
+    whole = len(episode) == manipulation.TRANSITIONS
     lengths = {len(array) for array in (observations, *episode.infos.values())}
-    return episode if whole and lengths == {TRANSITIONS + 1} else None
+    return episode if whole and lengths == {manipulation.TRANSITIONS + 1} else None
 
 
 def _file(folder: Path, index: int) -> Path:
