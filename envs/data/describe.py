@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowmdp.envs.data.load import as_defined
-from flowmdp.envs.data.reading import read_transitions
+from flowmdp.envs.data.reading import read_states, read_transitions
 from flowmdp.envs.data.store import read_metadata
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.scores import normalized_score
-from flowmdp.envs.tasks import TASKS, Task, get_task
+from flowmdp.envs.tasks import GOALS, TASKS, Task, get_task
 from flowmdp.errors import RobotError, UnknownTaskError
 from flowmdp.pictures import save, short, tidy
 from flowmdp.transitions import TransitionDataset
@@ -24,17 +24,20 @@ CLIPPED = 1 - 1e-6
 CELLS_PER_DIMENSION, BINS = 5, 50
 """Of the grid for the state-action coverage, and of the histograms; ours."""
 
+REWARDED = {"return", "reward"}
+
 
 def dataset_info(
     name: str, source: str | None = None, dataset_id: str | None = None
 ) -> dict[str, Any]:
     """Describe a dataset of the local store; nothing is built, downloaded or refused.
 
-    Where the task is known the transitions are under its definition, as `load_dataset` gives them.
+    Where the task is known the transitions are under its definition, as `load_dataset` gives them;
+    OGBench's are as they were recorded, with the successes of all five goals.
 
     Args:
         name: A task, `hopper-medium`, or any Minari id of the local store.
-        source: "builtin", "minari" or "d4rl"; None takes the task's default.
+        source: "builtin", "minari", "d4rl" or "ogbench"; None takes the task's default.
         dataset_id: Another Minari id; `name` must then be the task it is scored as.
 
     Returns:
@@ -61,15 +64,21 @@ def open_dataset(
         dataset_id = dataset_id or row.dataset(source)
     metadata = read_metadata(dataset_id)
     dataset, notes = read_transitions(metadata), list[str]()
+    goals: dict[str, Any] = {}
     if row is not None:
         try:
             with make_outer(row.name) as outer:
-                if dataset.observations.shape[1:] == outer.observation_space.shape:
+                if row.ogbench and dataset_id in row.datasets.values():
+                    goals = _goals(row, metadata)
+                elif dataset.observations.shape[1:] == outer.observation_space.shape:
                     dataset, notes = as_defined(row, dataset, metadata, outer)
                 else:
                     notes = [f"its observations are not those of {row.name}"]
         except (UnknownTaskError, RobotError) as error:  # not installed; the data can be looked at
             notes = [f"as recorded: {error}"]
+    described = describe(dataset, None if goals else row)
+    if goals:  # nobody was rewarded
+        described = {key: value for key, value in described.items() if key not in REWARDED}
     return dataset, {
         "dataset": dataset.id,
         "task": row.name if row else "none of ours",
@@ -77,8 +86,28 @@ def open_dataset(
         "episodes": len(dataset.returns),
         "steps": len(dataset),
         **({"notes": notes} if notes else {}),
-        **describe(dataset, row),
+        **goals,
+        **described,
     }
+
+
+def _goals(row: Task, metadata: dict[str, Any]) -> dict[str, Any]:
+    """How often OGBench's data is in a success of each of its tasks, by OGBench's own function.
+
+    `episodes_in_success` is the share of recorded episodes that ever are, `steps_in_success` that
+    of the steps that begin in one.
+    """
+    episodes, steps = dict[str, float](), dict[str, float]()
+    for number in GOALS:
+        with make_outer(f"{row.ogbench}-task{number}") as outer:
+            recorded = read_states(metadata, outer.get_wrapper_attr("state_widths"))
+            found = []
+            for states in recorded:
+                before = {name: array[:-1] for name, array in states.items()}
+                found.append(outer.get_wrapper_attr("outcomes")(before)[1])
+        episodes[f"task{number}"] = float(np.mean([success.any() for success in found]))
+        steps[f"task{number}"] = float(np.concatenate(found).mean())
+    return {"episodes_in_success": episodes, "steps_in_success": steps}
 
 
 def describe(dataset: TransitionDataset, row: Task | None = None) -> dict[str, Any]:
@@ -110,6 +139,8 @@ def describe(dataset: TransitionDataset, row: Task | None = None) -> dict[str, A
         "episodes_terminated": float(dataset.terminations.sum() / len(lengths)),
         "episodes_truncated": float(dataset.truncations.sum() / len(lengths)),
         "reward": _distribution(dataset.rewards[whole]),
+        "action_mean": [round(float(v), 4) for v in actions.mean(0, np.float64)],
+        "action_std": [round(float(v), 4) for v in actions.std(0, np.float64)],
         "action_low": [round(float(v), 4) for v in actions.min(0)],
         "action_high": [round(float(v), 4) for v in actions.max(0)],
         "actions_clipped": float((np.abs(actions) >= CLIPPED).any(1).mean()),

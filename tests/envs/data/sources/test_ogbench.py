@@ -16,10 +16,11 @@ import pytest
 from numpy.typing import NDArray
 
 from flowmdp.cli import main
-from flowmdp.envs.data import list_datasets, load_dataset
+from flowmdp.envs.data import dataset_info, list_datasets, load_dataset
 from flowmdp.envs.data.sources import ogbench as importing
 from flowmdp.envs.data.sources.build import make_recorded
 from flowmdp.envs.data.sources.ogbench import download_ogbench, import_ogbench
+from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import DatasetError
 from tests.envs.built import leftovers
@@ -76,6 +77,21 @@ def test_the_transitions_are_those_that_ogbench_loads(path: Path) -> None:
             np.testing.assert_array_equal(getattr(ours, name), theirs[name])
         ends = ours.terminations | ours.truncations
         assert (ends >= theirs["terminals"].astype(bool)).all()
+
+
+def test_info_tells_how_often_each_goal_is_reached(path: Path) -> None:
+    """Shares by OGBench's own function; the second episode begins in the goal of task 1."""
+    buttons = rows()["button_states"]
+    with make_outer(f"{TASK}-task1") as outer:
+        buttons[4:6] = outer.unwrapped._target_button_states  # type: ignore[attr-defined]
+    import_ogbench(write(path, button_states=buttons), TASK)
+    info = dataset_info(f"{TASK}-sparse-task2", "ogbench")
+    assert info["episodes_in_success"]["task1"] == 0.5
+    assert info["steps_in_success"]["task1"] == pytest.approx(2 / 7)
+    assert info["length"]["max"] == 4 and info["episodes"] == 2 and "return" not in info
+    np.testing.assert_allclose(
+        info["action_mean"], np.delete(rows()["actions"], [3, 8], 0).mean(0), atol=1e-4
+    )
 
 
 def test_the_command_imports_by_the_name_of_the_file(
