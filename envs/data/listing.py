@@ -16,10 +16,10 @@ from flowmdp.envs.data.sources.d4rl import import_d4rl
 from flowmdp.envs.data.sources.minari import download_dataset
 from flowmdp.envs.data.store import is_present, list_datasets, read_metadata, store_root
 from flowmdp.envs.robots.outer import EXTRAS
-from flowmdp.envs.tasks import SOURCES, TASKS, Source
+from flowmdp.envs.tasks import GOALS, Source, families
 from flowmdp.errors import ConfigurationError
 
-GETS = {"builtin": "build", "minari": "download", "d4rl": "import"}
+GETS = {"builtin": "build", "minari": "download", "d4rl": "import", "ogbench": "download"}
 """Source -> the `flowmdp data` command that brings its datasets here."""
 
 
@@ -32,21 +32,31 @@ def print_tasks() -> None:
     For example:
       flowmdp tasks
     """
-    columns = [Column(name, no_wrap=True) for name in ("task", "robot", *SOURCES)]
-    table = Table(*columns, box=None, pad_edge=False)  # fits into 80 columns
-    for task in TASKS.values():
-        cells = {source: "-" for source in SOURCES}
-        for source, dataset_id in task.datasets.items():
-            cells[source] = "here" if is_present(dataset_id) else GETS[source]
-        cells[task.source()] += "*"
-        table.add_row(task.name, task.outer_env[task.source()], *cells.values())
-    Console().print(table)
+    scenes = {name: tasks for name, tasks in families().items() if tasks[0].ogbench}
+    others = {name: tasks for name, tasks in families().items() if name not in scenes}
+    for title, listed, sources in (
+        ("task", others, ("builtin", "minari", "d4rl")),
+        ("OGBench's task", scenes, ("builtin", "ogbench")),
+    ):
+        columns = [Column(name, no_wrap=True) for name in (title, "robot", *sources)]
+        table = Table(*columns, box=None, pad_edge=False)  # fits into 80 columns
+        for name, (task, *_) in listed.items():
+            cells = dict.fromkeys(sources, "-")
+            for source, dataset_id in task.datasets.items():
+                cells[source] = "here" if is_present(dataset_id) else GETS[source]
+            cells[task.source()] += "*" * (len(task.datasets) > 1)
+            table.add_row(name, task.outer_env[task.source()], *cells.values())
+        Console().print(table)
+        print()
+    goals = f"scene-play-task{GOALS[0]} to -task{GOALS[-1]}"
+    print(f"OGBench's: scene-play has the default goal, {goals} one each; with -sparse,")
+    print("as scene-play-sparse-task1, the goal alone is rewarded; mazes always reward it alone.")
     print("here: in the local store; build, download, import: what `flowmdp data` can do for it;")
     print("-: there is none; *: the default source. A build runs by itself when it is needed.")
     print("The flow environment of a task is FlowMDP-<task>-v0, made by gymnasium.make.")
     for extra, module in EXTRAS.items():
         if importlib.util.find_spec(module) is None:
-            names = ", ".join(task.name for task in TASKS.values() if task.extra == extra)
+            names = ", ".join(name for name, (row, *_) in families().items() if row.extra == extra)
             print(f'not installed: pip install "flowmdp[{extra}]" brings the robots of {names}')
 
 
