@@ -50,9 +50,8 @@ def print_tasks() -> None:
         Console().print(table)
         print()
     goals = f"scene-play-task{GOALS[0]} to -task{GOALS[-1]}"
-    print(f"scene-play has OGBench's default goal, {goals} one each;")
-    print("scene-play-sparse and scene-play-sparse-task1 reward the goal alone. Others likewise;")
-    print("mazes are sparse as they are.")
+    print(f"OGBench's: scene-play has the default goal, {goals} one each; with -sparse,")
+    print("as scene-play-sparse-task1, the goal alone is rewarded; mazes always reward it alone.")
     print("here: in the local store; build, download, import: what `flowmdp data` can do for it;")
     print("-: there is none; *: the default source. A build runs by itself when it is needed.")
     print("The flow environment of a task is FlowMDP-<task>-v0, made by gymnasium.make.")
