@@ -160,7 +160,7 @@ def test_an_earlier_import_is_kept_unless_forced(path: Path) -> None:
 def test_the_command_imports(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from flowmdp.cli import main
 
-    code = main(["data", "import", str(write(path, recording())), "--task", TASK])
+    code = main(["data", "import", str(write(path, recording()))])  # known by its name
     assert code in (0, None)
     assert f"{ID} is in" in capsys.readouterr().out
     assert len(load_dataset(TASK, "d4rl")) == 10
