@@ -104,8 +104,8 @@ def keep(folder: Path, index: int, episode: Episode) -> None:
 def kept(folder: Path, index: int) -> Episode | None:
     """An episode of the folder; None where there is none, or no whole one."""
     try:
-        with np.load(_file(folder, index), allow_pickle=False) as file:  # compares checksums
-            arrays = dict(file)
+        with _file(folder, index).open("rb") as file:  # np.load leaves a torn one open
+            arrays = dict(np.load(file, allow_pickle=False))  # compares checksums
         seed, observations = int(arrays.pop("seed")), arrays.pop("observations")
         episode = reward_free(observations, arrays.pop("actions"), arrays, seed)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
