@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.config import CloneConfig, CriticConfig, PolicyConfig
+from flowmdp.agents.core.best_of import favourites
+from flowmdp.agents.core.config import CloneConfig, PolicyConfig, TargetConfig
 from flowmdp.agents.core.critics import Critic, td_loss
 from flowmdp.agents.core.networks import Info
 from flowmdp.agents.core.one_step import DistilledField, SampledField
@@ -37,7 +38,7 @@ from flowmdp.arguments import Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class FQLConfig(PolicyConfig, CloneConfig, CriticConfig):
+class FQLConfig(PolicyConfig, CloneConfig, TargetConfig):
     """Hyper-parameters of FQL."""
 
     pessimism: Annotated[float, Range("(-inf, inf)")] | None = 0.0
@@ -97,12 +98,20 @@ class FQL(FlowAlgorithm[FQLConfig], name="fql"):
         """One step of the critic, one of the policy."""
         batch, field = self.sample(), self.policy.field
         assert isinstance(field, DistilledField)
-        with torch.no_grad(), self.autocast():
-            x_0 = self.starts_like(batch.actions)
-            next_actions = field.actions(batch.next_contexts, x_0).clamp(-1, 1)
+        next_actions = self.next_actions(field, batch)
         info = self.critic_part.learn(td_loss, batch, next_actions)
         networks = Networks(field, self.teacher, self.critic)
         x_0 = self.starts_like(batch.actions)
         return info | self.minimize(
             self.policy_optimizer, policy_loss, networks, batch, x_0, alpha=self.config.alpha
         )
+
+    @torch.no_grad()
+    def next_actions(self, field: DistilledField, batch: Batch) -> Tensor:
+        """The policy's action at s', or the best of `best_of`, shape (batch, action_dim)."""
+        n = self.config.best_of
+        with self.autocast():
+            x_0 = self.starts_like(batch.actions.repeat_interleave(n, 0))
+            actions = field.actions(batch.next_contexts.repeat_interleave(n, 0), x_0).clamp(-1, 1)
+            candidates = actions.unflatten(0, (-1, n))
+            return favourites(self.critic, batch.next_observations, candidates, target=True)

@@ -20,7 +20,13 @@ from typing_extensions import TypeVar
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.anchor import Anchor
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.config import CloneConfig, ExpectileConfig, PolicyConfig
+from flowmdp.agents.core.best_of import favourites
+from flowmdp.agents.core.config import (
+    CloneConfig,
+    ExpectileConfig,
+    PolicyConfig,
+    TargetConfig,
+)
 from flowmdp.agents.core.critics import smoothed, td_value_loss
 from flowmdp.agents.core.networks import Info
 from flowmdp.agents.core.parts import Clone, ReturnCritic
@@ -34,7 +40,7 @@ STEER_INTERVAL = 10  # policy steps between two movements of rho
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionFlowConfig(PolicyConfig, CloneConfig, ExpectileConfig):
+class DecisionFlowConfig(PolicyConfig, CloneConfig, TargetConfig, ExpectileConfig):
     """What DF-dir and DF-div share."""
 
     critic: Literal["td", "iql"] = "td"
@@ -72,6 +78,8 @@ class DecisionFlowConfig(PolicyConfig, CloneConfig, ExpectileConfig):
             )
         if self.critic_noise and self.critic != "iql":
             raise ConfigurationError('critic_noise needs critic="iql"')
+        if self.best_of > 1 and self.critic != "td":
+            raise ConfigurationError('best_of needs critic="td": iql asks for no policy\'s action')
 
 
 Shared = TypeVar("Shared", bound=DecisionFlowConfig, default=Any)
@@ -160,7 +168,8 @@ class DecisionFlow(FlowAlgorithm[Shared]):
         """Roll the policy out from s', and let the critic and the anchor learn from it.
 
         The policy learns on fewer chains than there are transitions; the critic's target needs an
-        action for each.
+        action for each: with `best_of` the best of so many chains, of which the policy learns on
+        the first.
 
         Args:
             batch: Transitions.
@@ -169,14 +178,18 @@ class DecisionFlow(FlowAlgorithm[Shared]):
         Returns:
             The first `chains` chains, and what the critic logs.
         """
-        learns = self.config.critic == "td"
+        learns, n = self.config.critic == "td", self.config.best_of
         rows = slice(None if learns else chains)
-        observations, contexts = (state[rows] for state in batch.flow_states)
-        x_0 = self.starts_like(batch.actions[rows])
+        observations, contexts = (state[rows].repeat(n, 1) for state in batch.flow_states)
+        x_0 = self.starts_like(batch.actions[rows].repeat(n, 1))
         rollout = self.roll_out(self.policy.ema, observations, contexts, x_0)
         info: Info = {}
         if learns:
-            next_actions = rollout.actions
+            candidates = rollout.actions.unflatten(0, (n, -1)).transpose(0, 1)
+            with torch.no_grad(), self.autocast():
+                next_actions = favourites(
+                    self.critic, batch.flow_states[0], candidates, target=True
+                )
             if self.config.smoothing > 0:
                 noise = self.noise_like(next_actions)
                 next_actions = smoothed(next_actions, noise, self.config.smoothing)

@@ -74,7 +74,7 @@ SAME = ("df-dir", "df-div", "rql", "toy-bc")
 )
 def test_both_formats_act_as_the_agent_does(name: str, tmp_path: Path) -> None:
     agent = make_agent(name, flow_env(name))
-    if name == "ifql":
+    if name in ("ifql", "qc"):
         agent.policy.ema.flow_steps = 2  # type: ignore[assignment]
     export(agent, tmp_path / "policy.pt2", "torch")
     export(agent, tmp_path / "policy.onnx")
