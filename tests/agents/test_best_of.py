@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,10 @@ def test_the_favourite_is_the_candidate_of_the_highest_target_value() -> None:
 def test_the_target_is_the_best_of_the_policy_s_actions(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    option = {"samples": N} if name == "qc" else {"best_of": N}
-    still = {"value_steps": 0} if name == "rql" else {"smoothing": 0.0} if "df" in name else {}
+    option: dict[str, Any] = {"samples": N} if name == "qc" else {"best_of": N}
+    still: dict[str, Any] = (
+        {"value_steps": 0} if name == "rql" else {"smoothing": 0.0} if "df" in name else {}
+    )
     agent = make(name, batch_size=BATCH, **option, **still)
     with torch.enable_grad():
         agent.learn(2)
@@ -93,14 +96,14 @@ def test_the_target_is_the_best_of_the_policy_s_actions(
         expected = batch.rewards + agent.config.gamma * batch.masks * best
         torch.testing.assert_close(targets, expected)
         return
-    field = agent.flow if name == "qc" else agent.policy.field if name == "fql" else None
+    field: Any = agent.flow if name == "qc" else agent.policy.field if name == "fql" else None
     candidates = []
     for i in range(N):
         if name == "fql":
             actions = field.actions(contexts, noises[:, i])
         else:
             flow, steps = field or agent.policy.ema, 10 if name == "qc" else 3
-            actions = integrate(lambda x, t, f=flow: f(contexts, x, t), noises[:, i], steps)
+            actions = integrate(partial(flow, contexts), noises[:, i], steps)
         candidates.append(actions.clamp(-1, 1))
     check(agent, observations, torch.stack(candidates, 1), seen["actions"])
 
