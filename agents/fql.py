@@ -44,7 +44,9 @@ class FQLConfig(PolicyConfig, CloneConfig, TargetConfig):
     pessimism: Annotated[float, Range("(-inf, inf)")] | None = 0.0
     """Q = mean - pessimism * std of the members; 0 is the mean (paper)."""
     alpha: Annotated[float, Range("[0, inf)")] = 1.0
-    """Weight of the distillation (paper: searched for every dataset)."""
+    """Weight of the distillation (paper: searched for every dataset). The distance is averaged over
+    the dimensions of one action and summed over a chunk's, so that an action weighs the same in
+    every chunk [ours]; an alpha that was published for means over chunks of h is h times ours."""
 
 
 class Networks(NamedTuple):
@@ -59,6 +61,8 @@ def policy_loss(
     networks: Networks, batch: Batch, x_0: Tensor, *, alpha: float
 ) -> tuple[Tensor, Info]:
     """The mean of alpha ||a - teacher||^2 / action_dim - Q(s, clip(a)) / mean |Q|.
+
+    Of a chunk all actions are distilled: those that the data never took are the teacher's too.
 
     Both start from x_0, shape (batch, action_dim).
     """
@@ -103,7 +107,12 @@ class FQL(FlowAlgorithm[FQLConfig], name="fql"):
         networks = Networks(field, self.teacher, self.critic)
         x_0 = self.starts_like(batch.actions)
         return info | self.minimize(
-            self.policy_optimizer, policy_loss, networks, batch, x_0, alpha=self.config.alpha
+            self.policy_optimizer,
+            policy_loss,
+            networks,
+            batch,
+            x_0,
+            alpha=self.config.alpha * self.spec.chunk,  # the loss takes the mean over the chunk
         )
 
     @torch.no_grad()

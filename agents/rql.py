@@ -18,6 +18,9 @@ mean |V|, which make alpha independent of both; noise of 0.3 instead of 1, see
 `DecisionFlow.environment`. Reversed chains begin where the data lead, which is noise of about 1: at
 the starts it acts from, V and the policy have seen the inside of that cloud only.
 
+Chains are reversed from whole chunks, also from one that the data did not finish: what stands in
+the place of its last actions is one more chunk of the same return. Flow matching leaves it out.
+
 Logged (train/):
     value_loss, value_mean: of V.
     policy_loss, bc_loss, grad_norm: of the policy, 0 while it waits.
@@ -209,5 +212,5 @@ class RQL(FlowAlgorithm[RQLConfig], name="rql"):
                 contexts = batch.next_contexts.repeat_interleave(n, 0)
                 values = self.critic.aggregate(members(self.target_value, contexts, z, zero))
                 following = values.unflatten(0, (-1, n)).amax(1)
-            targets: Tensor = batch.rewards + self.config.gamma * batch.masks * following
+            targets: Tensor = batch.rewards + self.critic.gamma * batch.masks * following
             return targets

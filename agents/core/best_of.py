@@ -37,7 +37,7 @@ def favourites(
         return candidates[:, 0]
     values = critic.values(observations.repeat_interleave(n, 0), candidates.flatten(0, 1), target)
     best = values.unflatten(0, (-1, n)).argmax(1)
-    rows = torch.arange(len(best), device=best.device)
+    rows = torch.arange(best.shape[0], device=best.device)
     chosen: Tensor = candidates[rows, best]
     return chosen
 

@@ -4,6 +4,11 @@ Both agents (Decision Flow, Hu et al. 2025, arXiv:2505.20350) learn in three pha
 flow u_v by flow matching, a critic Q(s, a), then the policy u_theta, which starts as a copy of u_v
 and climbs Q through the flow MDP.
 
+With chunks the distances ||u - u_v||^2 sum over all actions, and need no other weight: rho and
+behavior_weight set what one coordinate gains in the chunk's advantage against how far it moves,
+whatever the number of coordinates. Data pairs use whole chunks, also those that a termination cut:
+the critic has learned the same value for whatever stands in the place of their last actions.
+
 Ours: one roll-out from the next states serves both the critic's target (mode "td") and the policy;
 values are measured in advantage units (see `critics`).
 """
@@ -60,8 +65,8 @@ class DecisionFlowConfig(PolicyConfig, CloneConfig, TargetConfig, ExpectileConfi
     slowly."""
     budget: Annotated[float, Range("(0, inf)")] | None = None
     """How far actions may move [ours]: their mean squared distance from the behaviour's, in units
-    of the variance of one action coordinate (0.1 is a good start); rho is steered to hold it. None
-    keeps rho fixed."""
+    of the variance of one action coordinate (0.1 is a good start), for every action of a chunk;
+    rho is steered to hold it. None keeps rho fixed."""
     behavior_weight: Annotated[float, Range("(0, inf)")] | None = None
     """rho in units of mean |Q|, as in TD3+BC; in place of rho and budget. None: 0.025 for DF-dir,
     0.01 for DF-div [ours: lab book, eleventh round]."""
@@ -139,7 +144,8 @@ class DecisionFlow(FlowAlgorithm[Shared]):
         self.behavior, self.critic = clone.average, self.critic_part.critic
         self.policy_optimizer = self.policy_descent()
         weight = config.behavior_weight or self.default_weight
-        self.anchor = Anchor(config.rho, config.budget, weight).to(self.device)
+        budget = None if config.budget is None else config.budget * self.spec.chunk
+        self.anchor = Anchor(config.rho, budget, weight).to(self.device)
         self.saved.modules["anchor"] = self.anchor
 
     @torch.no_grad()

@@ -64,8 +64,8 @@ def drawn(agent: FlowAlgorithm, n: int) -> list[np.ndarray[Any, Any]]:
     return [rng.standard_normal((n, width), np.float32) for width in widths]
 
 
-SAME = ("df-dir", "df-div", "rql", "toy-bc")
-"""Algorithms whose policy is a velocity field, as flow-bc's is."""
+SAME = ("df-dir", "df-div", "rql", "toy-bc", "qc")
+"""Algorithms whose policy is a velocity field, as flow-bc's is, or a choice, as ifql's is."""
 
 
 @pytest.mark.parametrize(
