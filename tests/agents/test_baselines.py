@@ -65,7 +65,6 @@ def share_of_rare_mode(name: str, pretrained: Path, **kwargs: Any) -> float:
         ("rebrac", {"actor_bc": 0.1}, {"actor_bc": 1000.0}),
         ("fql", {"alpha": 0.1}, {"alpha": 1000.0}),
         ("ifql", {"samples": 32}, {"samples": 1}),
-        ("qc", {"samples": 32}, {"samples": 1}),
         ("rql", {"alpha": 0.003, "value_steps": 200}, {"alpha": 1000.0, "value_steps": 200}),
     ],
 )
