@@ -129,20 +129,20 @@ def test_what_only_the_best_of_the_actions_to_come_makes_worth_while(
     def gain(n: int) -> float:
         cls: Any = get_algorithm(name)
         env = flow_env(detour(), flow_steps=cls.only_flow_steps or STEPS)
-        steps = few(name, behavior_steps=500, critic_steps=300)
+        steps = few(name, behavior_steps=300, critic_steps=200)
         rates = {"behavior_learning_rate": 2e-3, "critic_learning_rate": 1e-3}
         settings = {**steps, **rates, **near, option: n, "critic_members": 2, "pessimism": 0.0}
         agent = cls(
             "MlpPolicy", env, net_arch=(32, 32), batch_size=32, seed=0, device="cpu", **settings
         )
         pretrain(agent, pretrained)
-        agent.critic.tau = 0.03
-        agent.learn(200, log_interval=0)
+        agent.critic.tau = 0.05
+        agent.learn(150, log_interval=0)
         state = agent.policy.normalizer(torch.zeros(2, 1))
         actions = torch.tensor([[-0.5], [0.5]])
         with torch.no_grad():
             ends, goes_on = agent.critic.values(state, actions)
         return float((goes_on - ends) / agent.data.reward_scale)
 
-    assert gain(1) < -0.1  # 0.1 - 0.4
-    assert gain(16) > 0.1  # 1 - 0.4
+    assert gain(1) < -0.05  # -0.3 when it has learned all: 0.1 - 0.4
+    assert gain(16) > 0.3  # 0.4 and more: 0.8 to 1 - 0.4
