@@ -179,6 +179,8 @@ def prepare_scene(env: Any, width: int, height: int) -> None:
 def actuator_names(env: Any, count: int) -> list[str]:
     """Names of the joints behind the action's dimensions; numbers where the model has none."""
     names = [f"action {i + 1}" for i in range(count)]
+    if env.has_wrapper_attr("action_names") and len(env.get_wrapper_attr("action_names")) == count:
+        return list(env.get_wrapper_attr("action_names"))
     model = getattr(env.unwrapped, "model", None)
     if model is None or getattr(model, "nu", None) != count:
         return names
