@@ -20,6 +20,12 @@ BATCH, N = 16, 5
 GENERATOR = torch.Generator().manual_seed(0)
 
 
+def estrange(network: torch.nn.Module) -> None:
+    """Make a target network another one than the network it follows."""
+    for weight in network.parameters():
+        weight.add_(torch.randn(weight.shape, generator=GENERATOR))
+
+
 def check(agent: Any, observations: Tensor, candidates: Tensor, found: Tensor) -> None:
     """In a loop: what was found is one of the candidates, and none has a higher value."""
     for state, actions, one in zip(observations, candidates, found, strict=True):
@@ -31,10 +37,7 @@ def check(agent: Any, observations: Tensor, candidates: Tensor, found: Tensor) -
 @torch.no_grad()
 def test_the_favourite_is_the_candidate_of_the_highest_target_value() -> None:
     agent = make("fql")
-    for weight in agent.critic.target_q.parameters():
-        weight.add_(
-            torch.randn(weight.shape, generator=GENERATOR)
-        )  # the target is another network than Q
+    estrange(agent.critic.target_q)
     observations, candidates = (
         torch.randn(shape, generator=GENERATOR) for shape in ((BATCH, 2), (BATCH, N, 2))
     )
@@ -56,6 +59,7 @@ def test_the_target_is_the_best_of_the_policy_s_actions(
     agent = make(name, batch_size=BATCH, **option, **still)
     with torch.enable_grad():
         agent.learn(2)
+    estrange(agent.target_value if name == "rql" else agent.critic.target_q)
     drawn: list[Tensor] = []
     seen: dict[str, Any] = {}
 
