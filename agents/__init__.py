@@ -22,4 +22,6 @@ from flowmdp.agents.fql import FQL as FQL  # isort: split
 
 from flowmdp.agents.ifql import IFQL as IFQL  # isort: split
 
+from flowmdp.agents.qc import QC as QC  # isort: split
+
 from flowmdp.agents.rql import RQL as RQL  # isort: split

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.config import CloneConfig, CriticConfig, PolicyConfig
+from flowmdp.agents.core.best_of import favourites
+from flowmdp.agents.core.config import CloneConfig, PolicyConfig, TargetConfig
 from flowmdp.agents.core.critics import Critic, td_loss
 from flowmdp.agents.core.networks import Info
 from flowmdp.agents.core.one_step import DistilledField, SampledField
@@ -37,13 +38,15 @@ from flowmdp.arguments import Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class FQLConfig(PolicyConfig, CloneConfig, CriticConfig):
+class FQLConfig(PolicyConfig, CloneConfig, TargetConfig):
     """Hyper-parameters of FQL."""
 
     pessimism: Annotated[float, Range("(-inf, inf)")] | None = 0.0
     """Q = mean - pessimism * std of the members; 0 is the mean (paper)."""
     alpha: Annotated[float, Range("[0, inf)")] = 1.0
-    """Weight of the distillation (paper: searched for every dataset)."""
+    """Weight of the distillation (paper: searched for every dataset). The distance is averaged over
+    the dimensions of one action and summed over a chunk's, so that an action weighs the same in
+    every chunk [ours]; an alpha that was published for means over chunks of h is h times ours."""
 
 
 class Networks(NamedTuple):
@@ -58,6 +61,8 @@ def policy_loss(
     networks: Networks, batch: Batch, x_0: Tensor, *, alpha: float
 ) -> tuple[Tensor, Info]:
     """The mean of alpha ||a - teacher||^2 / action_dim - Q(s, clip(a)) / mean |Q|.
+
+    Of a chunk all actions are distilled: those that the data never took are the teacher's too.
 
     Both start from x_0, shape (batch, action_dim).
     """
@@ -97,12 +102,25 @@ class FQL(FlowAlgorithm[FQLConfig], name="fql"):
         """One step of the critic, one of the policy."""
         batch, field = self.sample(), self.policy.field
         assert isinstance(field, DistilledField)
-        with torch.no_grad(), self.autocast():
-            x_0 = self.starts_like(batch.actions)
-            next_actions = field.actions(batch.next_contexts, x_0).clamp(-1, 1)
+        next_actions = self.next_actions(field, batch)
         info = self.critic_part.learn(td_loss, batch, next_actions)
         networks = Networks(field, self.teacher, self.critic)
         x_0 = self.starts_like(batch.actions)
         return info | self.minimize(
-            self.policy_optimizer, policy_loss, networks, batch, x_0, alpha=self.config.alpha
+            self.policy_optimizer,
+            policy_loss,
+            networks,
+            batch,
+            x_0,
+            alpha=self.config.alpha * self.spec.chunk,  # the loss takes the mean over the chunk
         )
+
+    @torch.no_grad()
+    def next_actions(self, field: DistilledField, batch: Batch) -> Tensor:
+        """The policy's action at s', or the best of `best_of`, shape (batch, action_dim)."""
+        n = self.config.best_of
+        with self.autocast():
+            x_0 = self.starts_like(batch.actions.repeat_interleave(n, 0))
+            actions = field.actions(batch.next_contexts.repeat_interleave(n, 0), x_0).clamp(-1, 1)
+            candidates = actions.unflatten(0, (-1, n))
+            return favourites(self.critic, batch.next_observations, candidates, target=True)

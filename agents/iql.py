@@ -64,7 +64,8 @@ def policy_loss(
     with torch.no_grad():
         advantages = networks.critic.advantages(batch.observations, batch.actions)
         weights = advantage_weights(advantages, beta)
-    loss = -(weights * networks.policy.log_prob(batch.contexts, batch.actions)).mean()
+    log_prob = networks.policy.log_prob(batch.contexts, batch.actions, batch.valid)
+    loss = -(weights * log_prob).mean()
     return loss, {"policy_loss": loss.detach(), "weight_max": weights.max()}
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from flowmdp.agents.core.algorithm import FlowAlgorithm
-from flowmdp.agents.core.batch import Batch
+from flowmdp.agents.core.batch import Batch, taken
 from flowmdp.agents.core.config import CriticConfig, PolicyConfig
 from flowmdp.agents.core.critics import Critic, smoothed, td_loss
 from flowmdp.agents.core.networks import Info
@@ -65,7 +65,7 @@ def policy_loss(
     """The mean of actor_bc ||a(s) - a_data||^2 - Q(s, a(s)) / mean |Q|."""
     actions = networks.policy.mean(batch.contexts)
     q = networks.critic.values(batch.observations, actions)
-    bc = (actions - batch.actions).square().sum(-1).mean()
+    bc = taken((actions - batch.actions).square(), batch.valid).sum(-1).mean()
     loss = actor_bc * bc - q.mean() / q.detach().abs().mean().clamp_min(1e-8)
     return loss, {"policy_loss": loss.detach(), "bc_loss": bc.detach()}
 
@@ -93,7 +93,7 @@ class ReBRAC(FlowAlgorithm[ReBRACConfig], name="rebrac"):
         """One step of the critic; every second time one of the policy."""
         batch, config = self.sample(), self.config
         next_actions, penalty = self.next_actions(batch)
-        rewards = batch.rewards - config.gamma * batch.masks * config.critic_bc * penalty
+        rewards = batch.rewards - self.critic.gamma * batch.masks * config.critic_bc * penalty
         info = self.critic_part.learn(td_loss, batch._replace(rewards=rewards), next_actions)
         if self.phase():
             networks = Networks(self.policy.field, self.critic)  # type: ignore[arg-type]
@@ -110,12 +110,15 @@ class ReBRAC(FlowAlgorithm[ReBRACConfig], name="rebrac"):
     def next_actions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Actions of the smoothed target policy, (batch, action_dim), and their penalty, (batch,).
 
-        The penalty is ||a' - a'_data||^2 in scaled rewards, 0 where no next action was recorded.
+        The penalty is ||a' - a'_data||^2 in scaled rewards, 0 where no next action was recorded. Of
+        a chunk it is the sum over its actions, as the reward is.
         """
         field: Any = self.policy.ema
+        data = self.data
         noise = self.noise_like(batch.actions)
         with self.autocast():
             actions = smoothed(field.mean(batch.next_contexts), noise, SMOOTHING)
-        following = (batch.rows + 1) % len(self.data)
-        distance = (actions - self.data.actions[following]).square().sum(-1)
-        return actions, self.data.reward_scale * self.data.continues[batch.rows] * distance
+        following = data.following(batch.rows)
+        errors = (actions - data.chunks(following)).square()
+        distance = taken(errors, data.valid(following)).sum(-1)
+        return actions, data.reward_scale * data.continues[batch.rows] * distance

@@ -6,6 +6,7 @@ flow is followed backward from the data's action a to the points x_k that lead t
 of each point is known without noise:
 
     value    V(s, x_k, t_k), k = 0..flow_steps, regresses to r + gamma mask V'(s', z, 0), z Gaussian
+             (with `best_of` the best of several: V at a noise is Q at the action it becomes)
     policy   descends alpha ||u_theta - (a - x_0)||^2 (flow matching)
              - flow_steps V(s, x_k + u_theta / flow_steps, t_{k+1}) / mean |V|
 
@@ -16,6 +17,9 @@ fitted to the data's returns, while the policy waits; the factor flow_steps and 
 mean |V|, which make alpha independent of both; noise of 0.3 instead of 1, see
 `DecisionFlow.environment`. Reversed chains begin where the data lead, which is noise of about 1: at
 the starts it acts from, V and the policy have seen the inside of that cloud only.
+
+Chains are reversed from whole chunks, also from one that the data did not finish: what stands in
+the place of its last actions is one more chunk of the same return. Flow matching leaves it out.
 
 Logged (train/):
     value_loss, value_mean: of V.
@@ -32,7 +36,7 @@ from torch import Tensor, nn
 
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.config import CloneConfig, CriticConfig, PolicyConfig
+from flowmdp.agents.core.config import CloneConfig, PolicyConfig, TargetConfig
 from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.flow_matching import FlowNoise, flow_matching_loss
 from flowmdp.agents.core.networks import EnsembleMlp, Info, frozen_copy, polyak
@@ -45,13 +49,16 @@ TAU = 0.005  # Polyak rate of V'
 
 
 @dataclass(frozen=True, kw_only=True)
-class RQLConfig(PolicyConfig, CloneConfig, CriticConfig):
+class RQLConfig(PolicyConfig, CloneConfig, TargetConfig):
     """Hyper-parameters of RQL."""
 
     pessimism: Annotated[float, Range("(-inf, inf)")] | None = 0.0
     """V = mean - pessimism * std of the members; 0 is the mean, as in FQL."""
     alpha: Annotated[float, Range("[0, inf)")] = 0.03
     """Weight of flow matching."""
+    best_of: Annotated[int, AtLeast(1, 10_000)] = 1
+    """Noises z at s', of which V's target takes the one that V' values most, in the place of
+    actions (Li et al. 2025, arXiv:2507.07969: 32 actions): no chain is rolled out."""
     value_steps: Annotated[int, AtLeast(0)] = 3_000
     """Gradient steps at the start of `learn` in which only V learns [ours]."""
 
@@ -199,10 +206,11 @@ class RQL(FlowAlgorithm[RQLConfig], name="rql"):
             if self.phase():
                 following = self.critic.state_values(batch.next_observations)
             else:
-                z = self.starts_like(batch.actions)
+                n = self.config.best_of
+                z = self.starts_like(batch.actions.repeat_interleave(n, 0))
                 zero = torch.zeros_like(z[:, :1])
-                following = self.critic.aggregate(
-                    members(self.target_value, batch.next_contexts, z, zero)
-                )
-            targets: Tensor = batch.rewards + self.config.gamma * batch.masks * following
+                contexts = batch.next_contexts.repeat_interleave(n, 0)
+                values = self.critic.aggregate(members(self.target_value, contexts, z, zero))
+                following = values.unflatten(0, (-1, n)).amax(1)
+            targets: Tensor = batch.rewards + self.critic.gamma * batch.masks * following
             return targets

@@ -245,3 +245,16 @@ def reward_scale(rewards: Tensor, masks: Tensor, continues: Tensor, gamma: float
     if any(is_constant(values[:, None]).item() for values in (rewards, returns)):
         return 1.0
     return 1.0 / returns.std().item()
+
+
+def taken(errors: Tensor, valid: Tensor | None) -> Tensor:
+    """Errors per coordinate, 0 for the actions of a chunk that the data never took.
+
+    What clones the data's actions learns nothing from those; critics do see what stands in their
+    place, since it changes no return.
+
+    Args:
+        errors: Shape (batch, action_dim).
+        valid: `Batch.valid`.
+    """
+    return errors if valid is None else errors * valid

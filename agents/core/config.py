@@ -112,6 +112,15 @@ class CriticConfig(AgentConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TargetConfig(CriticConfig):
+    """Of a critic that learns on under a policy that draws actions from noise."""
+
+    best_of: Annotated[int, AtLeast(1, 10_000)] = 1
+    """Actions of the policy at s', of which the critic's target takes the one that Q' values most
+    (Li et al. 2025, arXiv:2507.07969: 32); an update's cost grows with them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExpectileConfig(CriticConfig):
     """Of a critic whose state value regresses to an expectile."""
 

@@ -4,6 +4,11 @@ Both agents (Decision Flow, Hu et al. 2025, arXiv:2505.20350) learn in three pha
 flow u_v by flow matching, a critic Q(s, a), then the policy u_theta, which starts as a copy of u_v
 and climbs Q through the flow MDP.
 
+With chunks the distances ||u - u_v||^2 sum over all actions, and need no other weight: rho and
+behavior_weight set what one coordinate gains in the chunk's advantage against how far it moves,
+whatever the number of coordinates. Data pairs use whole chunks, also those that a termination cut:
+the critic has learned the same value for whatever stands in the place of their last actions.
+
 Ours: one roll-out from the next states serves both the critic's target (mode "td") and the policy;
 values are measured in advantage units (see `critics`).
 """
@@ -20,7 +25,13 @@ from typing_extensions import TypeVar
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.anchor import Anchor
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.config import CloneConfig, ExpectileConfig, PolicyConfig
+from flowmdp.agents.core.best_of import favourites
+from flowmdp.agents.core.config import (
+    CloneConfig,
+    ExpectileConfig,
+    PolicyConfig,
+    TargetConfig,
+)
 from flowmdp.agents.core.critics import smoothed, td_value_loss
 from flowmdp.agents.core.networks import Info
 from flowmdp.agents.core.parts import Clone, ReturnCritic
@@ -34,7 +45,7 @@ STEER_INTERVAL = 10  # policy steps between two movements of rho
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionFlowConfig(PolicyConfig, CloneConfig, ExpectileConfig):
+class DecisionFlowConfig(PolicyConfig, CloneConfig, TargetConfig, ExpectileConfig):
     """What DF-dir and DF-div share."""
 
     critic: Literal["td", "iql"] = "td"
@@ -54,8 +65,8 @@ class DecisionFlowConfig(PolicyConfig, CloneConfig, ExpectileConfig):
     slowly."""
     budget: Annotated[float, Range("(0, inf)")] | None = None
     """How far actions may move [ours]: their mean squared distance from the behaviour's, in units
-    of the variance of one action coordinate (0.1 is a good start); rho is steered to hold it. None
-    keeps rho fixed."""
+    of the variance of one action coordinate (0.1 is a good start), for every action of a chunk;
+    rho is steered to hold it. None keeps rho fixed."""
     behavior_weight: Annotated[float, Range("(0, inf)")] | None = None
     """rho in units of mean |Q|, as in TD3+BC; in place of rho and budget. None: 0.025 for DF-dir,
     0.01 for DF-div [ours: lab book, eleventh round]."""
@@ -72,6 +83,8 @@ class DecisionFlowConfig(PolicyConfig, CloneConfig, ExpectileConfig):
             )
         if self.critic_noise and self.critic != "iql":
             raise ConfigurationError('critic_noise needs critic="iql"')
+        if self.best_of > 1 and self.critic != "td":
+            raise ConfigurationError('best_of needs critic="td": iql asks for no policy\'s action')
 
 
 Shared = TypeVar("Shared", bound=DecisionFlowConfig, default=Any)
@@ -131,7 +144,8 @@ class DecisionFlow(FlowAlgorithm[Shared]):
         self.behavior, self.critic = clone.average, self.critic_part.critic
         self.policy_optimizer = self.policy_descent()
         weight = config.behavior_weight or self.default_weight
-        self.anchor = Anchor(config.rho, config.budget, weight).to(self.device)
+        budget = None if config.budget is None else config.budget * self.spec.chunk
+        self.anchor = Anchor(config.rho, budget, weight).to(self.device)
         self.saved.modules["anchor"] = self.anchor
 
     @torch.no_grad()
@@ -160,7 +174,8 @@ class DecisionFlow(FlowAlgorithm[Shared]):
         """Roll the policy out from s', and let the critic and the anchor learn from it.
 
         The policy learns on fewer chains than there are transitions; the critic's target needs an
-        action for each.
+        action for each: with `best_of` the best of so many chains, of which the policy learns on
+        the first.
 
         Args:
             batch: Transitions.
@@ -169,14 +184,18 @@ class DecisionFlow(FlowAlgorithm[Shared]):
         Returns:
             The first `chains` chains, and what the critic logs.
         """
-        learns = self.config.critic == "td"
+        learns, n = self.config.critic == "td", self.config.best_of
         rows = slice(None if learns else chains)
-        observations, contexts = (state[rows] for state in batch.flow_states)
-        x_0 = self.starts_like(batch.actions[rows])
+        observations, contexts = (state[rows].repeat(n, 1) for state in batch.flow_states)
+        x_0 = self.starts_like(batch.actions[rows].repeat(n, 1))
         rollout = self.roll_out(self.policy.ema, observations, contexts, x_0)
         info: Info = {}
         if learns:
-            next_actions = rollout.actions
+            candidates = rollout.actions.unflatten(0, (n, -1)).transpose(0, 1)
+            with torch.no_grad(), self.autocast():
+                next_actions = favourites(
+                    self.critic, batch.flow_states[0], candidates, target=True
+                )
             if self.config.smoothing > 0:
                 noise = self.noise_like(next_actions)
                 next_actions = smoothed(next_actions, noise, self.config.smoothing)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowmdp.agents.core.batch import Batch
+from flowmdp.agents.core.batch import Batch, taken
 from flowmdp.agents.core.networks import Info
 from flowmdp.mdp.path import PATHS, Path
 
@@ -41,6 +41,5 @@ def flow_matching_loss(
     x_0, t = noise
     velocity: Tensor = field(batch.contexts, path.point(x_0, batch.actions, t), t)
     target: Tensor = path.velocity(x_0, batch.actions, t)
-    error = (velocity - target).square()
-    loss = (error if batch.valid is None else error * batch.valid).sum(-1).mean()
+    loss = taken((velocity - target).square(), batch.valid).sum(-1).mean()
     return loss, {"loss": loss.detach()}

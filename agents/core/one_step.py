@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from flowmdp.agents.core.batch import taken
 from flowmdp.agents.core.networks import EnsembleMlp
 from flowmdp.mdp.solver import integrate
 
@@ -73,11 +74,10 @@ class GaussianField(DeterministicField):
         """A sample for each noise."""
         return self.mean(context) + self.std * x_0
 
-    def log_prob(self, context: Tensor, actions: Tensor) -> Tensor:
-        """Log-density, shape (batch,)."""
+    def log_prob(self, context: Tensor, actions: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Log-density of the actions, of a chunk those that were taken, shape (batch,)."""
         normal = Normal(self.mean(context), self.std, validate_args=False)
-        log_prob: Tensor = normal.log_prob(actions).sum(-1)
-        return log_prob
+        return taken(normal.log_prob(actions), valid).sum(-1)
 
 
 class DistilledField(OneStepField):

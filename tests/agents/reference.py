@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fql": {},
     "ifql": {"samples": 4},
     "rql": {"value_steps": 100},
+    "qc": {"samples": 4},
 }
 """Name of the algorithm, and what distinguishes the case -> hyper-parameters."""
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from flowmdp.agents import FQL, IFQL, IQL, ReBRAC
+from flowmdp.agents import FQL, IFQL, IQL, QC, ReBRAC
+from flowmdp.agents.core.best_of import BestOfField, shifted_noises
 from flowmdp.agents.core.one_step import GaussianField, SampledField
-from flowmdp.agents.ifql import BestOfField, shifted_noises
 from flowmdp.agents.iql import MAX_WEIGHT, advantage_weights
 from flowmdp.agents.rql import reverse
 from flowmdp.env import FlowMDPEnv
@@ -172,7 +172,7 @@ def test_a_state_value_that_nothing_reads_is_not_fitted(cls: Any, fits: bool) ->
     assert any(name.startswith("q.") for name in moved)
 
 
-@pytest.mark.parametrize("cls", [IQL, ReBRAC, FQL, IFQL])
+@pytest.mark.parametrize("cls", [IQL, ReBRAC, FQL, IFQL, QC])
 def test_one_step_agents_want_one_flow_step(cls: Any) -> None:
     env = FlowMDPEnv(PointRobot(), dataset=toy_dataset(), flow_steps=3)
     with pytest.raises(ConfigurationError, match="flow_steps=1, not 3"):
@@ -187,6 +187,9 @@ def test_one_step_agents_want_one_flow_step(cls: Any) -> None:
         ("rebrac", {"critic_bc": -1.0}),
         ("fql", {"alpha": -1.0}),
         ("ifql", {"samples": 0}),
+        ("qc", {"samples": 0}),
+        ("fql", {"best_of": 0}),
+        ("df-dir", {"critic": "iql", "best_of": 2}),
         ("rql", {"alpha": -1.0}),
         ("rql", {"value_steps": -1}),
         ("rql", {"critic_members": 1, "pessimism": 1.0}),

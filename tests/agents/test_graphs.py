@@ -26,13 +26,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("flow-bc", {}),
     ("iql", {}),
     ("rebrac", {}),
-    ("fql", {}),
+    ("fql", {"best_of": 2}),
     ("ifql", {}),
-    ("rql", {"value_steps": 20}),
+    ("qc", {"samples": 4}),
+    ("rql", {"value_steps": 20, "best_of": 2}),
     ("df-dir", {}),
     ("df-dir", {"objective": "advantage", "critic": "iql"}),
     ("df-dir", {"objective": "direction", "path": "trigonometric"}),
-    ("df-div", {"smoothing": 0.2}),
+    ("df-div", {"smoothing": 0.2, "best_of": 2}),
     ("df-div", {"critic": "iql", "divergence": "cosine"}),
 ]
 each_variant = pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_every_agent_with_a_behaviour_learns_around_it(name: str, kind: str) -> 
     expected = 0.6 - states / 10
     played = agent.act(states, noise=np.zeros((8, 2), np.float32), field=agent.behavior_field())
     np.testing.assert_allclose(played, expected, atol=1e-5)
-    if name in ("df-dir", "df-div", "rql", "ifql"):  # it starts there
+    if name in ("df-dir", "df-div", "rql", "ifql", "qc"):  # it starts there
         np.testing.assert_allclose(actions(agent), expected, atol=1e-5)
     agent.learn(5)
     assert np.isfinite(actions(agent)).all()

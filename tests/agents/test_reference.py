@@ -24,7 +24,7 @@ HALVES = list(CASES)[::2], list(CASES)[1::2]
 
 
 def test_the_record_is_whole() -> None:
-    assert set(STORED["cases"]) == set(CASES) and len({case.split()[0] for case in CASES}) == 8
+    assert set(STORED["cases"]) == set(CASES) and len({case.split()[0] for case in CASES}) == 9
     assert {case.split()[0] for case in CASES} <= set(ALGORITHMS)
 
 

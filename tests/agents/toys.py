@@ -43,6 +43,36 @@ def two_modes(n: int = 4000) -> TransitionDataset:
     return bandit(actions, np.exp(-10 * (actions[:, 0] - 0.5) ** 2))
 
 
+def detour(n: int = 2000) -> TransitionDataset:
+    """Episodes of one or two steps: a0 near -0.5 ends with 0.4, near 0.5 goes on to `two_modes`.
+
+    Under the data's behaviour going on is worth about 0.1, under the best of its actions 1.
+    """
+    rng = np.random.default_rng(0)
+    on = rng.random(n) < 0.5
+    rare = rng.random(n) < 0.1
+    first = np.where(on, 0.5, -0.5) + 0.05 * rng.standard_normal(n)
+    second = np.where(rare, 0.5, -0.5) + 0.05 * rng.standard_normal(n)
+    kept = np.stack([np.ones_like(on), on], 1).ravel()  # episodes that end have no second step
+    starts = np.tile([True, False], n)[kept]
+
+    def steps(at_first: NDArray[Any], at_second: NDArray[Any]) -> NDArray[Any]:
+        return np.stack([at_first, at_second], 1).ravel()[kept]
+
+    actions = steps(first, second)[:, None].astype(np.float32)
+    return TransitionDataset(
+        id="detour",
+        observations=(~starts)[:, None].astype(np.float32),
+        actions=actions,
+        rewards=steps(np.where(on, 0, 0.4), rare).astype(np.float32),
+        next_observations=np.ones_like(actions),
+        terminations=steps(~on, np.ones_like(on)),
+        truncations=np.zeros(len(actions), np.bool_),
+        previous_actions=np.where(starts[:, None], 0, np.roll(actions, 1, axis=0)),
+        starts=starts,
+    )
+
+
 def flow_env(dataset: TransitionDataset, **settings: Any) -> FlowMDPEnv:
     """The flow MDP over the dataset's states."""
     settings = {"flow_steps": STEPS} | settings

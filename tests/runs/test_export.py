@@ -64,8 +64,8 @@ def drawn(agent: FlowAlgorithm, n: int) -> list[np.ndarray[Any, Any]]:
     return [rng.standard_normal((n, width), np.float32) for width in widths]
 
 
-SAME = ("df-dir", "df-div", "rql", "toy-bc")
-"""Algorithms whose policy is a velocity field, as flow-bc's is."""
+SAME = ("df-dir", "df-div", "rql", "toy-bc", "qc")
+"""Algorithms whose policy is a velocity field, as flow-bc's is, or a choice, as ifql's is."""
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ SAME = ("df-dir", "df-div", "rql", "toy-bc")
 )
 def test_both_formats_act_as_the_agent_does(name: str, tmp_path: Path) -> None:
     agent = make_agent(name, flow_env(name))
-    if name == "ifql":
+    if name in ("ifql", "qc"):
         agent.policy.ema.flow_steps = 2  # type: ignore[assignment]
     export(agent, tmp_path / "policy.pt2", "torch")
     export(agent, tmp_path / "policy.onnx")
