@@ -51,6 +51,7 @@ class Task:
         extra: The package's optional extra that brings the environment; empty for none.
         references: Returns that score 0 and 100; None where nobody measured them.
         reference_origin: Who measured the two, and on which environment.
+        success: Whether episodes report success, which then is the task's score.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Task:
     extra: str = ""
     references: tuple[float, float] | None = None
     reference_origin: str = ""
+    success: bool = False
 
     def source(self, source: str | None = None) -> str:
         """The named source, or the default one for None; UnknownTaskError for one it lacks."""

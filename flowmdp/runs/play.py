@@ -16,7 +16,7 @@ from flowmdp.envs.robots.outer import make_robot
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.runs.config import MOST, Device, check_trust, get_algorithm, imports
 from flowmdp.runs.folder import RunFolder
-from flowmdp.runs.summary import print_table, summarize
+from flowmdp.runs.summary import outcome, print_table
 
 
 def load_checkpoint(run_folder: Path, device: str, trust: bool = False) -> FlowAlgorithm:
@@ -130,10 +130,9 @@ def play(
         deterministic=noise_scale is None and agent.acts_at_mean,
         progress=not json,
     )
-    summary = {"episodes": episodes, **summarize(task, result.returns)}
+    summary = outcome(task, result)
     if json:
-        record = {"task": task, "seed": seed, **summary, "returns": result.returns}
-        print(dumps(record, indent=2))
+        print(dumps({"task": task, "seed": seed, **summary}, indent=2))
     else:
         name = "behaviour flow" if behavior else agent.name
         print_table(f"{task}, {agent.num_timesteps} updates", {name: summary})
