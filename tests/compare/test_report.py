@@ -223,7 +223,7 @@ def succeeded(folder: Path, label: str, rates: list[float], task: str, **more: A
     """One result per success rate of 50 episodes, with seeds 0, 1, 2 ..., on one dataset."""
     for seed, rate in enumerate(rates):
         low = {"success_rate": 0.5, "mean_return": -9.0}
-        own = {"success_rate": rate, "mean_return": -2.0, "episodes": 50}
+        own: dict[str, Any] = {"success_rate": rate, "mean_return": -2.0, "episodes": 50}
         own |= {"behavior": low, "best_evaluation": low, "data": {"success_rate": 0.25}}
         write(folder, label, [100 * rate], "scene-v0", task=task, **{"seed": seed, **own, **more})
 
