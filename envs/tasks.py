@@ -10,6 +10,7 @@ Sources:
     minari: Farama's published datasets, in Minari's local store (`flowmdp data download`).
     d4rl: the original D4RL files, imported into Minari's local store; recorded on `-v4` physics
         (Gym-MuJoCo) or on D4RL's own Adroit environments.
+    ogbench: OGBench's original files (Park et al. 2025), imported into Minari's local store.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import gymnasium
 
 from flowmdp.errors import DatasetError, UnknownTaskError
 
-Source = Literal["builtin", "minari", "d4rl"]
+Source = Literal["builtin", "minari", "d4rl", "ogbench"]
 SOURCES: tuple[str, ...] = get_args(Source)
 
 
@@ -42,6 +43,8 @@ class Task:
         behaviors: Names of the shipped policies that the builtin dataset is rolled out from, in
             equal shares; empty where the package ships none.
         planner: Whether the builtin dataset is the maze planner's instead.
+        ogbench: Name of OGBench's dataset, `scene-play`, that the task shares with others: it is
+            stored once, and rewards are computed for the task at load. Empty for all other tasks.
         options: Keyword arguments of the robot's environment, JSON-able: what its id leaves open.
         same_robot: Further ids of the same robot. The first registered one stands in where the
             installed release no longer knows `outer_env`; datasets recorded on any of them fit.
@@ -62,6 +65,7 @@ class Task:
     d4rl_file: str = ""
     behaviors: tuple[str, ...] = ()
     planner: bool = False
+    ogbench: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     same_robot: tuple[str, ...] = ()
     wrapper: str = ""
@@ -186,6 +190,55 @@ def _adroit(robot: str, name: str, horizon: int, references: tuple[float, float]
         )
 
 
+SCENES = {
+    "cube-single": 200,
+    "cube-double": 500,
+    "cube-triple": 1000,
+    "scene": 750,
+    "puzzle-3x3": 500,
+    "puzzle-4x4": 500,
+}
+"""OGBench's manipulation scenes, and the horizons that it registers them with."""
+
+GOALS = range(1, 6)
+"""OGBench's goals of every scene and maze; a name without one is its own default goal."""
+
+
+def _ogbench() -> Iterator[Task]:
+    """Rows of OGBench's single-task environments: scenes dense and sparse, mazes sparse only."""
+    for scene, horizon in SCENES.items():
+        for kind in ("play", "noisy"):
+            yield from _goals(scene, kind, "", horizon, "Manipulation", ("builtin", "ogbench"))
+            yield from _goals(
+                scene, kind, "-sparse", horizon, "SparseManipulation", ("builtin", "ogbench")
+            )
+    for robot in ("pointmaze", "antmaze"):
+        for maze in ("medium", "large", "giant", "teleport"):
+            yield from _goals(f"{robot}-{maze}", "navigate", "", 1000, "Maze", ("ogbench",))
+
+
+def _goals(
+    scene: str, kind: str, reward: str, horizon: int, wrapper: str, sources: tuple[str, ...]
+) -> Iterator[Task]:
+    """Rows of one scene or maze and one kind of data, for the default goal and for each."""
+    goals = ("", *(f"-task{number}" for number in GOALS))
+    ids = [f"{scene}-singletask{goal}-v0" for goal in goals]
+    stored = {"builtin": "flowmdp/ogbench", "ogbench": "ogbench"}
+    for goal, env_id in zip(goals, ids, strict=True):
+        yield Task(
+            name=f"{scene}-{kind}{reward}{goal}",
+            outer_env=dict.fromkeys(sources, env_id),
+            datasets={source: f"{stored[source]}/{scene}-{kind}-v0" for source in sources},
+            horizon=horizon,
+            robot=f"ogbench-{scene}",
+            ogbench=f"{scene}-{kind}",
+            same_robot=(f"{scene}-v0", *ids),
+            wrapper=f"flowmdp.envs.robots.ogbench:{wrapper}",
+            extra="ogbench",
+            success=True,
+        )
+
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -199,8 +252,17 @@ TASKS: dict[str, Task] = {
         *_adroit("hammer", "Hammer", 200, (-274.856578, 12794.134825156867)),
         *_adroit("door", "Door", 200, (-56.512833, 2880.5693087298737)),
         *_adroit("relocate", "Relocate", 200, (-6.425911, 4233.877797728884)),
+        *_ogbench(),
     )
 }
+
+
+def families() -> dict[str, list[Task]]:
+    """The tasks by the name to list them under: those that share OGBench's data are one family."""
+    found: dict[str, list[Task]] = {}
+    for task in TASKS.values():
+        found.setdefault(task.ogbench or task.name, []).append(task)
+    return found
 
 
 VERSIONED = re.compile(r"([\w.-]+:)?([\w-]+/)?[\w.-]+-v\d+")
@@ -223,8 +285,16 @@ def get_task(name: str) -> Task:
         )
     if VERSIONED.fullmatch(name) or ":" in name or name in gymnasium.registry:
         return Task(name=name, outer_env={"minari": name}, datasets={}, robot=name)
-    near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(TASKS)}"
+    scene = TASKS.get(re.sub(r"-task-?\d*$", "", name))
+    if scene is not None and scene.ogbench:
+        raise UnknownTaskError(
+            f"unknown task {name!r}: {scene.name} has tasks {GOALS[0]} to {GOALS[-1]}, "
+            f"{scene.name}-task{GOALS[0]} to {scene.name}-task{GOALS[-1]}"
+        )
+    alike = [known for known in TASKS if ("-task" in known) == ("-task" in name)]
+    near = difflib.get_close_matches(name, alike, n=3, cutoff=0.4)
+    listed = ", ".join(families())
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {listed}"
     raise UnknownTaskError(
         f"unknown task {name!r}: {hint} Or give the id of a Gymnasium environment, as Pendulum-v1"
     )

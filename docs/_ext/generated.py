@@ -229,18 +229,21 @@ def reference(module: Any, cls: Any) -> str:
 
 
 def task_table() -> str:
-    """Every task: where its data comes from, the robot, horizon and reference returns."""
-    from flowmdp.envs.tasks import TASKS
+    """Every task: where its data comes from, the robot, horizon and reference returns.
+
+    Those that differ in goal and reward only stand in one line.
+    """
+    from flowmdp.envs.tasks import families
 
     rows = [
         (
-            f"`{task.name}`",
+            f"`{name}`",
             ", ".join(source for source in task.datasets),
             f"`{task.outer_env[task.source()]}`",
             str(task.horizon),
-            *map(number, task.references or (None, None)),
+            *(("0 %", "100 %") if task.success else map(number, task.references or (None, None))),
         )
-        for task in TASKS.values()
+        for name, (task, *_) in families().items()
     ]
     return table(("Task", "Sources", "Robot", "Horizon", "Score 0", "Score 100"), rows)
 

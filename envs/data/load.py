@@ -9,10 +9,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from flowmdp.envs.data.reading import read_transitions
+from flowmdp.envs.data.reading import read_states, read_transitions
 from flowmdp.envs.data.sources.build import build_dataset, is_current
 from flowmdp.envs.data.store import (
     absent,
+    broken,
     is_present,
     read_metadata,
     recorded_robot,
@@ -23,7 +24,7 @@ from flowmdp.envs.robots.outer import make_robot
 from flowmdp.envs.tasks import Task, get_task
 from flowmdp.errors import DatasetError
 from flowmdp.robot import RobotInterface
-from flowmdp.transitions import TransitionDataset, check_values
+from flowmdp.transitions import Bool, TransitionDataset, check_values
 
 CHANGING_WRAPPERS = {
     *("AddRenderObservation", "AtariPreprocessing", "DelayObservation", "DiscretizeAction"),
@@ -47,11 +48,13 @@ def load_dataset(
     """Load a dataset of Minari's local store and check it against the task's outer environment.
 
     Where it was recorded under another definition of rewards, ends or goals than the task's, a note
-    on stderr says so, and what was put right.
+    on stderr says so, and what was put right. Data of OGBench serves every goal of its scene:
+    rewards and terminations are those of the task, and an episode ends with each step that begins
+    in a success.
 
     Args:
         task: Name of the task, `hopper-medium`.
-        source: "builtin", "minari" or "d4rl"; None takes the task's default.
+        source: "builtin", "minari", "d4rl" or "ogbench"; None takes the task's default.
         dataset_id: Any other Minari id of the local store; the task gives the environment.
         build: Whether an absent builtin dataset is built, saying so on stderr.
         clip_actions: Whether actions outside [-1, 1] are clipped; else they are an error.
@@ -121,7 +124,8 @@ def as_defined(
     """The transitions under the task's definition, and a note on every way they deviated from it.
 
     A wrapper of the robot that has a method `relabel` puts right what was not recorded through it;
-    the environment may be reset. Steps beyond the horizon stay in.
+    one that has `outcomes` gives rewards and terminations to the states of another goal's data, in
+    place. The environment may be reset. Steps beyond the horizon stay in.
     """
     spec, notes = recorded_spec(metadata), list[str]()
     recorded = spec.get("kwargs", {})
@@ -134,15 +138,51 @@ def as_defined(
     if robot.has_wrapper_attr("relabel") and not any(through):
         dataset, note = robot.get_wrapper_attr("relabel")(dataset)
         notes += [note] if note else []
+    own = any(through) and robot.spec is not None and spec.get("id") == robot.spec.id
+    if robot.has_wrapper_attr("outcomes") and not own:
+        dataset = _give_outcomes(dataset, metadata, robot)
     if changed := REWARD_WRAPPERS.intersection(recorded_wrappers(metadata, robot)):
         notes.append(f"its rewards went through {', '.join(sorted(changed))}, the task's do not")
     longest = int(np.diff(np.append(dataset.episode_starts, len(dataset))).max())
-    if 0 < row.horizon < longest:
+    if 0 < row.horizon < longest and not row.success:
         notes.append(
             f"its episodes have up to {longest} steps, the task {row.horizon}: all of them train, "
             f"but returns count the first {row.horizon} of each"
         )
     return dataset, notes
+
+
+def _give_outcomes(
+    dataset: TransitionDataset, metadata: dict[str, Any], robot: gym.Env[Any, Any]
+) -> TransitionDataset:
+    """The dataset with the task's rewards and ends, computed from recorded states in place."""
+    recordings = dataset.starts.copy()
+    outcomes = robot.get_wrapper_attr("outcomes")
+    bounds = np.append(dataset.episode_starts, len(dataset))
+    all_states = read_states(metadata, robot.get_wrapper_attr("state_widths"))
+    for start, stop, states in zip(bounds, bounds[1:], all_states, strict=False):
+        if {len(array) for array in states.values()} != {stop - start + 1}:
+            raise broken(dataset.id, "its infos have not one state per observation")
+        before = {name: array[:-1] for name, array in states.items()}
+        dataset.rewards[start:stop], dataset.terminations[start:stop] = outcomes(before)
+    ends = dataset.terminations.copy()
+    ends[bounds[1:] - 1] = True
+    dataset.truncations[:] = ends & ~dataset.terminations
+    dataset.starts[1:] = ends[:-1]
+    dataset.previous_actions[dataset.starts] = 0
+    return dataclasses.replace(dataset, recordings=recordings, check=False)
+
+
+def reached_goal(dataset: TransitionDataset) -> Bool:
+    """Whether each episode, as it was recorded, reaches the goal; for tasks that report success.
+
+    With one goal of OGBench's an episode of the data may reach it many times, and ends each time.
+
+    Returns:
+        Shape (recorded episodes,), bool.
+    """
+    recordings = dataset.starts if dataset.recordings is None else dataset.recordings
+    return np.logical_or.reduceat(dataset.terminations, np.flatnonzero(recordings))
 
 
 def _obtain(row: Task, source: str, dataset_id: str, build: bool) -> None:
@@ -157,6 +197,8 @@ def _obtain(row: Task, source: str, dataset_id: str, build: bool) -> None:
         "builtin": f"build it with `flowmdp data build {row.name}`",
         "minari": f"download it with `flowmdp data download {row.name}`",
         "d4rl": f"import D4RL's file with `flowmdp data import FILE.hdf5 --task {row.name}`",
+        "ogbench": f"download it with `flowmdp data download {row.name}`, or import OGBench's file "
+        f"with `flowmdp data import {row.ogbench}-v0.npz --task {row.name}`",
     }
     raise absent(dataset_id, cures[source])
 

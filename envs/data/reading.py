@@ -7,7 +7,7 @@ group and float64 copy per field. Everything else goes through Minari's iteratio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -140,3 +140,51 @@ def minari_episodes(dataset_id: str, robot: RobotInterface) -> Iterator[dict[str
         fields = {name: np.asarray(getattr(episode, name)) for name in FIELDS}
         flat = fields["actions"].reshape(len(fields["actions"]), -1)
         yield {**fields, "actions": flat, "observations": robot.flatten(episode.observations)}
+
+
+def read_states(
+    metadata: dict[str, Any], widths: Mapping[str, int]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The simulator's states that were recorded with the observations, one episode at a time.
+
+    Args:
+        metadata: The dataset's.
+        widths: Names of what to read from Minari's `infos`, and their widths.
+
+    Yields:
+        For an episode of n steps an array (n + 1, width) for every name.
+
+    Raises:
+        DatasetError: When they were not recorded, or are not of these widths.
+    """
+    dataset_id = metadata["dataset_id"]
+    for number, infos in enumerate(_infos(dataset_id, metadata)):
+        states = {name: np.asarray(infos[name]) for name in widths if name in infos}
+        for name, width in widths.items():
+            if name not in states or states[name].shape[1:] != (width,):
+                found = f"{name} of shape {states[name].shape}" if name in states else f"no {name}"
+                raise DatasetError(
+                    f"episode {number} of dataset {dataset_id} has {found} in its infos, not the "
+                    f"{width} numbers of each state that its rewards are computed from: choose "
+                    "another dataset, or record it again with them"
+                )
+        yield states
+
+
+def _infos(dataset_id: str, metadata: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Minari's `infos` of every episode: what they hold by name."""
+    folder = dataset_folder(dataset_id) / "data"
+    try:
+        if metadata["data_format"] == "hdf5":
+            with h5py.File(folder / "main_data.hdf5", "r") as file:
+                for episode in range(metadata["total_episodes"]):
+                    yield file[f"episode_{episode}"].get("infos", {})
+        else:
+            from minari import MinariDataset
+
+            for stored in MinariDataset(folder).iterate_episodes():
+                yield stored.infos or {}
+    except DatasetError:
+        raise
+    except Exception as error:  # torn files make h5py, Minari and pyarrow raise whatever comes
+        raise unreadable(dataset_id, "data", error) from error

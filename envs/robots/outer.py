@@ -16,7 +16,7 @@ from flowmdp.envs.tasks import TASKS, Task, get_task
 from flowmdp.errors import RenderingError, RobotError, UnknownTaskError
 from flowmdp.robot import unit_robot
 
-EXTRAS = {"robotics": "gymnasium_robotics"}
+EXTRAS = {"robotics": "gymnasium_robotics", "ogbench": "ogbench"}
 """Optional extra -> the module that brings its environments."""
 
 
@@ -35,8 +35,8 @@ def make_robot(task: str, source: str | None = None, render_mode: str | None = N
     Args:
         task: Name of the task, `hopper-medium`, or an environment's id. An id `module:Id-v0`
             imports the module.
-        source: "builtin", "minari" or "d4rl"; None takes the task's default. The source decides the
-            environment's version: D4RL's Gym-MuJoCo files belong to `-v4`, all else to `-v5`.
+        source: "builtin", "minari", "d4rl" or "ogbench"; None takes the task's default. The source
+            decides the environment's version: D4RL's Gym-MuJoCo files belong to `-v4`, not `-v5`.
         render_mode: Passed on to the environment: None, "rgb_array" or "human".
 
     Returns:
@@ -61,6 +61,8 @@ def make_robot(task: str, source: str | None = None, render_mode: str | None = N
     if row.wrapper:
         module, _, name = row.wrapper.partition(":")
         env = getattr(importlib.import_module(module), name)(env)
+    if render_mode is not None and render_mode not in env.metadata.get("render_modes", ()):
+        raise RenderingError(f"{env_id} has no render mode {render_mode!r}: it cannot be drawn")
     renderer = getattr(env.unwrapped, "mujoco_renderer", None)
     if render_mode is not None and renderer is not None:
         if no_opengl is not None:
@@ -88,6 +90,8 @@ def _made(env_id: str, options: dict[str, Any]) -> gym.Env[Any, Any]:
     try:
         with warnings.catch_warnings():  # D4RL's data need the older version
             warnings.filterwarnings("ignore", ".* is out of date", DeprecationWarning)
+            warnings.filterwarnings("ignore", ".*DISPLAY environment variable")  # mujoco.viewer's
+            warnings.filterwarnings("ignore", ".*not in the possible render_modes")  # we look later
             env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True, **options)
     except (gym.error.Error, ImportError) as error:
         hint = ""
@@ -96,9 +100,6 @@ def _made(env_id: str, options: dict[str, Any]) -> gym.Env[Any, Any]:
         raise UnknownTaskError(f"cannot make {env_id}: {error}{hint}") from error
     except Exception as error:  # whatever the robot's own code raises
         raise RobotError(f"cannot make {env_id}: {explain(error)}") from error
-    mode = options.get("render_mode")
-    if mode is not None and mode not in env.metadata.get("render_modes", ()):
-        raise RenderingError(f"{env_id} has no render mode {mode!r}: it cannot be drawn")
     return env
 
 

@@ -249,6 +249,8 @@ def actuator_names(env: Any, count: int) -> list[str]:
     if env.has_wrapper_attr("action_names"):
         return list(env.get_wrapper_attr("action_names"))
     names = [f"action {i + 1}" for i in range(count)]
+    if env.has_wrapper_attr("action_names") and len(env.get_wrapper_attr("action_names")) == count:
+        return list(env.get_wrapper_attr("action_names"))
     model = getattr(env.unwrapped, "model", None)
     if model is None or getattr(model, "nu", None) != count:
         return names

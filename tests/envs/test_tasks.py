@@ -20,11 +20,13 @@ from flowmdp.envs.data.sources.behavior import BehaviorPolicy
 from flowmdp.envs.data.store import DATASET_ID
 from flowmdp.envs.robots.outer import EXTRAS, make_outer
 from flowmdp.envs.scores import normalized_score
-from flowmdp.envs.tasks import SOURCES, TASKS, Task, get_task
+from flowmdp.envs.tasks import SOURCES, TASKS, Task, families, get_task
 from flowmdp.errors import UnknownTaskError
 from tests.runs.tiny_run import tiny_run
 
 ROWS = pytest.mark.parametrize("row", TASKS.values(), ids=TASKS)
+OTHERS = {name: row for name, row in TASKS.items() if not row.ogbench}  # see test_ogbench.py
+MADE = pytest.mark.parametrize("row", OTHERS.values(), ids=OTHERS)
 
 
 @ROWS
@@ -32,7 +34,9 @@ def test_row_is_complete(row: Task) -> None:
     assert set(row.datasets) <= set(row.outer_env) <= set(SOURCES)
     assert row.robot and row.source() in row.datasets
     assert all(DATASET_ID.fullmatch(dataset_id) for dataset_id in row.datasets.values())
-    assert ("builtin" in row.datasets) == (bool(row.behaviors) or row.planner)
+    assert ("builtin" in row.datasets) == (
+        bool(row.behaviors) or row.planner or "-singletask" in row.outer_env.get("builtin", "")
+    )
     assert bool(row.reference_origin) == (row.references is not None)
     assert row.references is None or row.references[0] < row.references[1]
     assert ("d4rl" in row.datasets) == bool(row.d4rl_file)
@@ -52,7 +56,7 @@ def test_every_setting_of_the_paper_is_there() -> None:
     assert horizons == {"pen": 100, "hammer": 200, "door": 200, "relocate": 200}
 
 
-@ROWS
+@MADE
 def test_outer_env_has_flat_spaces_and_the_tasks_horizon(row: Task) -> None:
     outer = make_outer(row.name)
     assert isinstance(outer.observation_space, gym.spaces.Box)
@@ -63,7 +67,7 @@ def test_outer_env_has_flat_spaces_and_the_tasks_horizon(row: Task) -> None:
     outer.close()
 
 
-@ROWS
+@MADE
 def test_shipped_policies_fit_the_outer_env(row: Task) -> None:
     outer = make_outer(row.name)
     for name in row.behaviors:
@@ -85,7 +89,7 @@ def test_unknown_names_come_with_the_nearest() -> None:
 
 
 def test_sources_decide_the_environments_version() -> None:
-    versions = {source: get_task("hopper-medium").outer_env[source] for source in SOURCES}
+    versions = dict(get_task("hopper-medium").outer_env)
     assert versions == {"builtin": "Hopper-v5", "minari": "Hopper-v5", "d4rl": "Hopper-v4"}
 
 
@@ -131,23 +135,36 @@ def test_adding_a_task_is_one_row(
     assert "hopper-slow" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("extra", "module", "tasks"),
+    [
+        ("robotics", "gymnasium_robotics", ("pointmaze-umaze", "door-human")),
+        ("ogbench", "ogbench", ("scene-play-task1", "antmaze-medium-navigate")),
+    ],
+)
 def test_without_the_extra_a_line_names_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    extra: str,
+    module: str,
+    tasks: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
-    for task in ("pointmaze-umaze", "door-human"):
-        with pytest.raises(UnknownTaskError, match=r'pip install "flowmdp\[robotics\]"'):
+    monkeypatch.setitem(sys.modules, module, None)
+    for task in tasks:
+        with pytest.raises(UnknownTaskError, match=rf'pip install "flowmdp\[{extra}\]"'):
             gym.make(f"FlowMDP-{task}-v0")
-    assert main(["data", "build", "pointmaze-umaze", "--steps", "10"]) == 2
+    assert main(["data", "build", tasks[0]]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert 'pip install "flowmdp[robotics]"' in line
+    assert f'pip install "flowmdp[{extra}]"' in line
     find = importlib.util.find_spec
     monkeypatch.setattr(
         "flowmdp.envs.data.listing.importlib.util.find_spec",
-        lambda name: None if name == "gymnasium_robotics" else find(name),
+        lambda name: None if name == module else find(name),
     )
     assert main(["tasks"]) == 0
-    assert 'not installed: pip install "flowmdp[robotics]"' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f'not installed: pip install "flowmdp[{extra}]"' in out
+    assert tasks[0].removesuffix("-task1") in out.splitlines()[-1]
 
 
 BAD = {
@@ -162,6 +179,10 @@ BAD = {
     "train flow-bc pen-human --source d4rl": "flowmdp data import FILE.hdf5 --task pen-human",
     "train flow-bc pointmaze-umaze --source d4rl": "no source 'd4rl': choose one of builtin",
     "train flow-bc pointmaze-umaze --source minari": "flowmdp data download pointmaze-umaze",
+    "train flow-bc scene-play-task6": "scene-play has tasks 1 to 5",
+    "train flow-bc scene-play --source ogbench": "flowmdp data download scene-play",
+    "train flow-bc antmaze-large-navigate": "flowmdp data download antmaze-large-navigate",
+    "data build antmaze-large-navigate": "no source 'builtin': choose one of ogbench",
 }
 
 
@@ -183,11 +204,13 @@ def test_the_list_tells_what_is_here_and_what_is_not_available(
     for line in capsys.readouterr().out.splitlines():
         if line.split()[:1] and line.split()[0] in TASKS:
             lines[line.split()[0]] = line.split()[1:]
-    assert set(lines) == set(TASKS)
+    assert set(lines) == set(families())
     assert lines["hopper-medium"] == ["Hopper-v5", "here*", "download", "import"]
     assert lines["hopper-medium-replay"] == ["Hopper-v5", "build*", "-", "import"]
     assert lines["pointmaze-large"] == ["PointMaze_Large-v3", "build*", "download", "-"]
     assert lines["pen-human"] == ["AdroitHandPen-v1", "-", "download*", "import"]
+    assert lines["scene-play"] == ["scene-singletask-v0", "build*", "download"]
+    assert lines["antmaze-giant-navigate"] == ["antmaze-giant-singletask-v0", "-", "download"]
 
 
 def test_the_table_needs_no_library() -> None:

@@ -14,6 +14,7 @@ from stable_baselines3.common.env_checker import check_env as check_sb3_env
 import flowmdp
 from flowmdp.checks import check_flow_env
 from flowmdp.env import FlowMDPEnv
+from flowmdp.envs.tasks import TASKS
 from flowmdp.errors import UnknownTaskError
 from flowmdp.mdp.solver import integrate
 from flowmdp.mdp.spec import VELOCITY_SCALE
@@ -21,6 +22,8 @@ from flowmdp.mdp.transition import flow_step
 from tests.mdp.toys import GoalRobot, PointRobot, behavior, critic, make_toy, toy_dataset
 
 IDS = sorted(name for name in gym.registry if name.startswith("FlowMDP-"))
+QUICK = ("cube-single-play-sparse-task1", "pointmaze-medium-navigate")
+SLOW = {f"FlowMDP-{row.name}-v0" for row in TASKS.values() if row.ogbench and row.name not in QUICK}
 
 
 def play_chain(
@@ -38,18 +41,18 @@ def play_chain(
 
 
 def test_every_task_is_registered() -> None:
-    from flowmdp.envs.tasks import TASKS
-
     assert {"FlowMDP-v0", *(f"FlowMDP-{name}-v0" for name in TASKS)} == set(IDS)
     flowmdp.register_envs()  # a second time changes nothing
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in IDS]
+)
 def test_contract_of_every_id(name: str) -> None:
     robot: dict[str, Any] = {"env_id": "Pendulum-v1"} if name == "FlowMDP-v0" else {}
     try:
         env = gym.make(name, **robot)
-    except UnknownTaskError as error:  # its robot comes with the extra `robotics`
+    except UnknownTaskError as error:  # its robot comes with an extra
         pytest.skip(str(error))
     check_flow_env(env)
     env.close()
