@@ -94,8 +94,12 @@ def kinds(grouped: Grouped) -> list[Grouped]:
 
 
 def family(dataset: Dataset) -> Dataset:
-    """A dataset with the name of its task's family: scene-play for scene-play-task1 .. task5."""
-    return dataset._replace(task=re.sub(r"-task\d+", "", dataset.task))
+    """A dataset with the name of its task's family: scene-play for scene-play-task1 .. task5.
+
+    scene-play itself, one of the five under its name as a default, belongs to none.
+    """
+    name, numbered = re.subn(r"-task\d+$", "", dataset.task)
+    return dataset._replace(task=name if numbered else "")
 
 
 def scores_of(runs: list[Fields]) -> list[float] | None:

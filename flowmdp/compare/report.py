@@ -244,7 +244,7 @@ def family_table(grouped: Grouped, labels: list[str]) -> str:
     members: dict[Dataset, list[Dataset]] = {}
     for dataset in grouped:
         members.setdefault(family(dataset), []).append(dataset)
-    members = {name: tasks for name, tasks in members.items() if len(tasks) > 1}
+    members = {name: tasks for name, tasks in members.items() if name.task and len(tasks) > 1}
     if not members:
         return ""
     rows = []

@@ -60,8 +60,8 @@ class Job:
         The task comes first where it reports success: such tasks share a dataset.
         """
         task = self.config["task"]
-        words = (self.config["dataset_id"], self.label, f"seed{self.config['seed']}")
-        words = (task, *words) if get_task(task).success else words
+        words = [self.config["dataset_id"], self.label, f"seed{self.config['seed']}"]
+        words = [task, *words] if get_task(task).success else words
         return "_".join(re.sub(r"[^\w.+=-]+", "-", word) for word in words)
 
     @property

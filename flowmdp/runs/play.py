@@ -69,13 +69,7 @@ def open_agent(
 
 def check_replan(replan: int, agent: FlowAlgorithm) -> None:
     """Raise ConfigurationError for a number of actions that a chunk does not have."""
-    check_integers(1, chunk_of(agent), **{"--replan": replan})
-
-
-def chunk_of(agent: FlowAlgorithm) -> int:
-    """The robot's actions that one chain of the agent plans."""
-    chunk: int = getattr(agent.spec, "chunk", 1)
-    return chunk
+    check_integers(1, agent.spec.chunk, **{"--replan": replan})
 
 
 def play(

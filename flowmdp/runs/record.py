@@ -20,7 +20,7 @@ from flowmdp.errors import ConfigurationError, RenderingError
 from flowmdp.files import replace_file
 from flowmdp.runs.config import MOST, Device
 from flowmdp.runs.overlay import FlowOverlay
-from flowmdp.runs.play import check_replan, chunk_of, open_agent
+from flowmdp.runs.play import check_replan, open_agent
 
 SIZE = (640, 480)
 VIDEOS, PICTURES = (".mp4", ".mkv", ".mov"), (".png", ".jpg")
@@ -46,8 +46,7 @@ class ChainPlayer:
         self.agent, self.field = agent, field
         self.rng = np.random.default_rng(seed)
         self.previous: NDArray[np.float32] | None = None
-        self.chunk = chunk_of(agent)
-        self.replan = self.chunk if replan is None else replan
+        self.replan = agent.spec.chunk if replan is None else replan
         self.position = self.replan - 1  # the first observation starts a chain
 
     def act(self, observation: Any) -> NDArray[np.float32]:
@@ -55,7 +54,7 @@ class ChainPlayer:
         self.position = (self.position + 1) % self.replan
         if self.position == 0:
             self.points = self._chain(observation)
-        plan = self.points[-1].reshape(self.chunk, -1)
+        plan = self.points[-1].reshape(self.agent.spec.chunk, -1)
         action: NDArray[np.float32] = np.clip(plan[self.position], -1, 1)
         if self.agent.spec.include_previous_action:
             self.previous = np.concatenate([action, np.ones(1, np.float32)])[None]
@@ -146,9 +145,8 @@ def record(
     policy = agent.behavior_policy() if behavior else agent.outer_policy()
     player = ChainPlayer(agent, policy.field, seed, replan)
     title = f"{'behaviour flow' if behavior else agent.name} on {task}"
-    chunk = player.chunk
-    names = actuator_names(env, agent.spec.action_dim // chunk)
-    overlay = None if plain else FlowOverlay(names, SIZE, title, chunk)
+    names = actuator_names(env, agent.spec.robot_action_dim)
+    overlay = None if plain else FlowOverlay(names, SIZE, title, agent.spec.chunk)
     rate = frame_rate(env)
     try:
         frames = played(env, player, overlay, steps, seed)
@@ -227,11 +225,8 @@ def is_whole(path: Path, frames: int) -> bool:
 def prepare_scene(env: Any, width: int, height: int) -> None:
     """Set the picture's size in pixels, and leave out shadows and mirrors: software GL is slow.
 
-    Call it before the first reset. Environments without MuJoCo's model keep their own picture.
+    Call it before the first frame. Environments without MuJoCo's model keep their own picture.
     """
-    bare = env.unwrapped
-    if hasattr(bare, "_render_width"):  # OGBench's manipulation: its model is made at every reset
-        bare._render_width, bare._render_height = width, height
     if not all(env.has_wrapper_attr(name) for name in ("model", "mujoco_renderer")):
         return
     model, renderer = env.get_wrapper_attr("model"), env.get_wrapper_attr("mujoco_renderer")
@@ -246,8 +241,6 @@ def actuator_names(env: Any, count: int) -> list[str]:
 
     A robot may tell them itself, in an attribute `action_names`.
     """
-    if env.has_wrapper_attr("action_names"):
-        return list(env.get_wrapper_attr("action_names"))
     names = [f"action {i + 1}" for i in range(count)]
     if env.has_wrapper_attr("action_names") and len(env.get_wrapper_attr("action_names")) == count:
         return list(env.get_wrapper_attr("action_names"))

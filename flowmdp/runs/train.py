@@ -18,6 +18,7 @@ from flowmdp.agents.core.acting import OuterPolicy
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.evaluation import EvaluationResult, evaluate
 from flowmdp.env import FlowMDPEnv
+from flowmdp.envs.data import reached_goal
 from flowmdp.envs.robots.outer import make_robot
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import CheckpointError, ConfigurationError
@@ -48,6 +49,7 @@ from flowmdp.runs.summary import (
     print_table,
     summarize,
     summarize_evaluations,
+    summarize_successes,
 )
 from flowmdp.schemas import History, WholeConfig, fault
 from flowmdp.transitions import TransitionDataset
@@ -353,7 +355,7 @@ class _Run:
         for name, flow in flows.items():
             rows |= {name: flow["sampled"], f"{name}, no noise": flow["noiseless"]}
         title = f"{task}, {agent.num_timesteps} updates, seed {config['seed']}"
-        print_table(title, rows | ({"data": recorded} if recorded["episodes"] else {}))
+        print_table(title, {**rows, "data": recorded})
         record = f"flowmdp record {self.named} --out video.mp4"
         print(f"results in {self.folder.path}; watch it: {record}")
 
@@ -362,7 +364,8 @@ def summarize_data(config: dict[str, Any], data: TransitionDataset) -> dict[str,
     """How the recorded episodes do: their returns, or the share of them that reach the goal."""
     row = get_task(config["task"])
     if row.success:
-        return {"episodes": 0}  # those of `data` end at every success, the recorded ones do not
+        reached = reached_goal(data).tolist()
+        return {"episodes": len(reached), **summarize_successes(sum(reached), len(reached))}
     returns = data.returns_within(row.horizon).tolist()
     return {"episodes": len(returns), **summarize(config["task"], returns)}
 

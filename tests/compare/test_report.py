@@ -235,22 +235,27 @@ def test_success_stands_in_tables_of_its_own(tmp_path: Path, report: Any) -> Non
     for task, shift in zip(tasks, (0.0, 0.4), strict=True):
         succeeded(folder, "a", [0.4 + shift, 0.5 + shift, 0.6 + shift], task)
     succeeded(folder, "b", [0.2, 0.2, 0.2], tasks[0])
+    for label in ("a", "b"):
+        succeeded(folder, label, [1.0], "scene-play")  # the default goal is one of the numbered
     figures = tmp_path / "figures"
     short = report(short=True)
     assert "success rates and normalised scores have no common mean" in short[0]
     text = "\n".join(report("--commands", "--figures", str(figures)))
     lines = text.splitlines()
-    assert "Normalised score over 1 dataset:" in text and "Success rate in % over 1 task:" in text
+    assert "Normalised score over 1 dataset:" in text and "Success rate in % over 2 tasks:" in text
     place = lines.index("| task | dataset | data | a | b |")
-    assert lines[place + 2 : place + 4] == [
+    assert lines[place + 2 : place + 5] == [
+        "| scene-play | scene-v0 | 25.0 |" + 2 * " 100.0 (92.9 to 100.0) † |",
         "| scene-play-task1 | scene-v0 | 25.0 | 50.0 ± 10.0 (42.1 to 57.9) | "
         "20.0 ± 0.0 (14.4 to 27.1) |",
         "| scene-play-task2 | scene-v0 | 25.0 | 90.0 ± 10.0 (84.2 to 93.8) | - |",
     ]
     long = "| scene-play-task1 | builtin | scene-v0 | a | 3 | 25.0 | 50.0 ± 0.0 | 50.0 ± 10.0"
     assert f"{long} | 42.1 to 57.9 | -2.00 ± 0.00 | 50.0 ± 0.0 |" in text
-    (family,) = (line for line in lines if line.startswith("| scene-play |"))
+    place = lines.index("| family | dataset | tasks | a | b |")
+    family, after = lines[place + 2 : place + 4]
     assert family.startswith("| scene-play | scene-v0 | 2 | 70.0 (6") and family.endswith("| - |")
+    assert after == "", "the default goal, one of the numbered, is not counted twice"
     assert "scene-v0 (scene-play-task2, builtin): no b." in text and "tasks ahead" in text
     assert "# scene-play-task2, scene-v0, a, seed 1" in lines
     pictures = {path.name for path in figures.iterdir()}
