@@ -138,6 +138,8 @@ def _draw_played(
 ) -> None:
     axes.set(title=measure.title, xlabel="policy updates")
     unit = measure.unit
+    if measure is SUCCESS:
+        axes.set_ylim(-3, 103)
     if evaluations:
         steps = [evaluation["step"] for evaluation in evaluations]
         episodes = [evaluation[measure.episodes] for evaluation in evaluations]
