@@ -32,10 +32,15 @@ class Policy(Protocol):
 
 
 class EvaluationResult(NamedTuple):
-    """Undiscounted returns and lengths of the episodes, in the order of their seeds."""
+    """Undiscounted returns and lengths of the episodes, in the order of their seeds.
+
+    `successes` is `info["success"]` of each episode's last step, as OGBench's own evaluation takes
+    it; None where the robot reports none.
+    """
 
     returns: list[float]
     lengths: list[int]
+    successes: list[bool] | None = None
 
 
 def evaluate(
@@ -71,18 +76,21 @@ def evaluate(
     observations = np.stack([flatten(env.reset(seed=seed + i)[0]) for i, env in enumerate(envs)])
     playing: dict[int, int] = {i: i for i in range(len(envs))}  # robot -> its episode
     returns, lengths = [0.0] * len(envs), [0] * len(envs)
+    successes: dict[int, bool] = {}
     starts, state = np.ones(len(envs), np.bool_), None
     with tqdm(total=episodes, desc="evaluating", disable=not progress) as bar:
         while playing:
             actions, state = policy.predict(observations, state, starts, deterministic)
             starts[:] = False
             for i, episode in list(playing.items()):
-                observed, reward, terminated, truncated, _ = envs[i].step(actions[i])
+                observed, reward, terminated, truncated, info = envs[i].step(actions[i])
                 observations[i] = flatten(observed)
                 returns[episode] += float(reward)
                 lengths[episode] += 1
                 if not (terminated or truncated):
                     continue
+                if "success" in info:
+                    successes[episode] = bool(info["success"])
                 bar.update()
                 if len(returns) == episodes:
                     del playing[i]
@@ -93,4 +101,5 @@ def evaluate(
                 lengths.append(0)
     for env in envs:
         env.close()
-    return EvaluationResult(returns, lengths)
+    reported = [successes[i] for i in range(episodes)] if len(successes) == episodes else None
+    return EvaluationResult(returns, lengths, reported)

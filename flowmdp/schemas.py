@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Number = Annotated[float, Field(ge=-1e100, le=1e100)]
 Positive = Annotated[int, Field(ge=1, lt=2**53)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Record(BaseModel):
@@ -48,6 +49,7 @@ class Evaluation(Record):
 
     step: Count
     returns: Annotated[list[Number], Field(min_length=1)]
+    successes: Annotated[list[bool], Field(min_length=1)] | None = None
 
 
 class Sums(Record):
@@ -67,13 +69,27 @@ class History(Record):
     log: Sums = Sums()
 
 
-class Outcome(Record):
-    """Returns of a flow or of the data."""
+class Score(Record):
+    """What flows and data are measured by; success only where the task reports it."""
+
+    normalized_score: Number | None = None
+    success_rate: Share | None = None
+    success_interval_95: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
+    successes: list[bool] = []
+
+
+class Outcome(Score):
+    """Returns of a flow."""
 
     mean_return: Number
-    normalized_score: Number | None = None
     returns: list[Number] = []
     interval_95: Annotated[list[Number], Field(min_length=2, max_length=2)] = [0.0, 0.0]
+
+
+class Recorded(Score):
+    """Returns of the data; none where success is what counts."""
+
+    mean_return: Number | None = None
 
 
 class Played(Outcome):
@@ -91,7 +107,7 @@ class Result(Played):
     dataset_id: str
     algorithm: str
     seed: Count
-    data: Outcome
+    data: Recorded
     behavior: Played | None = None
     best_evaluation: Outcome | None = None
     last_evaluations: Outcome | None = None

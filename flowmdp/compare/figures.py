@@ -1,4 +1,4 @@
-"""The two pictures of `flowmdp report --figures`: scores per dataset, and over all of them."""
+"""The pictures of `flowmdp report --figures`: scores per dataset, and over all of them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from flowmdp.pictures import few_ticks, save
 
 COLUMNS = 4
 """Panels side by side."""
+SCORES = "normalised score", "scores", "aggregate"
+SUCCESS = "success rate, %", "success", "success_aggregate"
+"""What is drawn, and the names of the two pictures."""
 Panels = dict[str, dict[str, tuple[Estimate, list[float]]]]
 """Title -> label -> a value with its interval, and the seeds to show with it."""
 
@@ -24,8 +27,10 @@ Panels = dict[str, dict[str, tuple[Estimate, list[float]]]]
 def draw_figures(grouped: Grouped, comparison: Comparison, folder: Path) -> list[Path]:
     """Draw scores.png, and aggregate.png where the labels share a dataset; returns the paths.
 
-    Datasets without a normalised score are left out. Labels that are not compared are black.
+    Datasets without a score are left out. Labels that are not compared are black. Those of tasks
+    that report success are success.png and success_aggregate.png.
     """
+    what, *names = SUCCESS if comparison.by_success else SCORES
     compared = sorted(comparison.scores)
     palette = colormaps["tab10" if len(compared) <= 10 else "tab20"]
     colors: dict[str, object] = {label: palette(n % palette.N) for n, label in enumerate(compared)}
@@ -40,15 +45,15 @@ def draw_figures(grouped: Grouped, comparison: Comparison, folder: Path) -> list
             }
     if panels:
         order = sorted({label for shown in panels.values() for label in shown})
-        title = "normalised score: seeds, mean and its 95 % interval"
-        figures[folder / "scores.png"] = _figure(panels, order, colors, title)
+        title = f"{what}: seeds, mean and its 95 % interval"
+        figures[folder / f"{names[0]}.png"] = _figure(panels, order, colors, title)
     if count := len(comparison.datasets):
         panels = {
             name: {label: (found, []) for label, found in comparison.estimates(statistic).items()}
             for name, statistic in (("mean", mean), ("interquartile mean", interquartile_mean))
         }
-        title = f"normalised score over {count} dataset{'s' * (count > 1)}, 95 %"
-        figures[folder / "aggregate.png"] = _figure(panels, list(panels["mean"]), colors, title)
+        title = f"{what} over {count} {comparison.place}{'s' * (count > 1)}, 95 %"
+        figures[folder / f"{names[1]}.png"] = _figure(panels, list(panels["mean"]), colors, title)
     folder.mkdir(parents=True, exist_ok=True)
     for path, figure in figures.items():
         save(figure, path)

@@ -11,14 +11,33 @@ import numpy as np
 
 from flowmdp.compare import bootstrap
 from flowmdp.compare.bootstrap import Estimate, interquartile_mean, mean
-from flowmdp.compare.comparison import Comparison, scores_of
-from flowmdp.compare.results import Fields, Grouped, disagreements, load_results, write_csv
+from flowmdp.compare.comparison import (
+    Comparison,
+    family,
+    kinds,
+    labels_of,
+    reports_success,
+    scores_of,
+)
+from flowmdp.compare.results import (
+    Dataset,
+    Fields,
+    Grouped,
+    disagreements,
+    load_results,
+    write_csv,
+)
+from flowmdp.envs.scores import success_interval
 from flowmdp.errors import ConfigurationError
 from flowmdp.runs.summary import decimals
 
 FEW = 3
 """Fewer seeds than this get a mark."""
 MARK = " †"
+APART = (
+    "Tasks that report success stand in tables of their own: success rates and normalised scores "
+    "have no common mean."
+)
 FEW_NOTE = f"†: fewer than {FEW} seeds; spread and interval say little."
 
 
@@ -40,7 +59,8 @@ def run_report(
     short, then with the score, the data's return and the clone's; over the datasets that all labels
     share the mean and the interquartile mean of the normalised score with 95 % bootstrap intervals;
     and differences between labels with theirs. Runs that carry no label go under their algorithm's
-    name.
+    name. Tasks that report success have tables of their own, of success rates in percent, with a
+    mean over each family of tasks (scene-play-task1 to -task5).
 
     For example:
       flowmdp report results
@@ -60,7 +80,7 @@ def run_report(
             x_0 = 0; both: the first and, under a label of its own, the last.
         csv: Write one row per run with all its numbers.
         figures: Draw scores.png (seeds, means, intervals per dataset) and aggregate.png into this
-            folder.
+            folder; success.png and success_aggregate.png for tasks that report success.
         commands: Print the command behind each run as well.
 
     Raises:
@@ -70,22 +90,23 @@ def run_report(
     if not results:
         raise ConfigurationError("name a folder of results, for instance `flowmdp report results`")
     grouped = load_results(*results, only=only, acting=acting)
-    labels = sorted(set(chain(*grouped.values())))
+    labels = labels_of(grouped)
     for label in (*reference, *([against] if against else [])):
         if label not in labels:
             raise ConfigurationError(f"no label {label!r}: there are {', '.join(labels)}")
     compared = [label for label in labels if label not in reference]
     if against in reference or not compared:
         raise ConfigurationError("--reference leaves nothing to compare: name fewer labels there")
-    comparison = Comparison.of(grouped, compared, share=0 if only else 0.5)
-    if against in comparison.rare:
+    share = 0 if only else 0.5
+    comparisons = [(part, Comparison.of(part, compared, share)) for part in kinds(grouped)]
+    if against and not any(against in found.scores for _, found in comparisons):
         raise ConfigurationError(
             f"{against} is on too few datasets to be compared with all others: name some with "
             "--only"
         )
-    parts = [return_table(grouped, labels), dataset_table(grouped), aggregate_table(comparison)]
-    if len(comparison.scores) > 1 and comparison.datasets:
-        parts.append(difference_table(comparison, against))
+    parts = [APART] if len(comparisons) > 1 else []
+    for part, comparison in comparisons:
+        parts += tables(part, comparison, against)
     if commands:
         parts.append(command_list(grouped))
     print("\n\n".join(parts))
@@ -94,7 +115,27 @@ def run_report(
     if figures is not None:
         from flowmdp.compare.figures import draw_figures
 
-        print(f"\ndrawn into {', '.join(map(str, draw_figures(grouped, comparison, figures)))}")
+        drawn = [
+            str(path)
+            for part, comparison in comparisons
+            for path in draw_figures(part, comparison, figures)
+        ]
+        print(f"\ndrawn into {', '.join(drawn)}")
+
+
+def tables(grouped: Grouped, comparison: Comparison, against: str | None) -> list[str]:
+    """All tables of the datasets of one kind."""
+    labels = labels_of(grouped)
+    parts = [return_table(grouped, labels), dataset_table(grouped)]
+    if comparison.by_success:
+        parts = [success_table(grouped, labels), dataset_table(grouped)]
+        parts += [table] if (table := family_table(grouped, labels)) else []
+    if comparison.scores or comparison.rare:
+        parts.append(aggregate_table(comparison))
+    named = against is None or against in comparison.scores
+    if len(comparison.scores) > 1 and comparison.datasets and named:
+        parts.append(difference_table(comparison, against))
+    return parts
 
 
 def return_table(grouped: Grouped, labels: list[str]) -> str:
@@ -108,38 +149,122 @@ def return_table(grouped: Grouped, labels: list[str]) -> str:
     return markdown(("dataset", "data", *labels), rows, text=1, notes=notes)
 
 
-def dataset_table(grouped: Grouped) -> str:
-    """One row per dataset and label: means over seeds ± their standard deviation."""
+def success_table(grouped: Grouped, labels: list[str]) -> str:
+    """`return_table` for tasks that report success: rates in percent, with their intervals."""
+    rows = []
+    for dataset, by_label in grouped.items():
+        found = [by_label.get(label) for label in labels]
+        cells = (
+            f"{_rates(runs)} ({success_span(runs)}){_mark(len(runs))}" if runs else "-"
+            for runs in found
+        )
+        rows.append((dataset.task, dataset.dataset_id, data_rate(by_label), *cells))
     notes = [
-        "Mean over seeds ± standard deviation over seeds, of each run's mean return at the last "
-        "checkpoint; score: normalised. The best evaluation during training is chosen after the "
-        "fact: optimistic, not the result."
+        "Success rate in %, mean over seeds ± standard deviation over seeds. In brackets: Wilson's "
+        "95 % interval of all seeds' episodes together, for other episodes of the same policies."
     ]
+    return markdown(("task", "dataset", "data", *labels), rows, text=2, notes=notes)
+
+
+def dataset_table(grouped: Grouped) -> str:
+    """One row per dataset and label: means over seeds ± their standard deviation.
+
+    Args:
+        grouped: Tasks of one kind, see `flowmdp.compare.comparison.kinds`.
+    """
+    by_success = all(map(reports_success, grouped.values()))
+    measured = "success rate in %" if by_success else "mean return"
+    other = "95 %: Wilson's, of all seeds' episodes" if by_success else "score: normalised"
+    notes = [
+        f"Mean over seeds ± standard deviation over seeds, of each run's {measured} at the last "
+        f"checkpoint; {other}. The best evaluation during training is chosen after the fact: "
+        "optimistic, not the result."
+    ]
+    means, data = (_rates, data_rate) if by_success else (_returns, data_return)
     rows = []
     for dataset, labels in grouped.items():
         for label, runs in labels.items():
             scores = scores_of(runs)
-            score = spread(scores, 1) if scores else "-"
+            own = [spread(scores, 1) if scores else "-"]
+            if by_success:
+                own = [success_span(runs), _returns(runs)]
             clone, best = map(_behavior, runs), (run.get("best_evaluation") for run in runs)
-            returns = _returns(clone), _returns(runs), score, _returns(best)
             count = f"{len(runs)}{_mark(len(runs))}"
-            rows.append((*dataset, label, count, data_return(labels), *returns))
+            cells = data(labels), means(clone), means(runs), *own, means(best)
+            rows.append((*dataset, label, count, *cells))
             if mixed := disagreements(runs):
-                notes.append(f"{label} on {dataset.dataset_id} mixes {', '.join(mixed)}.")
-    columns = "task", "source", "dataset", "label", "seeds", "data", "behaviour flow", "return"
-    return markdown((*columns, "score", "best, after the fact"), rows, text=4, notes=notes)
+                notes.append(f"{label} on {named(dataset, labels)} mixes {', '.join(mixed)}.")
+    columns = "task", "source", "dataset", "label", "seeds", "data", "behaviour flow"
+    shown = ("success", "95 %", "return") if by_success else ("return", "score")
+    return markdown((*columns, *shown, "best, after the fact"), rows, text=4, notes=notes)
+
+
+def named(dataset: Dataset, labels: dict[str, list[Fields]]) -> str:
+    """The dataset's id, and the task before it where several tasks share the dataset."""
+    shared = reports_success(labels)
+    return f"{dataset.task}, {dataset.dataset_id}" if shared else dataset.dataset_id
 
 
 def data_return(runs: dict[str, list[Fields]]) -> str:
     """Mean return of the data's own episodes, the same in every run on a dataset."""
-    mean_return = next(iter(runs.values()))[0]["data"]["mean_return"]
-    return f"{mean_return:.{decimals(mean_return)}f}"
+    mean_return = next(iter(runs.values()))[0]["data"].get("mean_return")
+    return "-" if mean_return is None else f"{mean_return:.{decimals(mean_return)}f}"
+
+
+def data_rate(runs: dict[str, list[Fields]]) -> str:
+    """Share of the recorded episodes that reach the goal, in percent."""
+    return _rates([next(iter(runs.values()))[0]["data"]])
+
+
+def success_span(runs: list[Fields]) -> str:
+    """Wilson's interval, in percent, of the success rate over the episodes of all seeds."""
+    episodes = [run.get("episodes", 1) for run in runs]
+    rates = [run.get("success_rate") for run in runs]
+    if None in rates:
+        return "-"
+    successes = sum(round(n * rate) for n, rate in zip(episodes, rates, strict=True))
+    low, high = success_interval(successes, sum(episodes))
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _returns(outcomes: Iterable[Fields | None]) -> str:
     """Mean return over seeds; "-" where one seed has no such outcome."""
     returns: list[Any] = [one and one["mean_return"] for one in outcomes]
     return "-" if None in returns else spread(returns, decimals(float(np.mean(returns))))
+
+
+def _rates(outcomes: Iterable[Fields | None]) -> str:
+    """Mean success rate over seeds, in percent; "-" where one seed has no such outcome."""
+    rates: list[Any] = [one and one.get("success_rate") for one in outcomes]
+    return "-" if None in rates else spread([100 * rate for rate in rates], 1)
+
+
+def family_table(grouped: Grouped, labels: list[str]) -> str:
+    """A row per family of tasks with a mean over its tasks; empty where each has one task."""
+    members: dict[Dataset, list[Dataset]] = {}
+    for dataset in grouped:
+        members.setdefault(family(dataset), []).append(dataset)
+    members = {name: tasks for name, tasks in members.items() if name.task and len(tasks) > 1}
+    if not members:
+        return ""
+    rows = []
+    for name, tasks in members.items():
+        cells = []
+        for label in labels:
+            found = [scores_of(grouped[task].get(label, [])) for task in tasks]
+            scores = [np.array(one) for one in found if one]
+            cell = "-"
+            if len(scores) == len(tasks):
+                value, span = interval(bootstrap.over_seeds(scores, mean))
+                cell = f"{value} ({span}){_mark(min(map(len, scores)))}"
+            cells.append(cell)
+        rows.append((name.task, name.dataset_id, f"{len(tasks)}", *cells))
+    notes = [
+        "Success rate in %: mean over the tasks of a family of the mean over seeds, of the labels "
+        "that have them all. In brackets: 95 %, bootstrap that resamples the seeds within each "
+        "task."
+    ]
+    return markdown(("family", "dataset", "tasks", *labels), rows, text=2, notes=notes)
 
 
 def _behavior(run: Fields) -> Fields | None:
@@ -162,13 +287,18 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 def aggregate_table(comparison: Comparison) -> str:
     """One row per label: mean and interquartile mean over the datasets all labels share."""
     count = len(comparison.datasets)
+    what, place = (
+        "Success rate in %" if comparison.by_success else "Normalised score",
+        comparison.place,
+    )
     notes = [
-        f"Normalised score over {count} dataset{'s' * (count > 1)}: mean over datasets of the mean "
-        "over seeds; IQM: mean of the middle half of all runs. 95 %: bootstrap that resamples the "
-        "seeds within each dataset."
+        f"{what} over {count} {place}{'s' * (count > 1)}: mean over {place}s of the mean over "
+        "seeds; IQM: mean of the middle half of all runs. 95 %: bootstrap that resamples the seeds "
+        f"within each {place}."
     ]
     if not count:
-        notes = ["No dataset has a normalised score of every label: nothing to compare."]
+        lacking = "success rate" if comparison.by_success else "normalised score"
+        notes = [f"No {place} has a {lacking} of every label: nothing to compare."]
     notes += [
         f"Left out: {dataset.dataset_id} ({dataset.task}, {dataset.source}): {why}."
         for dataset, why in comparison.left_out.items()
@@ -193,6 +323,7 @@ def aggregate_table(comparison: Comparison) -> str:
 
 def difference_table(comparison: Comparison, against: str | None) -> str:
     """One row per other label: its mean minus that of `against`, the best label for None."""
+    place = comparison.place
     ordered = list(comparison.estimates(mean))
     best, against = against is None, against or ordered[0]
     other = comparison.scores[against]
@@ -205,16 +336,16 @@ def difference_table(comparison: Comparison, against: str | None) -> str:
             _, elsewhere = interval(bootstrap.difference(scores, other), sign="+")
             rows.append((label, value, here, elsewhere, f"{ahead} of {len(other)}"))
     notes = [
-        "Difference of the means above, paired by dataset. Other seeds: bootstrap that resamples "
-        "both labels' seeds within each dataset. Other datasets: one that first resamples the "
-        "datasets too."
+        f"Difference of the means above, paired by {place}. Other seeds: bootstrap that resamples "
+        f"both labels' seeds within each {place}. Other {place}s: one that first resamples the "
+        f"{place}s too."
     ]
     if best:
         notes.append(f"{against} was chosen because it is the best here: against it.")
     if len(other) == 1:
-        notes.append("One dataset: the intervals say nothing of others.")
-    spans = "95 %, other seeds", "95 %, other datasets"
-    columns = ("label", f"minus {against}", *spans, "datasets ahead")
+        notes.append(f"One {place}: the intervals say nothing of others.")
+    spans = "95 %, other seeds", f"95 %, other {place}s"
+    columns = ("label", f"minus {against}", *spans, f"{place}s ahead")
     return markdown(columns, rows, text=1, notes=notes)
 
 
@@ -227,9 +358,9 @@ def interval(estimate: Estimate, sign: str = "") -> tuple[str, str]:
 def command_list(grouped: Grouped) -> str:
     """Every run's command under a comment that says which it is, as a block for a shell."""
     lines = ["```sh"]
-    for labels in grouped.values():
+    for dataset, labels in grouped.items():
         for run in chain(*labels.values()):
-            lines.append(f"# {run['dataset_id']}, {run['label']}, seed {run['seed']}")
+            lines.append(f"# {named(dataset, labels)}, {run['label']}, seed {run['seed']}")
             lines.append(run.get("command", "# not recorded"))
     return "\n".join([*lines, "```"])
 

@@ -33,6 +33,7 @@ from flowmdp.files import check_writable, put_line, read_json
 from flowmdp.runs.config import imports
 from flowmdp.runs.folder import RunFolder
 from flowmdp.runs.interrupt import Stopped, listening
+from flowmdp.runs.summary import percent
 from flowmdp.schemas import Result, RunConfig
 
 ENTRY = (sys.executable, "-P", "-m", "flowmdp.cli.worker")
@@ -244,8 +245,9 @@ class Bench:
                 self.failed.append(job)
                 _say(f"failed {job.name}: {error}")
                 return False
-        score = result.get("normalized_score")
+        score, rate = result.get("normalized_score"), result.get("success_rate")
         scored = "" if score is None else f", score {score:.1f}"
+        scored = scored if rate is None else f", success {percent(rate)}"
         _say(f"done {job.name}: return {result['mean_return']:.0f}{scored}, {how}")
         return True
 

@@ -55,8 +55,13 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Dataset, label and seed in one word that can name a file."""
-        words = (self.config["dataset_id"], self.label, f"seed{self.config['seed']}")
+        """Dataset, label and seed in one word that can name a file.
+
+        The task comes first where it reports success: such tasks share a dataset.
+        """
+        task = self.config["task"]
+        words = [self.config["dataset_id"], self.label, f"seed{self.config['seed']}"]
+        words = [task, *words] if get_task(task).success else words
         return "_".join(re.sub(r"[^\w.+=-]+", "-", word) for word in words)
 
     @property

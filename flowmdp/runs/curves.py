@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from flowmdp.envs.scores import success_interval
 from flowmdp.errors import CheckpointError
 from flowmdp.files import read_json
 from flowmdp.pictures import save, tidy
@@ -26,8 +28,37 @@ PHASES = {
 }
 
 
+class Measure(NamedTuple):
+    """What of an evaluation is drawn, by its names in history.json and result.json."""
+
+    title: str
+    episodes: str
+    value: str
+    interval: str
+    unit: float
+    band: Callable[[Sequence[Any]], tuple[float, float]]
+    """Around the mean of an evaluation's episodes."""
+
+
+def _deviation(values: Sequence[float]) -> tuple[float, float]:
+    mean, std = float(np.mean(values)), float(np.std(values))
+    return mean - std, mean + std
+
+
+def _wilson(values: Sequence[bool]) -> tuple[float, float]:
+    return success_interval(sum(values), len(values))
+
+
+RETURN = Measure("return on the robot", "returns", "mean_return", "interval_95", 1, _deviation)
+SUCCESS = Measure(
+    *("success on the robot, %", "successes", "success_rate", "success_interval_95", 100, _wilson)
+)
+
+
 def plot(run_folder: Path, *, out: Path | None = None) -> None:
     """Draw a run's curves again: returns beside data and behaviour, Q(pi) - Q(data), losses.
+
+    Tasks that report success have a plot of it before the returns.
 
     For example:
       flowmdp plot runs/hopper-medium/df-div-seed0
@@ -77,47 +108,60 @@ def _draw(folder: RunFolder, config: dict[str, Any], out: Path) -> Path:
     result = None
     if folder.result.exists():
         result = Result(**read_json(folder.result, Result)).model_dump()
-    panels = 3 + any(name.startswith("pretrain/") for name in series)
+    evaluations = history["evaluations"]
+    succeeds = any(one.get("successes") for one in evaluations)
+    succeeds |= result is not None and result["success_rate"] is not None
+    measures = (SUCCESS, RETURN) if succeeds else (RETURN,)
+    pretrained = any(name.startswith("pretrain/") for name in series)
+    phases = ("train", "pretrain") if pretrained else ("train",)
+    panels = len(measures) + 1 + len(phases)
     figure = Figure(figsize=(4 * panels, 4.2), dpi=120, layout="constrained")
-    returns, gap, losses, *more = figure.subplots(1, panels)
+    plots = iter(figure.subplots(1, panels))
     figure.suptitle(f"{config['algorithm']} on {config['task']}, seed {config['seed']}", size=11)
-    _draw_returns(returns, history["evaluations"], result, config)
-    _draw_gap(gap, series)
-    _draw_losses(losses, series, "train")
-    for axes in more:
-        _draw_losses(axes, series, "pretrain")
-    for axes in (returns, gap, losses, *more):
+    for measure in measures:
+        _draw_played(next(plots), measure, evaluations, result, config)
+    _draw_gap(next(plots), series)
+    for phase, axes in zip(phases, plots, strict=True):
+        _draw_losses(axes, series, phase)
+    for axes in figure.axes:
         tidy(axes, legend_columns=2)
     save(figure, out)
     return out
 
 
-def _draw_returns(
+def _draw_played(
     axes: Axes,
+    measure: Measure,
     evaluations: list[dict[str, Any]],
     result: dict[str, Any] | None,
     config: dict[str, Any],
 ) -> None:
-    axes.set(title="return on the robot", xlabel="policy updates")
+    axes.set(title=measure.title, xlabel="policy updates")
+    unit = measure.unit
+    if measure is SUCCESS:
+        axes.set_ylim(-3, 103)
     if evaluations:
         steps = [evaluation["step"] for evaluation in evaluations]
-        means = np.array([np.mean(evaluation["returns"]) for evaluation in evaluations])
-        stds = np.array([np.std(evaluation["returns"]) for evaluation in evaluations])
-        episodes = len(evaluations[0]["returns"])
-        axes.plot(steps, means, "-o", color=BLUE, ms=3, label=f"training, {episodes} episodes")
-        axes.fill_between(steps, means - stds, means + stds, color=BLUE, alpha=0.15, lw=0)
+        episodes = [evaluation[measure.episodes] for evaluation in evaluations]
+        means = [unit * np.mean(values) for values in episodes]
+        low, high = unit * np.array([measure.band(values) for values in episodes]).T
+        label = f"training, {len(episodes[0])} episodes"
+        axes.plot(steps, means, "-o", color=BLUE, ms=3, label=label)
+        axes.fill_between(steps, low, high, color=BLUE, alpha=0.15, lw=0)
     if result:
-        mean, (low, high) = result["mean_return"], result["interval_95"]
+        mean = unit * result[measure.value]
+        low, high = (unit * end for end in result[measure.interval])
         errors = [[max(mean - low, 0)], [max(high - mean, 0)]]
         label = f"last checkpoint, {result['episodes']} episodes"
         axes.errorbar(
             [config["steps"]], [mean], errors, fmt="D", color=BLUE, ms=6, capsize=4, label=label
         )
-        data = result["data"]["mean_return"]
-        if result["behavior"]:
-            behavior = result["behavior"]["mean_return"]
-            axes.axhline(behavior, color=ORANGE, ls="--", label=f"behaviour flow, {behavior:.0f}")
-        axes.axhline(data, color=GRAY, ls=":", label=f"data, {data:.0f}")
+        lines = ("behavior", "behaviour flow", ORANGE, "--"), ("data", "data", GRAY, ":")
+        for name, words, color, style in lines:
+            value = (result[name] or {}).get(measure.value)
+            if value is not None:
+                value *= unit
+                axes.axhline(value, color=color, ls=style, label=f"{words}, {value:.0f}")
     if not evaluations and not result:
         _say(axes, "no evaluation yet")
 

@@ -20,6 +20,7 @@ from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.files import read_json
 from flowmdp.runs.config import versions
 from flowmdp.runs.folder import RunFolder
+from flowmdp.runs.summary import percent
 
 FILES = ("checkpoint.zip", "config.json", "result.json", "curves.png", "README.md")
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -172,14 +173,21 @@ def model_card(result: dict[str, Any], repo_id: str, license: str) -> str:
     scores: dict[str, Any] = {}
     if "mean_return" in result:
         mean, std, score = (result[f] for f in ("mean_return", "std_return", "normalized_score"))
+        if (rate := result.get("success_rate")) is not None:
+            low, high = map(percent, result["success_interval_95"])
+            rows["Success rate"] = (
+                f"{percent(rate)} of {result['episodes']} episodes (95 % interval: {low} to {high})"
+            )
+            scores["success_rate"] = round(rate, 4)
         low, high = result["interval_95"]
         rows["Return"] = (
             f"{mean:.1f} ± {std:.1f} over {result['episodes']} episodes (95 % interval of the "
             f"mean: {low:.1f} to {high:.1f})"
         )
-        rows["Return of the data"] = f"{result['data']['mean_return']:.1f}"
+        if (recorded := result["data"].get("mean_return")) is not None:
+            rows["Return of the data"] = f"{recorded:.1f}"
         scores["mean_reward"] = f"{mean:.2f} +/- {std:.2f}"
-        if score is not None:
+        if score is not None and rate is None:
             rows["Normalised score"] = f"{score:.1f}"
             scores["normalized_score"] = round(score, 2)
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items() if text is not None)

@@ -16,7 +16,7 @@ from flowmdp.envs.robots.outer import make_robot
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.runs.config import MOST, Device, check_trust, get_algorithm, imports
 from flowmdp.runs.folder import RunFolder
-from flowmdp.runs.summary import print_table, summarize
+from flowmdp.runs.summary import outcome, print_table
 
 
 def load_checkpoint(run_folder: Path, device: str, trust: bool = False) -> FlowAlgorithm:
@@ -67,6 +67,11 @@ def open_agent(
     return agent
 
 
+def check_replan(replan: int, agent: FlowAlgorithm) -> None:
+    """Raise ConfigurationError for a number of actions that a chunk does not have."""
+    check_integers(1, agent.spec.chunk, **{"--replan": replan})
+
+
 def play(
     run_folder: Path,
     *,
@@ -78,11 +83,14 @@ def play(
     solver: Literal["euler", "midpoint", "heun"] = "euler",
     noise_scale: float | None = None,
     best_of: int = 1,
+    replan: int | None = None,
     device: Device = "auto",
     trust: bool = False,
     json: bool = False,
 ) -> None:
     """Play the robot with a trained agent and print returns and normalised scores.
+
+    Tasks that report success get the success rate with its Wilson 95 % interval, and the return.
 
     For example:
       flowmdp eval runs/hopper-medium/df-div-seed0
@@ -101,6 +109,8 @@ def play(
         noise_scale: Standard deviation of the noise that chains start from; as trained when not
             given, 0 for none.
         best_of: Draw so many actions per state and take the one the critic rates highest.
+        replan: Actions of a chunk that are executed before the next one is planned; the whole chunk
+            when not given.
         device: auto takes the GPU when there is one.
         trust: Import, and so run, the code of others that the run names.
         json: Print the result as JSON instead of the table.
@@ -116,6 +126,9 @@ def play(
         agent.set_noise_scale(noise_scale)
     agent.act_generator.manual_seed(seed)
     chosen: dict[str, Any] = {"n_steps": flow_steps, "solver": solver}
+    if replan is not None:
+        check_replan(replan, agent)
+        chosen["replan"] = replan
     if best_of > 1:
         if not hasattr(agent, "critic"):
             raise ConfigurationError(f"--best-of: {agent.name} has no critic to ask: leave it out")
@@ -130,10 +143,9 @@ def play(
         deterministic=noise_scale is None and agent.acts_at_mean,
         progress=not json,
     )
-    summary = {"episodes": episodes, **summarize(task, result.returns)}
+    summary = outcome(task, result)
     if json:
-        record = {"task": task, "seed": seed, **summary, "returns": result.returns}
-        print(dumps(record, indent=2))
+        print(dumps({"task": task, "seed": seed, **summary}, indent=2))
     else:
         name = "behaviour flow" if behavior else agent.name
         print_table(f"{task}, {agent.num_timesteps} updates", {name: summary})

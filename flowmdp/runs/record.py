@@ -1,44 +1,66 @@
-"""`flowmdp record`: a video of the robot with each action's flow from noise to action over it."""
+"""`flowmdp record`: the robot with each action's flow from noise to action over it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import imageio.v2 as imageio
 import numpy as np
 from imageio_ffmpeg import count_frames_and_secs
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
 from flowmdp.arguments import check_integers
 from flowmdp.envs.robots.outer import make_robot
+from flowmdp.envs.tasks import get_task
 from flowmdp.errors import ConfigurationError, RenderingError
 from flowmdp.files import replace_file
 from flowmdp.runs.config import MOST, Device
 from flowmdp.runs.overlay import FlowOverlay
-from flowmdp.runs.play import open_agent
+from flowmdp.runs.play import check_replan, open_agent
 
 SIZE = (640, 480)
-FORMATS = (".mp4", ".mkv", ".mov")
+VIDEOS, PICTURES = (".mp4", ".mkv", ".mov"), (".png", ".jpg")
 
 
 class ChainPlayer:
-    """Plays the robot by whole chains and keeps their points.
+    """Plays the robot by whole chains and keeps the points of the last one.
 
     Args:
         agent: The agent.
         field: Whose velocity is followed.
         seed: Of the noise.
+        replan: Actions of a chunk that are executed before the next chain; None for all.
+
+    Attributes:
+        points: x_0 .. x_1 of the chain, shape (flow_steps + 1, action_dim), not clipped.
+        position: Which action of its chunk is the robot's next, from 0 on.
     """
 
-    def __init__(self, agent: Any, field: Any, seed: int) -> None:
+    points: NDArray[np.float32]
+
+    def __init__(self, agent: Any, field: Any, seed: int, replan: int | None = None) -> None:
         self.agent, self.field = agent, field
         self.rng = np.random.default_rng(seed)
         self.previous: NDArray[np.float32] | None = None
+        self.replan = agent.spec.chunk if replan is None else replan
+        self.position = self.replan - 1  # the first observation starts a chain
 
-    def points(self, observation: Any) -> NDArray[np.float32]:
-        """x_0 .. x_1 for one observation, shape (flow_steps + 1, action_dim), not clipped."""
+    def act(self, observation: Any) -> NDArray[np.float32]:
+        """The robot's next action, in [-1, 1]; a new chain where the last one is executed."""
+        self.position = (self.position + 1) % self.replan
+        if self.position == 0:
+            self.points = self._chain(observation)
+        plan = self.points[-1].reshape(self.agent.spec.chunk, -1)
+        action: NDArray[np.float32] = np.clip(plan[self.position], -1, 1)
+        if self.agent.spec.include_previous_action:
+            self.previous = np.concatenate([action, np.ones(1, np.float32)])[None]
+        return action
+
+    def _chain(self, observation: Any) -> NDArray[np.float32]:
         spec = self.agent.spec
         noise = self.rng.standard_normal((1, spec.action_dim), np.float32)
         noise *= np.float32(0 if self.agent.acts_at_mean else spec.noise_scale)
@@ -46,25 +68,35 @@ class ChainPlayer:
         points: NDArray[np.float32] = self.agent.chain(
             batch, noise, self.previous, field=self.field
         )[:, 0]
-        if spec.include_previous_action:
-            flag = np.ones(1, np.float32)
-            self.previous = np.concatenate([np.clip(points[-1], -1, 1), flag])[None]
         return points
+
+
+class Frame(NamedTuple):
+    """A picture of the robot before an action, and what the episode came to after it."""
+
+    picture: NDArray[np.uint8]
+    steps: int
+    total: float
+    success: bool
 
 
 def record(
     run_folder: Path,
     *,
     out: Path = Path("video.mp4"),
-    steps: int = 1000,
+    steps: int | None = None,
     seed: int = 0,
     behavior: bool = False,
+    replan: int | None = None,
     task: str | None = None,
     plain: bool = False,
     device: Device = "cpu",
     trust: bool = False,
 ) -> None:
-    """Record a video: the robot, and over it each action's flow from noise to action.
+    """Record a video or a picture: the robot, and over it each action's flow from noise to action.
+
+    Where the agent plans chunks, the plot of each of the robot's dimensions shows the actions of
+    the chunk side by side; the one that is executed stands out.
 
     Needs no display: rendering goes through GLFW, EGL or OSMesa (MUJOCO_GL chooses, else whichever
     works). The video runs at the robot's own frame rate.
@@ -73,13 +105,17 @@ def record(
       flowmdp record runs/hopper-medium/df-div-seed0 --out video.mp4
       flowmdp record runs/my-run --behavior --out behavior.mp4
       flowmdp record runs/my-run --steps 250 --seed 3
+      flowmdp record runs/my-run --out flow.png --steps 40
 
     Args:
         run_folder: Run folder, or a checkpoint file.
-        out: The video file to write.
-        steps: Longest length, in steps of the robot.
+        out: The file to write: a video (.mp4, .mkv, .mov), or a picture (.png, .jpg).
+        steps: Longest length, in steps of the robot, 1000 when not given; a picture shows the last
+            of them, the first when not given.
         seed: Seed of start and noise.
         behavior: Play the behaviour flow instead of the trained policy.
+        replan: Actions of a chunk that are executed before the next one is planned; the whole chunk
+            when not given.
         task: Refuse the checkpoint unless it belongs to this task.
         plain: Only the robot, without the flow drawn over it.
         device: Where the policy runs.
@@ -90,63 +126,87 @@ def record(
         ConfigurationError: For a length below 1, a negative seed or an unknown format.
         CheckpointError: When the checkpoint cannot be used.
     """
+    kind = out.suffix.lower()
+    if kind not in VIDEOS + PICTURES:
+        endings = ", ".join(VIDEOS + PICTURES)
+        raise ConfigurationError(f"--out {out}: use a name ending in {endings}")
+    if steps is None:
+        steps = 1 if kind in PICTURES else 1000
     check_integers(1, MOST, **{"--steps": steps})
     check_integers(0, MOST, **{"--seed": seed})
-    if out.suffix.lower() not in FORMATS:
-        raise ConfigurationError(f"--out {out}: use a name ending in {', '.join(FORMATS)}")
     if not out.parent.is_dir():
         raise ConfigurationError(f"--out {out}: the folder does not exist, create it")
     agent = open_agent(run_folder, task, device, trust)
+    if replan is not None:
+        check_replan(replan, agent)
     task = str(agent.spec.task)
     env = make_robot(task, agent.spec.source, render_mode="rgb_array")
     prepare_scene(env, *SIZE)
     policy = agent.behavior_policy() if behavior else agent.outer_policy()
-    player = ChainPlayer(agent, policy.field, seed)
+    player = ChainPlayer(agent, policy.field, seed, replan)
     title = f"{'behaviour flow' if behavior else agent.name} on {task}"
-    names = actuator_names(env, agent.spec.action_dim)
-    overlay = None if plain else FlowOverlay(names, SIZE, title)
+    names = actuator_names(env, agent.spec.robot_action_dim)
+    overlay = None if plain else FlowOverlay(names, SIZE, title, agent.spec.chunk)
+    rate = frame_rate(env)
     try:
-        played, total = replace_file(
-            out, lambda path: write_video(path, env, player, overlay, steps, seed)
-        )
+        frames = played(env, player, overlay, steps, seed)
+        write = write_picture if kind in PICTURES else write_video
+        last = replace_file(out, lambda path: write(path, frames, rate))
     finally:
         env.close()
-    print(f"{out}: {played} steps, return {total:.0f}, {frame_rate(env)} frames/s")
+    outcome = ""
+    if get_task(task).success:
+        outcome = ", success" if last.success else ", no success"
+    words = f"{last.steps} steps, return {last.total:.0f}{outcome}"
+    print(f"{out}: {words}" + f", {rate} frames/s" * (kind in VIDEOS))
 
 
-def write_video(
-    path: Path, env: Any, player: ChainPlayer, overlay: FlowOverlay | None, length: int, seed: int
-) -> tuple[int, float]:
-    """Play until the episode ends or the length is reached; returns steps and return.
+def played(
+    env: Any, player: ChainPlayer, overlay: FlowOverlay | None, length: int, seed: int
+) -> Iterator[Frame]:
+    """Play until the episode ends or the length is reached, a frame before every action."""
+    observation, _ = env.reset(seed=seed)
+    total, steps, over = 0.0, 0, False
+    with tqdm(total=length, desc="recording") as bar:
+        while steps < length and not over:
+            action = player.act(observation)
+            picture = env.render()
+            if overlay is not None:
+                status = f"step {steps}  return {total:.0f}"
+                picture = overlay.draw(picture, player.points, status, player.position)
+            observation, reward, terminated, truncated, info = env.step(
+                player.agent.robot.to_robot(action)
+            )
+            total, steps, over = total + float(reward), steps + 1, terminated or truncated
+            bar.update()
+            yield Frame(picture, steps, total, bool(info.get("success")))
+
+
+def write_picture(path: Path, frames: Iterator[Frame], rate: int) -> Frame:
+    """Write the last frame, which is returned."""
+    *_, last = frames
+    Image.fromarray(last.picture).save(path)
+    return last
+
+
+def write_video(path: Path, frames: Iterator[Frame], rate: int) -> Frame:
+    """Write all frames; returns the last.
 
     Raises:
         RenderingError: When ffmpeg stops, or the file is not whole.
     """
     broken = "ffmpeg stopped writing the video: is the disk full? Free some space and repeat"
-    observation, _ = env.reset(seed=seed)
-    total, steps, over = 0.0, 0, False
-    writer = imageio.get_writer(
-        path, fps=frame_rate(env), codec="libx264", quality=8, macro_block_size=16
-    )
+    writer = imageio.get_writer(path, fps=rate, codec="libx264", quality=8, macro_block_size=16)
     try:
-        with tqdm(total=length, desc="recording") as bar:
-            while steps < length and not over:
-                points = player.points(observation)
-                frame = env.render()
-                if overlay is not None:
-                    frame = overlay.draw(frame, points, f"step {steps}  return {total:.0f}")
-                writer.append_data(frame)
-                action = player.agent.robot.to_robot(np.clip(points[-1], -1, 1))
-                observation, reward, terminated, truncated, _ = env.step(action)
-                total, steps, over = total + float(reward), steps + 1, terminated or truncated
-                bar.update()
+        for frame in frames:
+            writer.append_data(frame.picture)
     except OSError as error:
         raise RenderingError(broken) from error
     finally:
         writer.close()
-    if not is_whole(path, steps):
+    if not is_whole(path, frame.steps):
         raise RenderingError(broken)
-    return steps, total
+    return frame
 
 
 def frame_rate(env: Any) -> int:
@@ -177,7 +237,10 @@ def prepare_scene(env: Any, width: int, height: int) -> None:
 
 
 def actuator_names(env: Any, count: int) -> list[str]:
-    """Names of the joints behind the action's dimensions; numbers where the model has none."""
+    """Names of the joints behind the action's dimensions; numbers where the model has none.
+
+    A robot may tell them itself, in an attribute `action_names`.
+    """
     names = [f"action {i + 1}" for i in range(count)]
     if env.has_wrapper_attr("action_names") and len(env.get_wrapper_attr("action_names")) == count:
         return list(env.get_wrapper_attr("action_names"))

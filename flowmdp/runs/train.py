@@ -16,8 +16,9 @@ from tqdm import tqdm
 from flowmdp.agents import load_agent
 from flowmdp.agents.core.acting import OuterPolicy
 from flowmdp.agents.core.algorithm import FlowAlgorithm
-from flowmdp.agents.evaluation import evaluate
+from flowmdp.agents.evaluation import EvaluationResult, evaluate
 from flowmdp.env import FlowMDPEnv
+from flowmdp.envs.data import reached_goal
 from flowmdp.envs.robots.outer import make_robot
 from flowmdp.envs.tasks import get_task
 from flowmdp.errors import CheckpointError, ConfigurationError
@@ -42,7 +43,14 @@ from flowmdp.runs.curves import draw_run
 from flowmdp.runs.folder import RunFolder, free_folder
 from flowmdp.runs.interrupt import Interrupt, Stopped, listening
 from flowmdp.runs.log import ProgressFile, make_logger
-from flowmdp.runs.summary import print_table, summarize, summarize_evaluations
+from flowmdp.runs.summary import (
+    episodes_of,
+    outcome,
+    print_table,
+    summarize,
+    summarize_evaluations,
+    summarize_successes,
+)
 from flowmdp.schemas import History, WholeConfig, fault
 from flowmdp.transitions import TransitionDataset
 
@@ -248,12 +256,12 @@ class _Run:
         """What the history holds with the checkpoint that is there, but for the evaluations."""
         self.saved = {name: self.history[name] for name in (*AT, *CLOCKS, "log")}
 
-    def evaluate(self) -> list[float]:
-        """Returns of a few episodes during training."""
+    def evaluate(self) -> EvaluationResult:
+        """A few episodes during training."""
         agent, seed = self.agent, self.config["seed"] + DURING
         episodes = self.config["eval_episodes"]
         policy = agent.outer_policy()
-        return evaluate(policy, self.make_robot, episodes, seed, agent.acts_at_mean).returns
+        return evaluate(policy, self.make_robot, episodes, seed, agent.acts_at_mean)
 
     def learn(self, verbose: bool) -> None:
         """Pre-train and train.
@@ -311,28 +319,27 @@ class _Run:
         task, episodes, seed = self.config["task"], self.config["episodes"], self.config["seed"]
         ways: dict[str, Any] = {}
         for name, deterministic in (("sampled", False), ("noiseless", True)):
-            returns = evaluate(
+            played = evaluate(
                 policy, self.make_robot, episodes, seed + AFTER, deterministic, progress=True
-            ).returns
-            ways[name] = {"episodes": episodes, **summarize(task, returns), "returns": returns}
+            )
+            ways[name] = outcome(task, played)
         return {**ways["noiseless" if self.agent.acts_at_mean else "sampled"], **ways}
 
     def conclude(self, data: TransitionDataset) -> None:
         """Play the bare robot with both flows, write result.json and curves.png, print a table."""
         config, agent, history, task = self.config, self.agent, self.history, self.config["task"]
-        outcome, behavior = self._play(agent.outer_policy()), None
-        flows = {config["algorithm"]: outcome}
+        learned, behavior = self._play(agent.outer_policy()), None
+        flows = {config["algorithm"]: learned}
         if agent.shows_behavior:
             policy = agent.behavior_policy()
-            behavior = outcome
+            behavior = learned
             if policy.field is not agent.policy.ema:
                 behavior = flows["behaviour flow"] = self._play(policy)
-        returns = data.returns_within(get_task(task).horizon).tolist()
-        recorded = {"episodes": len(returns), **summarize(task, returns)}
+        recorded = summarize_data(config, data)
         clock = history["update_seconds"]
         result = {
             **{name: config.get(name) for name in DECIDING},
-            **outcome,
+            **learned,
             **summarize_evaluations(task, history["evaluations"]),
             "behavior": behavior,
             "data": recorded,
@@ -351,6 +358,16 @@ class _Run:
         print_table(title, {**rows, "data": recorded})
         record = f"flowmdp record {self.named} --out video.mp4"
         print(f"results in {self.folder.path}; watch it: {record}")
+
+
+def summarize_data(config: dict[str, Any], data: TransitionDataset) -> dict[str, Any]:
+    """How the recorded episodes do: their returns, or the share of them that reach the goal."""
+    row = get_task(config["task"])
+    if row.success:
+        reached = reached_goal(data).tolist()
+        return {"episodes": len(reached), **summarize_successes(sum(reached), len(reached))}
+    returns = data.returns_within(row.horizon).tolist()
+    return {"episodes": len(returns), **summarize(config["task"], returns)}
 
 
 class _Keeper(BaseCallback):
@@ -387,7 +404,9 @@ class _Keeper(BaseCallback):
         self._updates = self.num_timesteps
 
     def _evaluate(self) -> None:
-        returns = self.run.evaluate()
-        self.run.history["evaluations"].append({"step": self.num_timesteps, "returns": returns})
-        self.logger.record("evaluation/mean_return", sum(returns) / len(returns))
+        episodes = episodes_of(self.run.config["task"], self.run.evaluate())
+        self.run.history["evaluations"].append({"step": self.num_timesteps, **episodes})
+        for name, of in (("mean_return", "returns"), ("success_rate", "successes")):
+            if of in episodes:
+                self.logger.record(f"evaluation/{name}", sum(episodes[of]) / len(episodes[of]))
         self.logger.dump(self.num_timesteps)

@@ -219,6 +219,56 @@ def test_csv_commands_and_figures(tmp_path: Path, report: Any) -> None:
         assert np.ptp(pixels, axis=1).max() > 50, f"{name}: nothing is drawn in colour"
 
 
+def succeeded(folder: Path, label: str, rates: list[float], task: str, **more: Any) -> None:
+    """One result per success rate of 50 episodes, with seeds 0, 1, 2 ..., on one dataset."""
+    for seed, rate in enumerate(rates):
+        low = {"success_rate": 0.5, "mean_return": -9.0}
+        own: dict[str, Any] = {"success_rate": rate, "mean_return": -2.0, "episodes": 50}
+        own |= {"behavior": low, "best_evaluation": low, "data": {"success_rate": 0.25}}
+        write(folder, label, [100 * rate], "scene-v0", task=task, **{"seed": seed, **own, **more})
+
+
+def test_success_stands_in_tables_of_its_own(tmp_path: Path, report: Any) -> None:
+    folder, tasks = tmp_path / "results", [f"scene-play-task{n}" for n in (1, 2)]
+    for label in ("a", "b"):
+        write(folder, label, [10, 20, 30])
+    for task, shift in zip(tasks, (0.0, 0.4), strict=True):
+        succeeded(folder, "a", [0.4 + shift, 0.5 + shift, 0.6 + shift], task)
+    succeeded(folder, "b", [0.2, 0.2, 0.2], tasks[0])
+    for label in ("a", "b"):
+        succeeded(folder, label, [1.0], "scene-play")  # the default goal is one of the numbered
+    figures = tmp_path / "figures"
+    short = report(short=True)
+    assert "success rates and normalised scores have no common mean" in short[0]
+    text = "\n".join(report("--commands", "--figures", str(figures)))
+    lines = text.splitlines()
+    assert "Normalised score over 1 dataset:" in text and "Success rate in % over 2 tasks:" in text
+    place = lines.index("| task | dataset | data | a | b |")
+    assert lines[place + 2 : place + 5] == [
+        "| scene-play | scene-v0 | 25.0 |" + 2 * " 100.0 (92.9 to 100.0) † |",
+        "| scene-play-task1 | scene-v0 | 25.0 | 50.0 ± 10.0 (42.1 to 57.9) | "
+        "20.0 ± 0.0 (14.4 to 27.1) |",
+        "| scene-play-task2 | scene-v0 | 25.0 | 90.0 ± 10.0 (84.2 to 93.8) | - |",
+    ]
+    long = "| scene-play-task1 | builtin | scene-v0 | a | 3 | 25.0 | 50.0 ± 0.0 | 50.0 ± 10.0"
+    assert f"{long} | 42.1 to 57.9 | -2.00 ± 0.00 | 50.0 ± 0.0 |" in text
+    place = lines.index("| family | dataset | tasks | a | b |")
+    family, after = lines[place + 2 : place + 4]
+    assert family.startswith("| scene-play | scene-v0 | 2 | 70.0 (6") and family.endswith("| - |")
+    assert after == "", "the default goal, one of the numbered, is not counted twice"
+    assert "scene-v0 (scene-play-task2, builtin): no b." in text and "tasks ahead" in text
+    assert "# scene-play-task2, scene-v0, a, seed 1" in lines
+    pictures = {path.name for path in figures.iterdir()}
+    assert pictures == {f"{n}.png" for n in ("scores", "aggregate", "success", "success_aggregate")}
+
+
+def test_a_label_of_one_kind_only(tmp_path: Path, report: Any) -> None:
+    write(tmp_path / "results", "returns", [10, 20, 30])
+    succeeded(tmp_path / "results", "success", [0.5], "scene-play-task1")
+    text = "\n".join(report("--against", "success", "--reference", "returns"))
+    assert text.count("| success | 1 †") == 2 and "minus" not in text
+
+
 def test_run_folders_are_read_by_their_result(tmp_path: Path, report: Any) -> None:
     write(tmp_path / "results", None, [1])
     (run,) = (tmp_path / "results").iterdir()

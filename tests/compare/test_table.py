@@ -9,6 +9,7 @@ import pytest
 
 from flowmdp.cli import main, parse
 from flowmdp.compare.table import read_table
+from flowmdp.envs.tasks import TASKS, Task
 from flowmdp.runs.config import make_config
 from flowmdp.runs.train import train
 
@@ -32,6 +33,18 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = Path("table.toml")
     path.write_text(TABLE)
     return path
+
+
+def test_tasks_that_share_a_dataset_are_jobs_of_their_own(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("scene-task1", "scene-task2"):
+        ids = {"builtin": "Pendulum-v1"}, {"builtin": "flowmdp/scene-v0"}
+        monkeypatch.setitem(TASKS, name, Task(name, *ids, success=True))
+    lines = [f'[[tasks]]\ntask = "{name}"' for name in ("scene-task1", "scene-task2")]
+    table.write_text("\n".join([*lines, "[algorithms.flow-bc]"]))
+    names = [job.name for job in read_table(table)]
+    assert names == [f"scene-task{n}_flowmdp-scene-v0_flow-bc_seed0" for n in (1, 2)]
 
 
 def test_the_listed_command_is_the_job(table: Path) -> None:

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -18,8 +19,9 @@ from flowmdp.cli import main
 from flowmdp.envs.robots import rendering
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.errors import RenderingError
+from flowmdp.robot import RobotInterface
 from flowmdp.runs.overlay import FlowOverlay
-from flowmdp.runs.record import prepare_scene
+from flowmdp.runs.record import ChainPlayer, prepare_scene
 
 SIZE = (640, 480)
 
@@ -63,6 +65,56 @@ def test_overlay_shows_where_the_action_goes() -> None:
     assert height(3.0) == pytest.approx(height(1.0), abs=3)
 
 
+@pytest.mark.parametrize("dimensions", [1, 5])
+def test_a_chunks_actions_stand_side_by_side(dimensions: int) -> None:
+    """From left to right as high as they are; the executed one on a ground of its own."""
+    names, black = [f"joint {i}" for i in range(dimensions)], np.zeros((480, 640, 3), np.uint8)
+    ramp = np.repeat(np.linspace(-1, 1, 5), dimensions)  # every dimension rises along the chunk
+    drawn = [
+        FlowOverlay(names, SIZE, "", chunk=5).draw(black, chain(list(ramp)), "", position)
+        for position in range(5)
+    ]
+    changed = [np.abs(drawn[i] - drawn[i + 1].astype(int)).max(axis=2)[:455] for i in range(4)]
+    middles = [float(np.nonzero(where)[1].mean()) for where in changed]
+    assert middles == sorted(middles) and middles[3] - middles[0] > 100
+    white = np.all(drawn[0] > 180, axis=2)[26:92, 320:600]  # the discs' edges in the first plot
+    if dimensions == 5:
+        heights = [np.nonzero(white[:, at - 5 : at + 6])[0].mean() for at in range(53, 280, 54)]
+        assert heights == sorted(heights, reverse=True), "upwards in the picture"
+
+
+class Planner:
+    """An agent of chunks: the plan is which chain it is and which action of it."""
+
+    acts_at_mean = False
+    robot = RobotInterface.plain(1, 2)
+    spec = SimpleNamespace(action_dim=6, chunk=3, noise_scale=1.0, include_previous_action=True)
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def chain(self, observations: Any, noise: Any, previous: Any, field: Any) -> Any:
+        assert noise.shape == (1, 6) and observations.shape == (1, 1)
+        self.seen.append(None if previous is None else previous.tolist())
+        plan = 0.1 * len(self.seen) + 0.01 * np.arange(6)
+        return np.stack([noise, plan[None]]).astype(np.float32)
+
+
+@pytest.mark.parametrize(("replan", "wanted"), [(None, "012012"), (2, "010101"), (1, "000000")])
+def test_a_chunk_is_played_action_by_action(replan: int | None, wanted: str) -> None:
+    agent = Planner()
+    player: Any = ChainPlayer(agent, None, 0, replan)
+    for step, position in enumerate(map(int, wanted)):
+        action = player.act(np.zeros(1, np.float32))
+        assert player.position == position and player.points.shape == (2, 6)
+        first = 0.1 * (wanted[: step + 1].count("0")) + 0.02 * position
+        np.testing.assert_allclose(action, [first, first + 0.01], rtol=1e-5)
+    assert agent.seen[0] is None, "an episode's first action has none before it"
+    (before,) = agent.seen[1]
+    last = 0.1 + 0.02 * ((replan or 3) - 1)
+    np.testing.assert_allclose(before, [last, last + 0.01, 1], rtol=1e-5)
+
+
 def test_past_actions_fade() -> None:
     overlay = FlowOverlay(["joint"], SIZE, "")
     black = np.zeros((480, 640, 3), np.uint8)
@@ -93,6 +145,17 @@ def test_video_has_the_robots_rate_and_the_episodes_length(
     assert main(["record", run, "--out", str(plain), "--steps", "2", "--plain"]) == 0
     assert main(["record", run, "--out", str(plain), "--steps", "2", "--behavior"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.mp4", "video.mp4"]
+
+    pictures = []
+    for number in (1, 3):
+        path = tmp_path / f"{number}.png"
+        assert main(["record", run, "--out", str(path), "--steps", str(number)]) == 0
+        assert f"{path}: {number} steps, return" in capsys.readouterr().out
+        pictures.append(imageio.imread(path).astype(int))
+        apart = np.abs(pictures[-1] - frames[number - 1]).mean()
+        assert apart < 3, "the video's frame, but for its compression"
+    assert main(["record", run, "--out", str(path), "--replan", "2"]) == 2
+    assert "--replan" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
