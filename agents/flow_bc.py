@@ -47,7 +47,7 @@ class FlowBC(FlowAlgorithm[FlowBCConfig], name="flow-bc"):
 
     def update(self) -> Info:
         """One step of flow matching."""
-        batch = self.sample()
+        batch = self.sample(cloning=True)
         noise = FlowNoise.draw(batch.actions, self.generator)
         path, field = PATHS[self.config.path], self.policy.field
         return self.minimize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from math import sqrt
 from typing import Any
 
@@ -15,6 +15,7 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from flowmdp.behavior import BehaviorFlow, as_behavior
+from flowmdp.chunks import Chunks
 from flowmdp.errors import ActionError, ConfigurationError
 from flowmdp.mdp.divergences import DIVERGENCES, squared
 from flowmdp.mdp.spec import FlowSettings, FlowSpec
@@ -25,7 +26,10 @@ from flowmdp.transitions import TransitionDataset
 Float = NDArray[np.float32]
 
 Critic = Callable[[Float, Float], Float]
-"""critic(observations (n, obs_dim), actions (n, action_dim)) -> values (n,), in advantage units."""
+"""critic(observations (n, obs_dim), actions (n, action_dim)) -> values (n,), in advantage units.
+
+action_dim is that of the flow: with chunks, `chunk` times the robot's.
+"""
 
 Behavior = Callable[[Float, Float, Float], Float]
 """behavior(observations (n, obs_dim), x_t (n, action_dim), t (n, 1)) -> (n, action_dim)."""
@@ -80,9 +84,10 @@ class FlowBase:
             self.outer_action_space = Box(-1.0, 1.0, data.actions.shape[1:])
             widths = data.observations.shape[1], data.actions.shape[1]
             self.robot = data.robot or RobotInterface.plain(*widths)
+        self._check_chunk()
         self.flow_spec = spec = FlowSpec(
             observation_dim=self.outer_observation_space.shape[0],
-            action_dim=self.outer_action_space.shape[0],
+            action_dim=self.outer_action_space.shape[0] * settings.chunk,
             flow_steps=settings.flow_steps,
             velocity_scale=settings.scale,
             include_time=settings.include_time,
@@ -90,6 +95,7 @@ class FlowBase:
             noise_scale=settings.noise_scale,
             task=task,
             source=source,
+            chunk=settings.chunk,
         )
         self._divisor = np.full(spec.action_dim, spec.flow_steps, np.float32)
         self._value: Critic | None = self._model("critic", critic)
@@ -99,6 +105,20 @@ class FlowBase:
     def flow_steps(self) -> int:
         """Flow steps per action."""
         return self.flow_spec.flow_steps
+
+    def _check_chunk(self) -> None:
+        """Raise ConfigurationError for a chunk that no episode of the robot can hold."""
+        longest = self.outer and self.outer.spec and self.outer.spec.max_episode_steps
+        if longest and self.settings.chunk > longest:
+            raise ConfigurationError(
+                f"chunk={self.settings.chunk} is longer than an episode of the robot, {longest} "
+                "steps: take a shorter chunk"
+            )
+
+    @cached_property
+    def _chunks(self) -> Chunks:
+        """Where in the dataset a chunk may begin, and its actions."""
+        return Chunks(self.dataset, self.settings.chunk)
 
     @property
     def dataset(self) -> TransitionDataset:

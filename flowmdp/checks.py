@@ -175,7 +175,7 @@ def check_agent(agent: Any, env: FlowEnv, seed: int = 0, tolerance: float = 1e-4
         f"predict on the flow environment executes {played}, act says {actions[0]}"
     )
     outer, _ = agent.outer_policy().predict(states[0], deterministic=True)
-    assert outer.shape == (spec.action_dim,), f"outer_policy answers shape {outer.shape}"
+    assert outer.shape == (spec.robot_action_dim,), f"outer_policy answers shape {outer.shape}"
     with TemporaryDirectory() as folder:
         path = Path(folder) / "agent.zip"
         agent.save(path)

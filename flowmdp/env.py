@@ -38,6 +38,10 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     owns, and starts the next chain from fresh noise. Time limit, rendering and physics are the
     outer environment's.
 
+    With `chunk` = h > 1 one chain decides the robot's next h actions at once (Li et al. 2025,
+    arXiv:2507.07969): x_t holds them one after another, and the end of the chain executes them open
+    loop, as far as the episode goes. `action_dim` is then h times the robot's.
+
     ## Action Space
     `Box(-1, 1, (action_dim,), float32)`: the velocity in units of `velocity_scale`. Components
     outside are clipped to the box; `clipped_fraction` reports the share at or beyond a bound.
@@ -57,7 +61,7 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     | `s_n`     | `obs_dim`    | -Inf | Inf | outer observation, in the robot's units              |
     | `x_t`     | `action_dim` | -Inf | Inf | point between noise (t = 0) and action (t = 1)       |
     | `t`       | 1            | 0    | 1   | flow time k / flow_steps; if `include_time`          |
-    | `a_{n-1}` | `action_dim` | -1   | 1   | last executed action; if `include_previous_action`   |
+    | `a_{n-1}` | robot's      | -1   | 1   | last executed action; if `include_previous_action`   |
     | flag      | 1            | 0    | 1   | 0 at an episode's first action, where a_{n-1} is 0   |
 
     `[s_n, x_t]` alone (`include_time=False`) is the paper's literal state; it is not Markov for a
@@ -66,8 +70,9 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     ## Rewards
     Chosen by `reward`. Every term is also in `info`, under the name given here, when it is due.
 
-    - `"return"` (default): *reward_return*, the outer reward, at the step that executes the action;
-      0 inside the chain. The sum over an episode is the robot's return.
+    - `"return"` (default): *reward_return*, the outer reward, at the step that executes the action,
+      of a chunk the sum of its rewards; 0 inside the chain. The sum over an episode is the robot's
+      return.
     - `"direction"` (DF-dir): *reward_value* = Q(s, a), the critic's value of the executed action,
       at the last step of the chain; 0 before.
     - `"divergence"` (DF-div): *reward_divergence* = -rho D(u, u_v) / flow_steps at every step, with
@@ -76,8 +81,9 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
       at every step, with the dataset action a of the state: minus the flow-matching loss on the
       straight path. Chains are on-policy, so its optimum is the mean action, not the distribution.
 
-    Discounts: 1 inside a chain and gamma at its end is what an outer gamma means. A library that
-    applies one gamma to every step discounts outer time by gamma ** flow_steps.
+    Discounts: 1 inside a chain and gamma at its end, gamma ** chunk with chunks, is what an outer
+    gamma means; `flowmdp.sb3.FlowReplayBuffer` does so. A library that applies one gamma to every
+    step discounts outer time by gamma ** flow_steps.
 
     ## Starting State
     `states="env"`: the outer environment is reset; it is seeded from this environment's generator
@@ -94,17 +100,20 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
 
     ### Truncation
     When the outer environment truncates, at its own time limit. Never for `states="dataset"`.
+    Either ends a chunk where it happens; the rest of its actions is dropped.
 
     ## Info
     Inside a chain: the reward's terms that are due, and `log_density` with noise. At its end also
     `executed_action` (the clipped x_1, in [-1, 1]; `robot.to_robot` gives the robot's units),
     `clipped_fraction` (share of the chain's action components at or beyond the bounds) and, for
-    `states="env"`, `outer_reward` and `outer_info`. `reset` gives `outer_info` there.
+    `states="env"`, `outer_reward` and `outer_info`. `reset` gives `outer_info` there. With chunks
+    `executed_action` holds all h actions, `executed_steps` says how many ran, `outer_rewards` what
+    each was paid, `outer_reward` their sum, and `outer_info` is the last one's.
 
     ## Rendering
     The outer environment's modes and frame rate. The robot moves once per chain, so `rgb_array`
-    returns the same array all along a chain: a recorder holds one picture per outer step. With
-    `rgb_array_list`, `render` gives one frame per outer step: a video at `render_fps` is real time.
+    returns the same array all along a chain. With `rgb_array_list`, `render` gives one frame per
+    outer step, with chunks too: a video at `render_fps` is real time.
 
     ## Arguments
     | Argument                  | Default     | Description                                       |
@@ -131,6 +140,7 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     | `noise_scale`             | 1.0         | deviation of x_0; below 1, actions are less varied|
     | `include_time`            | True        | observe t                                         |
     | `include_previous_action` | False       | observe a_{n-1} and its flag                      |
+    | `chunk`                   | 1           | robot actions that one chain decides, at least 1  |
     | `task`, `source`          | None        | where outer and dataset came from, for the record |
 
     Raises `ConfigurationError` for arguments out of range or models that do not fit, `ActionError`
@@ -159,6 +169,7 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         arguments = FlowSettings.of(settings)
         super().__init__(arguments, outer, dataset, critic, behavior, task, source)
         spec, action_dim = self.flow_spec, self.flow_spec.action_dim
+        self._chunk = spec.chunk
         self.observation_space = spec.space()
         self.action_space = Box(-1.0, 1.0, (action_dim,), np.float32)
         self.render_mode = outer.render_mode if outer is not None else None
@@ -204,9 +215,10 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         elif state is not None:
             self._set_state(state)
         else:
-            data = self.dataset
-            index = int(self.np_random.random() * len(data))  # three times as fast as `integers`
-            self._x_data = data.actions[index]
+            data, chunks = self.dataset, self._chunks
+            draw = self.np_random.random()  # three times as fast as `integers`
+            index = chunks.starts[int(draw * len(chunks.starts))]
+            self._x_data = chunks.actions_at(index)
             previous = None if data.starts[index] else data.previous_actions[index]
             self._set_state(data.observations[index], previous)
         self._start_chain(noise)
@@ -351,14 +363,27 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
         if self.settings.states == "dataset":
             self._running = False
             return self._observe(), reward, True, False, info
+        over = self._execute(executed, info)
+        if self.settings.reward == "return":
+            reward = info["reward_return"] = info["outer_reward"]
+        self._start_chain()
+        return self._observe(), reward, *over, info
+
+    def _execute(self, actions: Float, info: dict[str, Any]) -> tuple[bool, bool]:
+        """Have the robot do what the chain decided; whether its episode terminated, truncated."""
         assert self.outer is not None
         self._running = False  # if the robot raises, only a reset mends the episode
-        state, outer_reward, terminated, truncated, outer_info = self.outer.step(executed.copy())
-        if self.settings.reward == "return":
-            reward = info["reward_return"] = float(outer_reward)
-        info |= {"outer_reward": float(outer_reward), "outer_info": outer_info}
-        self._set_state(state, executed)
-        self._check_robot("step", float(outer_reward))
+        terminated = truncated = False
+        rewards: list[float] = []
+        for action in actions.reshape(self._chunk, -1):
+            state, reward, terminated, truncated, outer_info = self.outer.step(action.copy())
+            rewards.append(float(reward))
+            self._set_state(state, action)
+            self._check_robot("step", rewards[-1])
+            if terminated or truncated:
+                break
+        info |= {"outer_reward": sum(rewards), "outer_info": outer_info}
+        if self._chunk > 1:
+            info |= {"executed_steps": len(rewards), "outer_rewards": np.array(rewards)}
         self._running = not (terminated or truncated)
-        self._start_chain()
-        return self._observe(), reward, bool(terminated), bool(truncated), info
+        return bool(terminated), bool(truncated)

@@ -79,7 +79,8 @@ def make_flow_env(
     behavior, settings = own_steps(behavior, settings)
     needed = FlowSettings.of({"states": states, **settings}).models
     own = {"critic": critic, "behavior": behavior}
-    parts = _parts(task, source, checkpoint, dataset_id, needed, own)
+    chunk = settings.get("chunk", 1)
+    parts = _parts(task, source, checkpoint, dataset_id, needed, own, chunk)
     live = states != "dataset"
     outer = make_robot(task, parts["source"], render_mode=render_mode) if live else None
     flow = FlowMDPEnv(outer, states=states, **parts, **settings)
@@ -118,7 +119,8 @@ def make_flow_vector_env(
             "vectorization_mode='sync' or 'async'"
         )
     needed, own = vector_settings(settings).models, {"critic": critic, "behavior": behavior}
-    parts = _parts(_task(task, env_id), source, checkpoint, dataset_id, needed, own)
+    chunk = settings.get("chunk", 1)
+    parts = _parts(_task(task, env_id), source, checkpoint, dataset_id, needed, own, chunk)
     return FlowMDPVectorEnv(num_envs, autoreset_mode=autoreset_mode, **parts, **settings)
 
 
@@ -140,6 +142,7 @@ def _parts(
     dataset_id: str | None,
     needed: tuple[str, ...],
     own: dict[str, Any],
+    chunk: int,
 ) -> dict[str, Any]:
     """What both environments are made of beside their settings: a task's dataset and models."""
     from flowmdp.envs.tasks import get_task
@@ -154,7 +157,7 @@ def _parts(
     parts: dict[str, Any] = {"dataset": dataset, "task": task, "source": source, **own}
     needed = tuple(name for name in needed if own[name] is None)
     if checkpoint is not None or needed:
-        found = _models(task, source, checkpoint, needed, own["behavior"])
+        found = _models(task, source, checkpoint, needed, own["behavior"], chunk)
         models = dict(zip(own, found, strict=True))
         parts |= {name: model for name, model in models.items() if own[name] is None}
     return parts
@@ -166,6 +169,7 @@ def _models(
     checkpoint: str | None,
     needed: tuple[str, ...],
     behavior: Behavior | None,
+    chunk: int,
 ) -> tuple[Critic | None, Behavior | None]:
     """Critic and behaviour flow of the checkpoint, or of the one that ships."""
     from flowmdp.agents import load_agent, models_of, pretrained_path
@@ -189,5 +193,10 @@ def _models(
         raise CheckpointError(
             f"{path} was trained on {trained_on}, whose robot is not that of {task}: pass a "
             f"checkpoint of {task}, `flowmdp train df-div {task}` makes one"
+        )
+    if agent.spec.chunk != chunk:
+        raise CheckpointError(
+            f"{path} plans {agent.spec.chunk} actions at once, this environment {chunk}: make it "
+            f"with chunk={agent.spec.chunk}, or pass a checkpoint trained with --chunk {chunk}"
         )
     return models_of(agent, path)

@@ -117,6 +117,9 @@ class FlowReplayBuffer(ReplayBuffer):
     (0.904 for 0.99 at 10). SB3's SAC, TD3 and DQN (2.7 and later) use the discounts of this
     buffer's samples in place of their own `gamma`.
 
+    A chunk of which n actions ran is discounted by gamma ** n, also where its episode ended early,
+    and `reward="return"` is stored as sum_i gamma ** i r_i over these (`info["outer_rewards"]`).
+
     Args:
         *args: Those of SB3's `ReplayBuffer`.
         gamma: Discount per outer step, in [0, 1].
@@ -146,9 +149,13 @@ class FlowReplayBuffer(ReplayBuffer):
         self, obs: Array, next_obs: Array, action: Array, reward: Array, done: Array, infos: Infos
     ) -> None:
         """Store one transition per environment; a chain ends where an action was executed."""
-        self.discounts[self.pos] = [
-            self.gamma if "executed_action" in info else self.flow_gamma for info in infos
-        ]
+        reward = np.array(reward, np.float32)
+        for i, info in enumerate(infos):
+            ended, steps = "executed_action" in info, info.get("executed_steps", 1)
+            self.discounts[self.pos, i] = self.gamma**steps if ended else self.flow_gamma
+            if "reward_return" in info and "outer_rewards" in info:
+                late = 1 - self.gamma ** np.arange(steps)
+                reward[i] -= np.dot(late, info["outer_rewards"])
         super().add(obs, next_obs, action, reward, done, infos)
 
     def _get_samples(

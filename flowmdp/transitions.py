@@ -37,6 +37,8 @@ class TransitionDataset:
             starts.
         starts: shape (n,), bool; True at the first transition of an episode.
         robot: The spaces the transitions were recorded in, if they are known.
+        recordings: shape (n,), bool; True where a recording begins, if a task was laid over it
+            afterwards that terminates inside of it. None: recordings are episodes.
         check: False takes the arrays as they are, for data that is only looked at.
 
     Raises:
@@ -54,6 +56,7 @@ class TransitionDataset:
     previous_actions: Float
     starts: Bool
     robot: RobotInterface | None = None
+    recordings: Bool | None = None
     check: InitVar[bool] = True
 
     def __post_init__(self, check: bool) -> None:
@@ -212,6 +215,13 @@ def _check(data: TransitionDataset) -> None:
         )
     numbers = {name: getattr(data, name) for name in WIDTHS if name not in FLAGS}
     check_values(what, numbers, "leave those episodes out", RESCALE)
+    if data.recordings is not None and (
+        np.shape(data.recordings) != n or (data.recordings & ~data.starts).any()
+    ):
+        raise DatasetError(
+            f"{what} has recordings that begin inside an episode, or not one flag per transition: "
+            "each must begin at a start"
+        )
     ended = np.append(True, (data.terminations | data.truncations)[:-1])
     wrong = np.flatnonzero(ended != data.starts)
     if len(wrong):

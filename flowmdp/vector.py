@@ -174,11 +174,11 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
             shape = (self.num_envs, spec.observation_dim)
             self._frames[rows, spec.state] = np.broadcast_to(state, shape)[rows]
         else:
-            data = self.dataset
+            data, chunks = self.dataset, self._chunks
             draws = np.array([self._generators[i].random() for i in rows])
-            index = (draws * len(data)).astype(np.intp)
+            index = chunks.starts[(draws * len(chunks.starts)).astype(np.intp)]
             self._frames[rows, spec.state] = data.observations[index]
-            self._x_data[rows] = data.actions[index]
+            self._x_data[rows] = chunks.actions(index)
             if spec.include_previous_action:
                 known = ~data.starts[index]
                 previous = data.previous_actions[index] * known[:, None]

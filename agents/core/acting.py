@@ -29,18 +29,28 @@ State = tuple[NDArray[Any], ...] | None
 class OuterPolicy:
     """A flow policy as a policy for the outer environment, with SB3's `predict`.
 
+    With chunks a chain plans the next h actions; `predict` hands them out one by one, and its state
+    keeps the rest of the plan.
+
     Args:
         agent: Whose normaliser, noise generator and flow steps are used.
         field: The velocity field to follow.
+        replan: Actions of a plan that are executed before the next is made, 1 .. h; None executes
+            all h, open loop.
         **options: Of the agent's `act`: n_steps, solver and, where there is a critic, best_of.
 
     Raises:
-        ConfigurationError: For another option.
+        ConfigurationError: For another option, or `replan` out of range.
     """
 
-    def __init__(self, agent: Acting, field: nn.Module, **options: Any) -> None:
+    def __init__(
+        self, agent: Acting, field: nn.Module, replan: int | None = None, **options: Any
+    ) -> None:
         for name in options:
             check_choice(OPTIONS, option=name)
+        chunk = agent.spec.chunk
+        self.replan = chunk if replan is None else replan
+        check_integers(1, chunk, replan=self.replan)
         self.agent, self.field, self.options = agent, field, options
 
     def predict(
@@ -55,8 +65,9 @@ class OuterPolicy:
         Args:
             observation: One or a batch, in the robot's own space (a Dict too) or flat, shape
                 (observation_dim,) or (n, observation_dim); see `flowmdp.robot`.
-            state: The previous actions, returned by the last call; used only where the flow state
-                includes them.
+            state: What the last call returned: with chunks the plans and how much of them is
+                executed; previous actions where the flow state includes them. None, also where
+                the last call returned more, begins new plans.
             episode_start: Where an episode begins, shape (n,).
             deterministic: Start the chain at zero noise instead of Gaussian noise.
 
@@ -64,27 +75,51 @@ class OuterPolicy:
             Actions of the observations' batch shape, and the new state.
 
         Raises:
-            ConfigurationError: For an observation of another structure or shape.
+            ConfigurationError: For an observation of another structure or shape, or a state of
+                another number of robots.
         """
-        robot = self.agent.robot
+        robot, spec = self.agent.robot, self.agent.spec
         if isinstance(observation, Tensor):
             observation = observation.detach().cpu().numpy()
         array = robot.flatten(observation)
         batch = np.atleast_2d(array)
-        spec = self.agent.spec
+        n, dim = len(batch), spec.robot_action_dim
+        keeps = spec.chunk > 1 or spec.include_previous_action
+        if keeps and state is not None and any(len(part) != n for part in state):
+            raise ConfigurationError(
+                f"state is of {len(state[0])} robots, observation of {n}: pass None for new ones"
+            )
+        begins = np.ones(n, np.bool_) if state is None else np.zeros(n, np.bool_)
+        if episode_start is not None:
+            begins = begins | np.asarray(episode_start)
         previous = None
         if spec.include_previous_action and state is not None:
-            previous = state[0]
-            if episode_start is not None:
-                previous = np.where(np.asarray(episode_start)[:, None], 0.0, previous)
-        chains = len(batch) * self.options.get("best_of", 1)
-        noise = np.zeros((chains, spec.action_dim), np.float32) if deterministic else None
-        actions = self.agent.act(
+            previous = np.where(begins[:, None], 0.0, state[-1])
+        kept: tuple[NDArray[Any], ...] = ()
+        if spec.chunk == 1:
+            actions = self._plan(batch, previous, deterministic)
+        else:
+            if state is None:
+                state = (np.zeros((n, spec.chunk, dim), np.float32), np.zeros(n, np.intp))
+            plans, done = state[0].copy(), np.where(begins, self.replan, state[1])
+            if (due := done >= self.replan).any():
+                seen = None if previous is None else previous[due]
+                plans[due] = self._plan(batch[due], seen, deterministic).reshape(
+                    -1, *plans[0].shape
+                )
+                done[due] = 0
+            actions, kept = plans[np.arange(n), done], (plans, done + 1)
+        if spec.include_previous_action:
+            kept += (np.concatenate([actions, np.ones_like(actions[:, :1])], axis=1),)
+        return robot.to_robot(actions[0] if array.ndim == 1 else actions), kept or state
+
+    def _plan(self, batch: Array, previous: Array | None, deterministic: bool) -> Array:
+        """Whole chains: the next actions, shape (n, action_dim), in [-1, 1]."""
+        chains = len(batch) * self.options.get("best_of", 1), self.agent.spec.action_dim
+        noise = np.zeros(chains, np.float32) if deterministic else None
+        return self.agent.act(
             batch, noise=noise, previous=previous, field=self.field, **self.options
         )
-        if spec.include_previous_action:
-            state = (np.concatenate([actions, np.ones_like(actions[:, :1])], axis=1),)
-        return robot.to_robot(actions[0] if array.ndim == 1 else actions), state
 
 
 class Acting(BaseAlgorithm):
@@ -149,8 +184,8 @@ class Acting(BaseAlgorithm):
         Args:
             observations: The robot's, shape (n, observation_dim).
             noise: x_0, shape (n, action_dim); None draws what the flow environment would.
-            previous: Previous actions and flags, shape (n, action_dim + 1), where the flow state
-                includes them; None means the start of an episode.
+            previous: Previous actions and flags, shape (n, robot_action_dim + 1), where the flow
+                state includes them; None means the start of an episode.
             n_steps: Flow steps, None for the environment's.
             solver: "euler", "midpoint" or "heun".
             field: The velocity field to follow, None for the acting one.
@@ -176,8 +211,9 @@ class Acting(BaseAlgorithm):
             x_0 = rows("noise", noise, spec.action_dim, device, len(states))
         context = policy.normalizer(states)
         if spec.include_previous_action:
-            seen = np.zeros((len(x_0), shape[1] + 1)) if previous is None else previous
-            flagged = rows("previous", seen, spec.action_dim + 1, device, len(states))
+            width = spec.robot_action_dim + 1
+            seen = np.zeros((len(x_0), width)) if previous is None else previous
+            flagged = rows("previous", seen, width, device, len(states))
             context = torch.cat([context, flagged], 1)
         steps, asked = spec.flow_steps if n_steps is None else n_steps, list[Tensor]()
         acting = policy.ema if field is None else field
@@ -203,6 +239,8 @@ class Acting(BaseAlgorithm):
         best_of: int = 1,
     ) -> Array:
         """The robot's actions by whole chains, shape (n, action_dim), in [-1, 1].
+
+        Of a chunk the first action comes first: reshape(n, chunk, -1) takes them apart.
 
         Arguments and errors are those of `chain`, and `best_of`, at least 1: so many chains for
         every observation, of whose actions the critic's favourite is taken; noise then has n *

@@ -180,7 +180,7 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
         spec = check_environment(env)
         if env.has_attr("robot"):
             return env, spec, env.get_attr("robot", [0])[0]
-        return env, spec, RobotInterface.plain(spec.observation_dim, spec.action_dim)
+        return env, spec, RobotInterface.plain(spec.observation_dim, spec.robot_action_dim)
 
     def _setup_model(self) -> None:
         """Make generators, networks and optimisers."""
@@ -332,9 +332,9 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
             self._reward_scale = self._data.reward_scale
         return self._data
 
-    def sample(self) -> Batch:
-        """A uniform batch of transitions, with replacement."""
-        return self.data.sample(self.config.batch_size, self.generator)
+    def sample(self, cloning: bool = False) -> Batch:
+        """A uniform batch of transitions, with replacement; `cloning` reads no rewards."""
+        return self.data.sample(self.config.batch_size, self.generator, cloning)
 
     def noise_like(self, actions: Tensor) -> Tensor:
         """x_0 ~ N(0, I) from the agent's own generator, of the shape of `actions`."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowmdp.agents.core.networks import Normalizer, is_constant
+from flowmdp.chunks import Chunks
 from flowmdp.errors import DatasetError
 from flowmdp.mdp.spec import FlowSpec
 from flowmdp.transitions import TransitionDataset
@@ -19,16 +20,20 @@ class Batch(NamedTuple):
 
     A context is what a velocity is conditioned on: the observation, followed by the previous
     action and its flag where the flow state includes them.
+
+    With chunks of h actions, a transition is a whole chunk: its reward is sum_i gamma^i r_i, its
+    next observation the one after its last action.
     """
 
     rows: Tensor  # (batch,), which transitions these are
     observations: Tensor  # (batch, obs_dim)
     contexts: Tensor  # (batch, context_dim)
-    actions: Tensor  # (batch, action_dim)
+    actions: Tensor  # (batch, action_dim), h times the robot's
     rewards: Tensor  # (batch,)
     next_observations: Tensor  # (batch, obs_dim)
     next_contexts: Tensor  # (batch, context_dim)
     masks: Tensor  # (batch,), 1 - termination
+    valid: Tensor | None = None  # (batch, action_dim), 0 where no action was taken; None: all were
 
     @property
     def flow_states(self) -> tuple[Tensor, Tensor]:
@@ -41,13 +46,21 @@ class Batch(NamedTuple):
 
 
 class DeviceDataset:
-    """A `TransitionDataset` on the device.
+    """A `TransitionDataset` on the device, once; chunks of h actions are gathered by index.
+
+    Attributes:
+        rewards: Of the chunk that begins at each transition, scaled, shape (n,).
+        masks: 1 - termination within that chunk, shape (n,).
+        continues: Whether another chunk begins where that one ends, shape (n,).
+        starts: The transitions at which a chunk may begin, shape (m,); None for all.
+        recorded: The same for cloning, see `flowmdp.chunks`.
 
     Args:
         dataset: The transitions.
         spec: Of the flow environment.
         normalizer: Applied to the observations, once.
-        gamma: Discount, by which rewards are scaled to returns of order one; None leaves them.
+        gamma: Discount per step of the robot, by which rewards are scaled to returns of order one;
+            None leaves them.
         device: Where the tensors live.
         scale: Of the rewards, where it is known already.
     """
@@ -67,6 +80,7 @@ class DeviceDataset:
         starts = tensor(dataset.starts)
         # 0 at an episode's last transition
         self.continues = torch.cat([1 - starts[1:], starts.new_zeros(1)])
+        self.chunk = spec.chunk
         self.observations = normalizer(tensor(dataset.observations))
         self.next_observations = normalizer(tensor(dataset.next_observations))
         self.actions = tensor(dataset.actions)
@@ -80,23 +94,79 @@ class DeviceDataset:
         if spec.include_previous_action:
             flags = 1 - starts[:, None]
             self.previous = torch.cat([tensor(dataset.previous_actions), flags], 1)
+        self.starts: Tensor | None = None
+        self.recorded: Tensor | None = None
+        if self.chunk > 1:
+            self._cut(Chunks(dataset, self.chunk), 1.0 if gamma is None else gamma)
+
+    def _cut(self, chunks: Chunks, gamma: float) -> None:
+        """Turn what stands for one step of the robot into what stands for a chunk of them."""
+        device, rewards = self.rewards.device, torch.zeros_like(self.rewards)
+        own = tuple(
+            torch.as_tensor(part, device=device) for part in (chunks.lengths, chunks.starts)
+        )
+        self.lengths, self.starts = self.taken, self.recorded = own
+        if chunks.recorded[0] is not chunks.lengths:
+            self.taken, self.recorded = (
+                torch.as_tensor(part, device=device) for part in chunks.recorded
+            )
+        for i in reversed(range(self.chunk)):  # the same sum as the robot's steps, last one first
+            later = self.rewards[i:] * (self.lengths[: len(rewards) - i] > i)
+            rewards[: len(later)] = later + gamma * rewards[: len(later)]
+        self.rewards = rewards
+        rows = torch.arange(len(rewards), device=device)
+        self.masks = self.masks[self.last(rows)]
+        begins = torch.zeros_like(rewards)
+        begins[self.starts] = 1.0
+        following = rows + self.chunk
+        inside = self.continues[self.last(rows)] * (self.lengths == self.chunk)
+        self.continues = inside * begins[following.clamp(max=len(rewards) - 1)]
+
+    def last(self, rows: Tensor) -> Tensor:
+        """The transitions that end the chunks that begin at some rows."""
+        return rows if self.chunk == 1 else rows + self.lengths[rows] - 1
+
+    def following(self, rows: Tensor) -> Tensor:
+        """Where the next chunks begin; meaningless where `continues` is 0."""
+        return (rows + self.chunk) % len(self)
+
+    def chunks(self, rows: Tensor) -> Tensor:
+        """The actions of the chunks that begin at some rows, shape (len(rows), action_dim)."""
+        if self.chunk == 1:
+            return self.actions[rows]
+        steps = torch.arange(self.chunk, device=rows.device)
+        index = (rows[:, None] + steps).clamp(max=len(self) - 1)
+        return self.actions[index].flatten(1)
+
+    def valid(self, rows: Tensor) -> Tensor | None:
+        """Which of those were taken, shape (len(rows), action_dim); None where all were."""
+        if self.chunk == 1:
+            return None
+        steps = torch.arange(self.chunk, device=rows.device)
+        taken = (steps < self.taken[rows][:, None]).float()
+        return taken.repeat_interleave(self.actions.shape[1], 1)
 
     def __len__(self) -> int:
         """Number of transitions."""
         return len(self.rewards)
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
-        """A uniform batch, drawn with replacement by `generator`."""
+    def sample(self, batch_size: int, generator: torch.Generator, cloning: bool = False) -> Batch:
+        """A uniform batch, drawn with replacement by `generator`; `cloning` reads no rewards."""
+        starts = self.recorded if cloning else self.starts
+        choices = len(self) if starts is None else len(starts)
         index = torch.randint(
-            len(self), (batch_size,), generator=generator, device=self.rewards.device
+            choices, (batch_size,), generator=generator, device=self.rewards.device
         )
-        observations, next_observations = self.observations[index], self.next_observations[index]
-        actions, rewards = self.actions[index], self.rewards[index]
+        if starts is not None:
+            index = starts[index]
+        last = self.last(index)
+        observations, next_observations = self.observations[index], self.next_observations[last]
+        actions, rewards = self.chunks(index), self.rewards[index]
         contexts, next_contexts = observations, next_observations
         if self.previous is not None:
             contexts = torch.cat([observations, self.previous[index]], 1)
             flag = torch.ones_like(rewards)[:, None]
-            next_contexts = torch.cat([next_observations, actions, flag], 1)
+            next_contexts = torch.cat([next_observations, self.actions[last], flag], 1)
         return Batch(
             index,
             observations,
@@ -106,6 +176,7 @@ class DeviceDataset:
             next_observations,
             next_contexts,
             self.masks[index],
+            self.valid(index),
         )
 
 
@@ -116,19 +187,22 @@ def lambda_returns(
     continues: Tensor,
     gamma: float,
     lam: float,
+    chunk: int = 1,
 ) -> Tensor:
-    """TD(lambda) targets G_n = r_n + gamma mask_n ((1 - lam) V(s_{n+1}) + lam G_{n+1}).
+    """TD(lambda) targets G_n = r_n + gamma mask_n ((1 - lam) V(s_{n+h}) + lam G_{n+h}).
 
-    At an episode's last transition G_{n+1} is V(s_{n+1}): a truncated episode bootstraps, a
-    terminated one ends, and nothing crosses from one episode to the next.
+    Where no chunk follows G_{n+h} is V(s_{n+h}): a truncated episode bootstraps, a terminated one
+    ends, and nothing crosses from one episode to the next. Chunks of h actions make h interleaved
+    sequences of every episode.
 
     Args:
         rewards: Of all transitions in time order, shape (n,).
-        next_values: V(s_{n+1}), shape (n,).
+        next_values: V(s_{n+h}), shape (n,).
         masks: 1 - termination, shape (n,).
-        continues: 0 at an episode's last transition, shape (n,).
-        gamma: Discount.
+        continues: 0 where no chunk follows, as at an episode's last transition, shape (n,).
+        gamma: Discount from one chunk to the next.
         lam: In [0, 1]; 1 is the Monte-Carlo return.
+        chunk: h.
 
     Returns:
         Shape (n,), on the device of `rewards`.
@@ -136,17 +210,16 @@ def lambda_returns(
     mix = lam * continues
     constant = (rewards + gamma * masks * (1 - mix) * next_values).tolist()
     factor = (gamma * masks * mix).tolist()
-    result, following = [], 0.0
+    result = [0.0] * chunk
     for c, f in zip(reversed(constant), reversed(factor), strict=True):
-        following = c + f * following
-        result.append(following)
-    return torch.tensor(result[::-1], dtype=rewards.dtype, device=rewards.device)
+        result.append(c + f * result[-chunk])
+    return torch.tensor(result[: chunk - 1 : -1], dtype=rewards.dtype, device=rewards.device)
 
 
 def check_fit(dataset: TransitionDataset, spec: FlowSpec) -> None:
     """Raise DatasetError unless the dataset holds transitions of the environment's widths."""
     widths = (dataset.observations.shape[1], dataset.actions.shape[1])
-    expected = (spec.observation_dim, spec.action_dim)
+    expected = (spec.observation_dim, spec.robot_action_dim)
     if widths != expected:
         raise DatasetError(
             f"dataset {dataset.id} has observations and actions of width {widths}, the "

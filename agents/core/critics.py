@@ -36,10 +36,10 @@ class Critic(nn.Module):
 
     Args:
         observation_dim: Width of an observation.
-        action_dim: Width of an action.
+        action_dim: Width of an action; of a chunk's actions together.
         net_arch: Hidden widths.
         members: Number of Q networks.
-        gamma: Discount per step of the robot.
+        gamma: Discount from s to s', per chunk where there are chunks.
         tau: Polyak rate of the target.
         expectile: Of the state value's regression, in [0.5, 1); 0.5 is the mean.
         pessimism: Q = mean - pessimism * std of the members; None takes their minimum.
@@ -142,9 +142,10 @@ def return_targets(
     if average is not None:
         next_values = torch.full_like(rewards, average)
     else:
-        chunks = data.next_observations.split(1 << 14)
-        next_values = torch.cat([critic.target_v(chunk).squeeze((0, -1)) for chunk in chunks])
-    v = lambda_returns(rewards, next_values, masks, data.continues, gamma, lam)
+        rows = torch.arange(len(data), device=rewards.device).split(1 << 14)
+        parts = [critic.target_v(data.next_observations[data.last(part)]) for part in rows]
+        next_values = torch.cat([part.squeeze((0, -1)) for part in parts])
+    v = lambda_returns(rewards, next_values, masks, data.continues, gamma, lam, data.chunk)
     return ReturnTargets(rewards + gamma * masks * next_values, v)
 
 
@@ -154,9 +155,10 @@ def average_value(data: DeviceDataset, gamma: float) -> float:
     Source: Bradtke and Barto 1996, Boyan 2002. The mean return without a bootstrap, divided by 1 -
     the mean discount that a truncation's bootstrap would get.
     """
-    none, cut = torch.zeros_like(data.rewards), (data.masks, data.continues, gamma, 1.0)
-    earned = lambda_returns(data.rewards, none, *cut).mean()
-    carried = lambda_returns(none, none + 1, *cut).mean()
+    none, rows = torch.zeros_like(data.rewards), slice(None) if data.starts is None else data.starts
+    cut = (data.masks, data.continues, gamma, 1.0, data.chunk)
+    earned = lambda_returns(data.rewards, none, *cut)[rows].mean()
+    carried = lambda_returns(none, none + 1, *cut)[rows].mean()
     return (earned / (1 - carried)).item()
 
 

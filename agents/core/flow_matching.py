@@ -33,12 +33,14 @@ def flow_matching_loss(
 
     Args:
         field: The velocity field.
-        batch: Its contexts (batch, context_dim) and actions x_1 (batch, action_dim) are used.
+        batch: Its contexts (batch, context_dim) and actions x_1 (batch, action_dim) are used; of a
+            chunk those that were taken.
         noise: Gives x_0 and t.
         path: From x_0 to x_1; on the straight one dx_t/dt is x_1 - x_0.
     """
     x_0, t = noise
     velocity: Tensor = field(batch.contexts, path.point(x_0, batch.actions, t), t)
     target: Tensor = path.velocity(x_0, batch.actions, t)
-    loss = (velocity - target).square().sum(-1).mean()
+    error = (velocity - target).square()
+    loss = (error if batch.valid is None else error * batch.valid).sum(-1).mean()
     return loss, {"loss": loss.detach()}

@@ -88,9 +88,13 @@ class Part:
     def forget_data(self) -> None:
         """Drop what was computed from the agent's data, which are others now."""
 
+    cloning: ClassVar[bool] = False
+    """Whether it reads only what was done, not what it was paid."""
+
     def sample(self) -> Batch:
         """A batch, drawn by the part's own generator."""
-        return self.agent.data.sample(self.agent.config.batch_size, self.generator)
+        size = self.agent.config.batch_size
+        return self.agent.data.sample(size, self.generator, self.cloning)
 
     @contextmanager
     def first_weights(self) -> Iterator[None]:
@@ -107,6 +111,8 @@ class Part:
         settings = {name: getattr(agent.config, name) for name in names} | self._settings()
         settings |= {"part": self.name, "seed": agent.seed, "precision": agent.precision}
         settings["version"] = flowmdp.__version__
+        if agent.spec.chunk > 1:
+            settings["chunk"] = agent.spec.chunk
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for array in self._arrays():
             digest.update(np.ascontiguousarray(array).data)
@@ -118,7 +124,9 @@ class Part:
 
     def _arrays(self) -> list[NDArray[Any]]:
         """The data it depends on."""
-        return [self.agent.dataset.observations, self.agent.dataset.actions]
+        data, chunk = self.agent.dataset, self.agent.spec.chunk
+        recordings = data.starts if data.recordings is None else data.recordings
+        return [data.observations, data.actions, *[recordings][: chunk - 1]]
 
     def save(self, path: checkpoint.Target) -> None:
         """Write the fitted part, and the normaliser, for another agent of the same key."""
@@ -157,6 +165,7 @@ class Clone(Part):
     name, title = "behavior", "behaviour flow"
     depends_on = ("path", "behavior_learning_rate", "behavior_steps")
     cached = ("behavior",)
+    cloning = True
 
     def __init__(self, agent: FlowAlgorithm) -> None:
         config: Any = agent.config
@@ -225,7 +234,7 @@ class ReturnCritic(Part):
                 config.net_arch,
                 members=config.critic_members,
                 pessimism=config.pessimism,
-                gamma=config.gamma,
+                gamma=config.gamma**spec.chunk,
                 expectile=expectile,
             ).to(agent.device)
         self.descent = Descent(self.critic, config.critic_learning_rate, 10.0)

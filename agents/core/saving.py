@@ -231,13 +231,14 @@ class Saving(BaseAlgorithm):
         spec = FlowSpec(**manifest["spec"])
         widths = spec.observation_dim, spec.action_dim
         check_recorded(manifest.get("behavior"), self.own_behavior, *widths)
-        robot = RobotInterface.plain(*widths)
+        robot = RobotInterface.plain(spec.observation_dim, spec.robot_action_dim)
         if "robot" in manifest:
             robot = RobotInterface.from_json(manifest["robot"])
-            if (robot.observation_dim, robot.action_dim) != widths:
+            own = spec.observation_dim, spec.robot_action_dim
+            if (robot.observation_dim, robot.action_dim) != own:
                 raise CheckpointError(
                     f"its robot has observations and actions of width {robot.observation_dim} and "
-                    f"{robot.action_dim}, its specification of {widths}: {checkpoint.CURE}"
+                    f"{robot.action_dim}, its specification of {own}: {checkpoint.CURE}"
                 )
         if self.env is None:
             self.spec, self.n_envs, self.robot = spec, 1, robot

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,9 +14,10 @@ from flowmdp.envs.data.describe import draw_dataset, open_dataset
 from flowmdp.envs.data.sources.build import build_dataset
 from flowmdp.envs.data.sources.d4rl import import_d4rl
 from flowmdp.envs.data.sources.minari import download_dataset
+from flowmdp.envs.data.sources.ogbench import download_ogbench, import_ogbench
 from flowmdp.envs.data.store import is_present, list_datasets, read_metadata, store_root
 from flowmdp.envs.robots.outer import EXTRAS
-from flowmdp.envs.tasks import GOALS, Source, families
+from flowmdp.envs.tasks import GOALS, TASKS, Source, families, get_task
 from flowmdp.errors import ConfigurationError
 
 GETS = {"builtin": "build", "minari": "download", "d4rl": "import", "ogbench": "download"}
@@ -60,64 +61,102 @@ def print_tasks() -> None:
             print(f'not installed: pip install "flowmdp[{extra}]" brings the robots of {names}')
 
 
-def build(task: str, *, steps: int = 200_000, seed: int = 0, force: bool = False) -> None:
+def build(
+    task: str,
+    *,
+    steps: int | None = None,
+    episodes: int | None = None,
+    seed: int = 0,
+    jobs: int | None = None,
+    force: bool = False,
+) -> None:
     """Build a task's dataset from the behaviour that comes with the package.
 
-    Rolls policies or a planner out on this machine, without a network, into Minari's local store
-    (MINARI_DATASETS_PATH, or ~/.minari/datasets). The same seed gives the same bytes. A build that
-    is killed leaves nothing behind that loads as a dataset; just start it again.
+    Rolls policies, a planner or OGBench's scripted experts out on this machine, without a network,
+    into Minari's local store (MINARI_DATASETS_PATH, or ~/.minari/datasets). The same seed gives the
+    same bytes. A build that is killed leaves nothing behind that loads as a dataset; just start it
+    again. Finished episodes of OGBench's scenes are kept until then.
 
     For example:
       flowmdp data build hopper-medium
       flowmdp data build hopper-medium --force
       flowmdp data build pointmaze-umaze
+      flowmdp data build scene-play --episodes 100
 
     Args:
         task: Name of the task; `flowmdp tasks` lists them.
-        steps: Transitions to record.
+        steps: Transitions to record; 200,000 when not given. Not for OGBench's scenes.
+        episodes: Episodes of 1,000 transitions to record of one of OGBench's scenes; as many as
+            OGBench published when not given, 1,000 or 3,000.
         seed: Seed of the roll-outs.
+        jobs: Processes that record one of OGBench's scenes; all cores when not given.
         force: Replace the dataset that is there; else one of another size or seed is kept and
             reported.
     """
-    print(f"{build_dataset(task, steps, seed, force=force)} is in {store_root()}")
+    built = build_dataset(task, steps, seed, force=force, episodes=episodes, jobs=jobs)
+    print(f"{built} is in {store_root()}")
 
 
-def download(task: str, *, force: bool = False) -> None:
-    """Download a task's published dataset, for `--source minari`.
+def download(
+    task: str, *, source: Literal["minari", "ogbench"] | None = None, force: bool = False
+) -> None:
+    """Download a task's published dataset, for `--source minari` or `--source ogbench`.
 
-    Minari fetches it from Farama's store at Hugging Face; this needs a network and the extra `hf`
-    (pip install "flowmdp[hf]"). A download that breaks off leaves nothing behind.
+    Minari fetches it from Farama's store at Hugging Face, with the extra `hf` (pip install
+    "flowmdp[hf]"); OGBench's files come from its own server, with the extra `ogbench`. Both need a
+    network. A download that breaks off leaves nothing behind.
 
     For example:
       flowmdp data download hopper-medium
+      flowmdp data download scene-play
 
     Args:
         task: Name of the task; `flowmdp tasks` lists them.
+        source: Where from; the one that has the task's data when not given.
         force: Replace the dataset that is there.
     """
-    print(f"{download_dataset(task, force)} is in {store_root()}")
+    row = get_task(task)
+    theirs = "ogbench" if row.ogbench else "minari"
+    fetch = download_ogbench if (source or theirs) == "ogbench" else download_dataset
+    print(f"{fetch(task, force)} is in {store_root()}")
 
 
-def import_file(file: Path, *, task: str, clip_actions: bool = False, force: bool = False) -> None:
-    """Import one of D4RL's original HDF5 files, for `--source d4rl`.
+def import_file(
+    file: Path, *, task: str | None = None, clip_actions: bool = False, force: bool = False
+) -> None:
+    """Import one of D4RL's or OGBench's original files, for `--source d4rl` or `ogbench`.
 
     Download the file yourself; d4rl, gym and mujoco_py are not needed. The dataset goes into
-    Minari's local store and belongs to the environment of D4RL's numbers: -v4 for Gym-MuJoCo, the
-    hand under D4RL's definitions for Adroit.
+    Minari's local store and belongs to the environment of its numbers: -v4 for D4RL's Gym-MuJoCo,
+    the hand under D4RL's definitions for Adroit, OGBench's scene or maze for all of its tasks.
 
     For example:
-      flowmdp data import hopper_medium-v2.hdf5 --task hopper-medium
+      flowmdp data import hopper_medium-v2.hdf5
       flowmdp data import pen-human-v1.hdf5 --task pen-human
+      flowmdp data import scene-play-v0.npz
 
     Args:
-        file: D4RL's file under D4RL's name, such as hopper_medium-v2.hdf5.
-        task: The task it belongs to.
+        file: D4RL's or OGBench's file, best under its own name.
+        task: The task it belongs to; known where the file has its own name.
         clip_actions: Clip actions outside [-1, 1] instead of refusing the file.
         force: Replace the dataset that was imported before.
     """
-    metadata = read_metadata(import_d4rl(file, task, clip_actions, force))
+    row = get_task(task or _task_of(file))
+    bring = import_ogbench if row.ogbench else import_d4rl
+    metadata = read_metadata(bring(file, row.name, clip_actions, force))
     counts = f"{metadata['total_episodes']:,} episodes, {metadata['total_steps']:,} steps"
     print(f"{metadata['dataset_id']} is in {store_root()}: {counts}")
+
+
+def _task_of(file: Path) -> str:
+    """The task that a file belongs to by its name."""
+    name = file.name.replace("-val.npz", ".npz")  # refused later, with the reason
+    for task in TASKS.values():
+        if name == task.d4rl_file or (task.ogbench and name == f"{task.ogbench}-v0.npz"):
+            return task.name
+    raise ConfigurationError(
+        f"the name of {file.name} does not tell which task it belongs to: add --task TASK"
+    )
 
 
 def print_datasets() -> None:

@@ -140,7 +140,7 @@ def as_defined(
         notes += [note] if note else []
     own = any(through) and robot.spec is not None and spec.get("id") == robot.spec.id
     if robot.has_wrapper_attr("outcomes") and not own:
-        _give_outcomes(dataset, metadata, robot)
+        dataset = _give_outcomes(dataset, metadata, robot)
     if changed := REWARD_WRAPPERS.intersection(recorded_wrappers(metadata, robot)):
         notes.append(f"its rewards went through {', '.join(sorted(changed))}, the task's do not")
     longest = int(np.diff(np.append(dataset.episode_starts, len(dataset))).max())
@@ -154,8 +154,9 @@ def as_defined(
 
 def _give_outcomes(
     dataset: TransitionDataset, metadata: dict[str, Any], robot: gym.Env[Any, Any]
-) -> None:
-    """Compute the task's rewards and ends from recorded states, in the dataset's own arrays."""
+) -> TransitionDataset:
+    """The dataset with the task's rewards and ends, computed from recorded states in place."""
+    recordings = dataset.starts.copy()
     outcomes = robot.get_wrapper_attr("outcomes")
     bounds = np.append(dataset.episode_starts, len(dataset))
     all_states = read_states(metadata, robot.get_wrapper_attr("state_widths"))
@@ -169,6 +170,7 @@ def _give_outcomes(
     dataset.truncations[:] = ends & ~dataset.terminations
     dataset.starts[1:] = ends[:-1]
     dataset.previous_actions[dataset.starts] = 0
+    return dataclasses.replace(dataset, recordings=recordings, check=False)
 
 
 def reached_goal(dataset: TransitionDataset) -> Bool:
@@ -179,10 +181,8 @@ def reached_goal(dataset: TransitionDataset) -> Bool:
     Returns:
         Shape (recorded episodes,), bool.
     """
-    starts = dataset.episode_starts
-    goes_on = dataset.observations[starts[1:]] == dataset.next_observations[starts[1:] - 1]
-    recorded = starts[np.append(True, ~goes_on.all(1))]
-    return np.logical_or.reduceat(dataset.terminations, recorded)
+    recordings = dataset.starts if dataset.recordings is None else dataset.recordings
+    return np.logical_or.reduceat(dataset.terminations, np.flatnonzero(recordings))
 
 
 def _obtain(row: Task, source: str, dataset_id: str, build: bool) -> None:

@@ -27,7 +27,7 @@ import gymnasium as gym
 from filelock import FileLock, Timeout
 
 from flowmdp.errors import ConfigurationError, DatasetError
-from flowmdp.files import write_json
+from flowmdp.files import remove_unfinished, write_json
 from flowmdp.robot import RobotInterface
 from flowmdp.schemas import Metadata, RecordedSpec, fault
 
@@ -280,6 +280,28 @@ def _check_place(target: Path, room: int) -> None:
         raise OSError(errno.EXDEV, f"{nearest} is on another disk than the store")
     if (free := shutil.disk_usage(store_root()).free) < room:
         raise OSError(errno.ENOSPC, f"{room / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} free")
+
+
+def scratch_folder(dataset_id: str) -> tempfile.TemporaryDirectory[str]:
+    """An empty folder of the store for what a dataset is made of, removed in the end."""
+    return tempfile.TemporaryDirectory(prefix=f"{_hidden(dataset_id)}.new-", dir=store_root())
+
+
+def unfinished_folder(dataset_id: str, key: str) -> Path:
+    """Make the folder that keeps a dataset's finished episodes while others are still missing.
+
+    Use it under `dataset_lock`. `key` tells recipes apart.
+    """
+    folder = store_root() / f"{_hidden(dataset_id)}.kept-{key}"
+    folder.mkdir(exist_ok=True)
+    remove_unfinished(folder)
+    return folder
+
+
+def forget_unfinished(dataset_id: str) -> None:
+    """Remove what was kept of a dataset, by whatever recipe."""
+    for folder in store_root().glob(f"{_hidden(dataset_id)}.kept-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _hidden(dataset_id: str) -> str:

@@ -39,7 +39,10 @@ COMMANDS = {
     "tasks": ("flowmdp.envs.data.listing:print_tasks", "List the tasks."),
     "data build": ("flowmdp.envs.data.listing:build", "Build a task's dataset here."),
     "data download": ("flowmdp.envs.data.listing:download", "Download a published dataset."),
-    "data import": ("flowmdp.envs.data.listing:import_file", "Import one of D4RL's files."),
+    "data import": (
+        "flowmdp.envs.data.listing:import_file",
+        "Import a D4RL or OGBench file.",
+    ),
     "data list": ("flowmdp.envs.data.listing:print_datasets", "List the datasets that are here."),
     "data info": ("flowmdp.envs.data.listing:print_info", "Describe a dataset."),
     "train": ("flowmdp.runs.train:train", "Train an agent offline, the whole job."),

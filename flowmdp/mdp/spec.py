@@ -18,6 +18,7 @@ from flowmdp.errors import ConfigurationError, UnknownArgumentError
 
 Steps = Annotated[int, AtLeast(1, 10_000)]
 Width = Annotated[int, AtLeast(1, 1_000_000)]
+Chunk = Annotated[int, AtLeast(1, 1_000)]
 Positive = Annotated[float, Range("(0, 1e6]")]
 NotNegative = Annotated[float, Range("[0, 1e6]")]
 
@@ -55,6 +56,7 @@ class FlowSettings:
     noise_scale: NotNegative = 1.0
     include_time: bool = True
     include_previous_action: bool = False
+    chunk: Chunk = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -99,15 +101,16 @@ class FlowSpec:
 
     Attributes:
         observation_dim: Width of the outer observation s.
-        action_dim: Width of x_t and of every action.
-        flow_steps: Flow steps per action.
+        action_dim: Width of x_t and of every flow action: `chunk` times the robot's.
+        flow_steps: Flow steps per chain.
         velocity_scale: Velocity of flow action 1.
         include_time: Whether the flow observation holds t.
-        include_previous_action: Whether it holds a_{n-1}, with a flag that is 0 at an episode's
-            first action.
+        include_previous_action: Whether it holds a_{n-1}, the robot's last action, with a flag that
+            is 0 at an episode's first action.
         noise_scale: Standard deviation of the noise x_0 from which chains start.
         task: Name of the task, None for an environment of the user's own.
         source: Data source of the task.
+        chunk: The robot's actions that one chain decides, one after another in x_t.
 
     Raises:
         ConfigurationError: If one of them is of another type or out of range.
@@ -122,9 +125,20 @@ class FlowSpec:
     noise_scale: NotNegative = 1.0
     task: str | None = None
     source: str | None = None
+    chunk: Chunk = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.action_dim % self.chunk:
+            raise ConfigurationError(
+                f"action_dim={self.action_dim} is no multiple of chunk={self.chunk}: it must be "
+                "chunk times the robot's"
+            )
+
+    @property
+    def robot_action_dim(self) -> int:
+        """Width of one action of the robot."""
+        return self.action_dim // self.chunk
 
     @cached_property
     def state(self) -> slice:
@@ -145,12 +159,12 @@ class FlowSpec:
     def previous_action(self) -> slice:
         """Where a_{n-1} lies, with the flag behind it; empty without `include_previous_action`."""
         start = self.t.stop
-        return slice(start, start + self.action_dim * self.include_previous_action)
+        return slice(start, start + self.robot_action_dim * self.include_previous_action)
 
     @property
     def context_dim(self) -> int:
         """Width of what the velocity is conditioned on: s, and [a_prev, flag] where included."""
-        return self.observation_dim + (self.action_dim + 1) * self.include_previous_action
+        return self.observation_dim + (self.robot_action_dim + 1) * self.include_previous_action
 
     @property
     def flow_observation_dim(self) -> int:

@@ -32,7 +32,10 @@ from flowmdp.transitions import TransitionDataset
 QUICK = {"steps": 2_000, "behavior_steps": 10_000, "critic_steps": 5_000}
 """What --quick puts in the place of the defaults; the data stays whole."""
 PACKAGES = ("flowmdp", "gymnasium", "minari", "mujoco", "numpy", "stable-baselines3", "torch")
-FLOW = ("flow_steps", "noise_scale", "velocity_scale", "include_time", "include_previous_action")
+FLOW = (
+    *("flow_steps", "noise_scale", "velocity_scale", "include_time", "include_previous_action"),
+    "chunk",
+)
 """Settings of the flow environment that a run may choose."""
 Device = Literal["auto", "cpu", "cuda"]
 AT_LEAST = {"steps": 0, "seed": 0, "episodes": 1, "eval_every": 1, "eval_episodes": 1}
@@ -77,6 +80,7 @@ def make_config(
     velocity_scale: float | None = None,
     include_time: bool = True,
     include_previous_action: bool = False,
+    chunk: int = 1,
     **others: Any,
 ) -> dict[str, Any]:
     """The configuration of a new run, checked as far as that is possible without the data.
@@ -107,6 +111,7 @@ def make_config(
         velocity_scale: Velocity of a flow action of 1; 6.5 when not given.
         include_time: Whether the policy sees the flow time.
         include_previous_action: Whether the policy sees the action before.
+        chunk: Actions of the robot that one chain of the flow plans, executed open loop.
         **others: Hyper-parameters by name; the algorithm's defaults for those that are absent.
 
     Returns:
@@ -127,6 +132,7 @@ def make_config(
         "velocity_scale": velocity_scale,
         "include_time": include_time,
         "include_previous_action": include_previous_action,
+        "chunk": chunk,
     }
     own = {} if paper else cls.environment
     given = {name: value for name, value in flow.items() if value is not None}

@@ -6,11 +6,12 @@ steps one after another, the clipping, and the robot's units. A batch of any siz
     observations  (n, observation_dim), float32, flat in the order of Gymnasium's flatten_space
     noise         (n, action_dim), float32, drawn from N(0, 1): the file multiplies it by the
                   agent's noise_scale; zeros give the noiseless action
-    previous      (n, action_dim + 1), only where the flow state holds the previous action: what the
-                  file answered last, and a 1 behind it; zeros at an episode's first action
+    previous      (n, the robot's width + 1), only where the flow state holds the previous action:
+                  what the robot did last, and a 1 behind it; zeros at an episode's first action
 
-and `actions`, (n, *the shape of the robot's box), come out, in the robot's own units. The file
-tells its own task, widths, noise_scale, flow_steps and bounds: ONNX as `metadata_props`,
+and `actions`, (n, *the shape of the robot's box), come out, in the robot's own units; of an agent
+that plans chunks of h actions (n, h, *that shape), to be executed one after another. The file tells
+its own task, widths, chunk, noise_scale, flow_steps and bounds: ONNX as `metadata_props`,
 torch.export as the extra file "flowmdp.json".
 """
 
@@ -39,7 +40,7 @@ Format = Literal["onnx", "torch"]
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 METADATA = "flowmdp.json"
 TOLD = (
-    *("task", "source", "observation_dim", "action_dim", "flow_steps", "noise_scale"),
+    *("task", "source", "observation_dim", "action_dim", "chunk", "flow_steps", "noise_scale"),
     "include_previous_action",
 )
 """What a file says of the `FlowSpec`."""
@@ -124,7 +125,7 @@ def export(
         "versions": {name: versions()[name] for name in ("flowmdp", "torch")},
     }
     widths = [spec.observation_dim, spec.action_dim]
-    widths += [spec.action_dim + 1] * spec.include_previous_action
+    widths += [spec.robot_action_dim + 1] * spec.include_previous_action
     given = tuple(torch.zeros(2, width) for width in widths)
     rows = {0: torch.export.Dim("n")}
     shapes: Any = (rows, rows, (rows,) * len(given[2:]))[: len(given)]
@@ -171,7 +172,7 @@ class ExportedPolicy(nn.Module):
         parts = copy.deepcopy(nn.ModuleList([agent.policy.normalizer, field, *held]))
         self.parts = parts.cpu().eval().requires_grad_(False)
         self.spec, box = agent.spec, agent.robot.action_space
-        self.shape = box.shape
+        self.shape = (*[agent.spec.chunk][: agent.spec.chunk - 1], *box.shape)
         low, high = (torch.as_tensor(bound.ravel()).float() for bound in (box.low, box.high))
         for name, bound in {"low": low, "high": high, "radius": (high - low) / 2}.items():
             self.register_buffer(name, bound)
@@ -185,7 +186,8 @@ class ExportedPolicy(nn.Module):
             parts += [flag * ((acted - middle) / self.radius), flag]
         context, x_0 = torch.cat(parts, dim=1), self.spec.noise_scale * noise
         x_1 = integrate(lambda x_t, t: field(context, x_t, t), x_0, self.spec.flow_steps)
-        actions: Tensor = middle + self.radius * x_1.clamp(-1, 1)
+        unit = x_1.clamp(-1, 1).reshape(-1, self.spec.chunk, len(middle))
+        actions: Tensor = middle + self.radius * unit
         return actions.clamp(self.low, self.high).reshape(-1, *self.shape)
 
 

@@ -201,7 +201,9 @@ def test_flow_matching_loss_is_zero_for_the_exact_field() -> None:
 
     x_1, x_0 = torch.full((64, 2), 0.5), randn(64, 2)
     t = torch.rand((64, 1), generator=GENERATOR) * 0.9
-    near, far = (cast(Batch, SimpleNamespace(contexts=x_1, actions=x)) for x in (x_1, -x_1))
+    near, far = (
+        cast(Batch, SimpleNamespace(contexts=x_1, actions=x, valid=None)) for x in (x_1, -x_1)
+    )
     assert flow_matching_loss(ToPoint(), near, FlowNoise(x_0, t))[0] < 1e-8
     assert flow_matching_loss(ToPoint(), far, FlowNoise(x_0, t))[0] > 0.1
 

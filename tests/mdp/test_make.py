@@ -171,3 +171,8 @@ def test_sac_on_the_noise_of_a_live_robot(checkpoint: str) -> None:
     """Unchanged, by id; that it learns is shown on a toy."""
     env = gym.make(HOPPER, decision="noise", checkpoint=checkpoint)
     SAC("MlpPolicy", env, learning_starts=20, **SMALL).learn(30)
+
+
+def test_models_of_another_chunk_are_refused(checkpoint: str) -> None:
+    with pytest.raises(CheckpointError, match="plans 1 actions at once, this environment 4"):
+        gym.make(HOPPER, reward="direction", checkpoint=checkpoint, chunk=4)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
@@ -33,6 +33,7 @@ class Episode:
     rewards: NDArray[np.float64]  # (n,), as the two below
     terminations: NDArray[np.bool_]
     truncations: NDArray[np.bool_]
+    infos: dict[str, NDArray[Any]] = field(default_factory=dict)  # (n + 1, ...) each
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -44,7 +45,8 @@ class Episode:
             return self
         arrays = self.actions[:steps], self.rewards[:steps], self.terminations[:steps]
         last = np.arange(steps) == steps - 1
-        return Episode(self.seed, self.observations[: steps + 1], *arrays, last)
+        infos = {name: array[: steps + 1] for name, array in self.infos.items()}
+        return Episode(self.seed, self.observations[: steps + 1], *arrays, last, infos)
 
 
 class Recorder:

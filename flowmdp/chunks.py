@@ -1,0 +1,95 @@
+"""Action chunks in recorded data: which transitions begin one, and how far it reaches.
+
+A chunk of h actions is one decision (Li et al. 2025, "Reinforcement Learning with Action Chunking",
+arXiv:2507.07969). It may begin at every transition, so chunks overlap:
+
+- where h actions of the episode are left;
+- where fewer are left and the episode terminates: the chunk ends there, and what stands for its
+  later actions are those of the next transitions in the data.
+
+Where fewer are left and the episode is truncated, nobody knows what h actions would have led to: no
+chunk begins there.
+
+Cloning asks for less. Where a task was laid over longer recordings (`TransitionDataset.recordings`)
+the robot went on after it had terminated: those actions were taken, and are cloned, in the same way
+for every task.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowmdp.errors import DatasetError
+from flowmdp.transitions import TransitionDataset
+
+Flags = NDArray[np.bool_]
+
+
+class Chunks:
+    """The chunks of a dataset, by index: nothing is copied.
+
+    Args:
+        dataset: The transitions.
+        chunk: Actions per chunk, h, at least 1.
+
+    Attributes:
+        lengths: Actions from each transition on within its episode, 1 .. h, shape (n,), int32.
+        starts: The transitions at which a chunk may begin, shape (m,), int64.
+        recorded: `lengths` and `starts` within recordings, for cloning.
+        left_out: Episodes in which none may.
+
+    Raises:
+        DatasetError: If no chunk may begin anywhere.
+    """
+
+    def __init__(self, dataset: TransitionDataset, chunk: int) -> None:
+        starts, ended = dataset.starts, dataset.terminations
+        sizes = np.diff(np.append(dataset.episode_starts, len(dataset)))
+        short = (sizes < chunk) & ~ended[np.cumsum(sizes) - 1]
+        self.left_out = int(short.sum())
+        if self.left_out == len(sizes):
+            raise DatasetError(
+                f"dataset {dataset.id}: {self.left_out} of {len(sizes)} episodes are shorter than "
+                f"chunk={chunk}, the longest has {sizes.max()} steps: take a shorter chunk"
+            )
+        self.lengths, self.starts = self.recorded = cut(starts, ended, chunk)
+        if dataset.recordings is not None:
+            self.recorded = cut(dataset.recordings, np.zeros_like(ended), chunk)
+        self._actions, self._steps = dataset.actions, np.arange(chunk)
+
+    def actions(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """The actions of the chunks that begin at some rows, the first action first.
+
+        Args:
+            rows: Shape (m,).
+
+        Returns:
+            Shape (m, h * action_dim).
+        """
+        index = np.minimum(rows[:, None] + self._steps, len(self._actions) - 1)
+        chosen: NDArray[np.float32] = self._actions[index].reshape(len(rows), -1)
+        return chosen
+
+    def actions_at(self, row: int) -> NDArray[np.float32]:
+        """Those of one row, shape (h * action_dim,); faster."""
+        part = self._actions[row : row + len(self._steps)]
+        return part.ravel() if len(part) == len(self._steps) else self.actions(np.array([row]))[0]
+
+
+def cut(
+    starts: Flags, terminations: Flags, chunk: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """How far chunks reach, (n,), and where they may begin, (m,).
+
+    Args:
+        starts: Where an episode begins, shape (n,).
+        terminations: Whether a transition terminates, shape (n,).
+        chunk: Actions per chunk.
+    """
+    rows = np.arange(len(starts))
+    bounds = np.append(np.flatnonzero(starts), len(starts))
+    ends = np.repeat(bounds[1:], np.diff(bounds))
+    lengths = np.minimum(ends - rows, chunk).astype(np.int32)
+    begins = (lengths == chunk) | terminations[ends - 1]
+    return lengths, np.flatnonzero(begins)

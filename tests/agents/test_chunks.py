@@ -1,0 +1,318 @@
+"""Chunks of actions: what they are in the data, by a chunker that knows no index arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from flowmdp.agents import DFDir, FlowBC
+from flowmdp.agents.core.algorithm import FlowAlgorithm
+from flowmdp.agents.core.batch import DeviceDataset, lambda_returns
+from flowmdp.agents.core.critics import return_targets
+from flowmdp.agents.core.networks import Normalizer
+from flowmdp.env import FlowMDPEnv
+from flowmdp.errors import ConfigurationError, DatasetError
+from flowmdp.mdp.spec import FlowSpec
+from flowmdp.transitions import TransitionDataset
+
+OBSERVED = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+ACTS = gym.spaces.Box(-1, 1, (2,), np.float32)
+GAMMA = 0.9
+
+
+def episodes(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Random episodes of 1 to 12 steps, half of which terminate."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        n = int(rng.integers(1, 13))
+        made.append(
+            {
+                "observations": rng.standard_normal((n + 1, 3)).astype(np.float32),
+                "actions": rng.uniform(-1, 1, (n, 2)).astype(np.float32),
+                "rewards": rng.standard_normal(n).astype(np.float32),
+                "terminations": bool(rng.random() < 0.5),
+            }
+        )
+    return made
+
+
+def device_data(dataset: TransitionDataset, chunk: int, previous: bool = False) -> DeviceDataset:
+    spec = FlowSpec(3, 2 * chunk, 4, 1.0, include_previous_action=previous, chunk=chunk)
+    normalizer = Normalizer(3)
+    return DeviceDataset(dataset, spec, normalizer, GAMMA, torch.device("cpu"), scale=1.0)
+
+
+class Made(NamedTuple):
+    """One chunk, step by step."""
+
+    row: int
+    actions: list[list[float]]  # those that were taken
+    reward: float
+    after: list[float]
+    mask: float
+    follows: bool  # whether another chunk begins where this one ends
+
+
+def chunker(made: list[dict[str, Any]], chunk: int) -> list[Made]:
+    """Walk through every episode from every step."""
+    found, row = [], 0
+    for episode in made:
+        n, ends = len(episode["rewards"]), episode["terminations"]
+
+        def begins(step: int, n: int = n, ends: bool = ends) -> bool:
+            return step < n and (step + chunk <= n or ends)
+
+        for step in range(n):
+            if begins(step):
+                actions: list[list[float]] = []
+                reward, at = 0.0, step
+                while at < n and len(actions) < chunk:
+                    reward += GAMMA ** len(actions) * float(episode["rewards"][at])
+                    actions.append(episode["actions"][at].tolist())
+                    at += 1
+                over = at == n and ends
+                after = episode["observations"][at].tolist()
+                found.append(
+                    Made(row + step, actions, reward, after, 1.0 - over, not over and begins(at))
+                )
+        row += n
+    return found
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8])
+def test_a_thousand_episodes_agree_with_a_brute_force_chunker(chunk: int) -> None:
+    made = episodes(1000, seed=chunk)
+    dataset = TransitionDataset.from_episodes(made, OBSERVED, ACTS)
+    data, wanted = device_data(dataset, chunk), chunker(made, chunk)
+    rows = torch.tensor([one.row for one in wanted])
+    starts = torch.arange(len(data)) if data.starts is None else data.starts
+    assert starts.tolist() == rows.tolist()
+    close = torch.testing.assert_close
+    close(data.rewards[rows], torch.tensor([one.reward for one in wanted]))
+    close(data.masks[rows], torch.tensor([one.mask for one in wanted]))
+    close(
+        data.continues[rows].bool() & (data.masks[rows] > 0),
+        torch.tensor([w.follows for w in wanted]),
+    )
+    after = torch.tensor([one.after for one in wanted])
+    close(data.next_observations[data.last(rows)], after)
+    actions, valid = data.chunks(rows), data.valid(rows)
+    for i, one in enumerate(wanted):
+        taken = 2 * len(one.actions)
+        assert actions[i, :taken].tolist() == [a for action in one.actions for a in action]
+        assert valid is None or valid[i].tolist() == [1.0] * taken + [0.0] * (2 * chunk - taken)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("chunk", [2, 3])
+def test_lambda_returns_step_from_chunk_to_chunk(chunk: int, lam: float) -> None:
+    made = episodes(60, seed=3)
+    data = device_data(TransitionDataset.from_episodes(made, OBSERVED, ACTS), chunk)
+    values = torch.linspace(-1, 1, len(data))  # V(s') of the chunk that begins at each row
+    wanted = {one.row: one for one in chunker(made, chunk)}
+
+    def by_hand(row: int) -> float:
+        one, value = wanted[row], float(values[row])
+        later = by_hand(row + chunk) if one.follows else value
+        return one.reward + GAMMA**chunk * one.mask * ((1 - lam) * value + lam * later)
+
+    gamma = GAMMA**chunk
+    found = lambda_returns(data.rewards, values, data.masks, data.continues, gamma, lam, chunk)
+    for row in wanted:
+        assert found[row].item() == pytest.approx(by_hand(row), abs=1e-5)
+
+
+def test_a_value_by_hand() -> None:
+    """Rewards 1, 2, 4, 8, 16 and a termination; chunks of 2; V(s') = 10; gamma 0.9, lambda 0.5.
+
+    From step 0: 1 + .9 2 = 2.8, then from step 2: 4 + .9 8 = 11.2, then from step 4: 16, the end.
+    G_4 = 16; G_2 = 11.2 + .81 (5 + 8) = 21.73; G_0 = 2.8 + .81 (5 + .5 21.73) = 15.65065.
+    """
+    episode = {
+        "observations": np.zeros((6, 3)),
+        "actions": np.zeros((5, 2)),
+        "rewards": np.array([1, 2, 4, 8, 16]),
+        "terminations": True,
+    }
+    data = device_data(TransitionDataset.from_episodes([episode], OBSERVED, ACTS), 2)
+    ten = torch.full((5,), 10.0)
+    returns = lambda_returns(data.rewards, ten, data.masks, data.continues, 0.81, 0.5, 2)
+    assert returns[[0, 2, 4]].tolist() == pytest.approx([15.65065, 21.73, 16.0], abs=1e-4)
+
+
+def test_critics_discount_by_gamma_to_the_chunk() -> None:
+    made = episodes(40)
+    agent = make_agent(DFDir, made, 3, gamma=GAMMA)
+    data, critic = agent.data, agent.critic
+    assert critic.gamma == pytest.approx(GAMMA**3)
+    targets = return_targets(critic, data, lam=0.0, average=2.0)
+    rows = data.starts
+    assert rows is not None
+    torch.testing.assert_close(
+        targets.q[rows], data.rewards[rows] + GAMMA**3 * data.masks[rows] * 2.0
+    )
+
+
+def make_agent(
+    cls: type[FlowAlgorithm[Any]], made: list[dict[str, Any]], chunk: int, **options: Any
+) -> Any:
+    dataset = TransitionDataset.from_episodes(made, OBSERVED, ACTS)
+    env = FlowMDPEnv(
+        states="dataset",
+        reward="data",
+        dataset=dataset,
+        flow_steps=cls.only_flow_steps or 2,
+        chunk=chunk,
+    )
+    small = {"behavior_steps": 4, "critic_steps": 4, "net_arch": (8,), "batch_size": 16}
+    small = {name: value for name, value in small.items() if name in cls.config_class.names()}
+    return cls("MlpPolicy", env, device="cpu", seed=0, **{**small, **options})
+
+
+def test_batches_hold_the_last_action_of_a_chunk_as_the_next_context() -> None:
+    dataset = TransitionDataset.from_episodes(episodes(50), OBSERVED, ACTS)
+    data = device_data(dataset, 3, previous=True)
+    batch = data.sample(64, torch.Generator().manual_seed(0))
+    last = data.actions[data.last(batch.rows)]
+    torch.testing.assert_close(batch.next_contexts[:, 3:5], last)
+    assert batch.actions.shape == (64, 6) and batch.contexts.shape == (64, 6)
+
+
+def test_cloning_ignores_what_was_never_taken() -> None:
+    """Other actions behind a termination give the same loss and gradient."""
+    from flowmdp.agents.core.flow_matching import FlowNoise, flow_matching_loss
+
+    agent = make_agent(FlowBC, episodes(50), 4)
+    batch = agent.sample(cloning=True)
+    assert batch.valid is not None and 0 < batch.valid.mean() < 1
+    noise = FlowNoise(torch.randn(batch.actions.shape), torch.rand(len(batch.actions), 1))
+
+    class Blind(torch.nn.Module):
+        """Sees the actions that were taken, and nothing of the others."""
+
+        def forward(self, context: Any, x_t: Any, t: Any) -> Any:
+            assert batch.valid is not None
+            return x_t * batch.valid
+
+    losses = [
+        flow_matching_loss(Blind(), batch._replace(actions=actions), noise)[0]
+        for actions in (batch.actions, torch.where(batch.valid > 0, batch.actions, 0.7))
+    ]
+    assert losses[0] == losses[1] > 0
+
+
+def test_a_task_over_longer_recordings_is_cloned_as_recorded() -> None:
+    """One recording of 9 steps that a task ends after 4: the clone's chunks cross that end."""
+    episode = {
+        "observations": np.arange(30).reshape(10, 3),
+        "actions": np.linspace(-1, 1, 18).reshape(9, 2),
+        "rewards": np.arange(9),
+        "terminations": False,
+    }
+    whole = TransitionDataset.from_episodes([episode], OBSERVED, ACTS)
+    ends = np.arange(9) == 3
+    task = TransitionDataset(
+        **{
+            name: getattr(whole, name)
+            for name in ("id", "observations", "actions", "rewards", "next_observations")
+        },
+        terminations=ends,
+        truncations=np.arange(9) == 8,
+        previous_actions=whole.previous_actions,
+        starts=whole.starts | np.roll(ends, 1),
+        recordings=whole.starts,
+    )
+    data = device_data(task, 3)
+    assert data.starts is not None and data.recorded is not None
+    assert data.starts.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert data.masks[data.starts].tolist() == [1, 0, 0, 0, 1, 1, 1]
+    assert data.rewards[[1, 2, 3]].tolist() == pytest.approx([1 + 1.8 + 0.81 * 3, 2 + 2.7, 3])
+    assert data.recorded.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert torch.equal(data.valid(data.starts), torch.ones(7, 6))  # type: ignore[arg-type]
+    keys = [make_clone_key(one) for one in (whole, task)]
+    assert keys[0] == keys[1], "tasks over the same recordings share a clone"
+
+
+def make_clone_key(dataset: TransitionDataset) -> str:
+    env = FlowMDPEnv(states="dataset", reward="data", dataset=dataset, flow_steps=2, chunk=3)
+    agent = DFDir("MlpPolicy", env, device="cpu", seed=0, net_arch=(8,))
+    return agent.parts[0].key()
+
+
+@pytest.mark.parametrize("chunk", [2, 5])
+def test_memory_stays_that_of_single_actions(chunk: int) -> None:
+    """At most 1.2 times the tensors of a dataset as wide as Hopper's."""
+    rng = np.random.default_rng(0)
+    made = [
+        {
+            "observations": rng.standard_normal((101, 11)),
+            "actions": rng.uniform(-1, 1, (100, 3)),
+            "rewards": np.ones(100),
+            "terminations": False,
+        }
+        for _ in range(20)
+    ]
+    wide = gym.spaces.Box(-np.inf, np.inf, (11,), np.float32)
+    dataset = TransitionDataset.from_episodes(made, wide, gym.spaces.Box(-1, 1, (3,), np.float32))
+
+    def size(chunk: int) -> int:
+        spec = FlowSpec(11, 3 * chunk, 4, 1.0, chunk=chunk)
+        data = DeviceDataset(dataset, spec, Normalizer(11), GAMMA, torch.device("cpu"), 1.0)
+        tensors = {id(t): t for t in vars(data).values() if isinstance(t, torch.Tensor)}
+        return sum(t.nbytes for t in tensors.values())
+
+    assert size(chunk) <= 1.2 * size(1)
+
+
+def test_too_short_episodes_are_named() -> None:
+    made = [one for one in episodes(80) if not one["terminations"] and len(one["rewards"]) < 6]
+    dataset = TransitionDataset.from_episodes(made, OBSERVED, ACTS)
+    with pytest.raises(DatasetError, match=f"{len(made)} of {len(made)} episodes are shorter than"):
+        device_data(dataset, 6)
+
+
+@pytest.fixture(scope="module")
+def planner() -> Any:
+    agent = make_agent(FlowBC, episodes(50), 4)
+    agent.learn(2)
+    return agent
+
+
+def test_outer_policy_hands_out_the_plan_one_action_at_a_time(planner: Any) -> None:
+    observations = np.random.default_rng(0).standard_normal((3, 3)).astype(np.float32)
+    plans = planner.act(observations, noise=np.zeros((3, 8), np.float32)).reshape(3, 4, 2)
+    policy, state = planner.outer_policy(), None
+    for step in range(4):
+        seen = observations if step == 0 else observations + step  # open loop: not looked at
+        actions, state = policy.predict(seen, state, deterministic=True)
+        np.testing.assert_allclose(actions, plans[:, step], atol=1e-6)
+    actions, state = policy.predict(observations + 9, state, deterministic=True)
+    again = planner.act(observations + 9, noise=np.zeros((3, 8), np.float32)).reshape(3, 4, 2)
+    np.testing.assert_allclose(actions, again[:, 0], atol=1e-6)
+
+
+def test_outer_policy_plans_anew_where_an_episode_begins_and_after_replan(planner: Any) -> None:
+    observations = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)
+
+    def first(seen: Any) -> Any:
+        return planner.act(seen, noise=np.zeros((len(seen), 8), np.float32)).reshape(-1, 4, 2)
+
+    policy = planner.outer_policy(replan=2)
+    _, state = policy.predict(observations, None, deterministic=True)
+    begins = np.array([False, True])
+    actions, state = policy.predict(observations + 1, state, begins, deterministic=True)
+    np.testing.assert_allclose(actions[0], first(observations)[0, 1], atol=1e-6)
+    np.testing.assert_allclose(actions[1], first(observations + 1)[1, 0], atol=1e-6)
+    actions, _ = policy.predict(observations + 2, state, deterministic=True)
+    np.testing.assert_allclose(actions[0], first(observations + 2)[0, 0], atol=1e-6)
+    np.testing.assert_allclose(actions[1], first(observations + 1)[1, 1], atol=1e-6)
+    with pytest.raises(ConfigurationError, match="state is of 2 robots"):
+        policy.predict(observations[:1], state)
+    for wrong in (0, 5, 1.5):
+        with pytest.raises(ConfigurationError, match="replan"):
+            planner.outer_policy(replan=wrong)
