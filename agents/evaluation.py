@@ -53,9 +53,10 @@ def evaluate(
 ) -> EvaluationResult:
     """Play `episodes` episodes in lock-step, the policy on all open robots at once.
 
-    At most `AT_ONCE` robots are open; one whose episode has ended plays the next. Episode i starts
-    from seed + i, however many there are. A policy draws its noise for the robots that play
-    together: the noise of an episode beyond the first `AT_ONCE` depends on how the others went.
+    At most `AT_ONCE` robots are open, or as many as `at_once` in a large robot's metadata allows;
+    one whose episode has ended plays the next. Episode i starts from seed + i, however many there
+    are. A policy draws its noise for the robots that play together: the noise of an episode beyond
+    the first ones depends on how the others went.
 
     Args:
         policy: Acts on flat observations, shape (n, observation_dim), in the robot's units.
@@ -70,7 +71,9 @@ def evaluate(
     """
     check_integers(1, episodes=episodes)
     check_integers(0, seed=seed)
-    envs = [make_env() for _ in range(min(episodes, AT_ONCE))]
+    envs = [make_env()]
+    at_once = min(episodes, envs[0].metadata.get("at_once", AT_ONCE))
+    envs += [make_env() for _ in range(at_once - 1)]
     robot = RobotInterface(envs[0].observation_space, envs[0].action_space)
     flatten = robot.flatten
     observations = np.stack([flatten(env.reset(seed=seed + i)[0]) for i, env in enumerate(envs)])

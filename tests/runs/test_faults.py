@@ -421,6 +421,13 @@ def test_many_episodes_open_few_robots() -> None:
     assert Counter.most == AT_ONCE <= 64 and Counter.open_now == 0
 
 
+def test_large_robots_say_how_many_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counter, "metadata", {"at_once": 3})
+    monkeypatch.setattr(Counter, "most", 0)
+    assert evaluate(Echo(), Counter, 20, seed=3).lengths == [(3 + i) % 7 + 1 for i in range(20)]
+    assert Counter.most == 3 and Counter.open_now == 0
+
+
 def test_a_diverged_run_keeps_its_last_good_checkpoint(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

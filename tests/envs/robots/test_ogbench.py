@@ -39,7 +39,7 @@ def rolled(task: str) -> list[dict[str, Any]]:
 
 def play(env: gym.Env[Any, Any], seed: int | None, actions: Any) -> NDArray[np.float32]:
     """All observations of one episode's beginning."""
-    observations = [env.reset(seed=seed)[0]]
+    observations: list[Any] = [env.reset(seed=seed)[0]]
     observations += [env.step(action)[0] for action in actions]
     return np.stack(observations)
 
@@ -52,9 +52,9 @@ def test_a_seed_decides_everything_and_numpys_own_generator_nothing(task: str) -
     first = play(env, 5, actions)
     others = play(env, None, actions), play(env, None, actions)
     np.random.seed(2)  # noqa: NPY002
-    before = np.random.get_state()  # noqa: NPY002
+    before: Any = np.random.get_state()  # noqa: NPY002
     np.testing.assert_array_equal(play(env, 5, actions), first)
-    after = np.random.get_state()  # noqa: NPY002
+    after: Any = np.random.get_state()  # noqa: NPY002
     np.testing.assert_array_equal(after[1], before[1])
     assert after[2:] == before[2:]
     twin = make_outer(task)
