@@ -118,7 +118,7 @@ class Manipulation(_OGBench):
         plain = {"action_space": gym.spaces.Box(-1.0, 1.0, (5,)), "observation_space": None}
         bare.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **plain})
         super().__init__(env, frames=round(1 / bare.control_timestep()))
-        self.metadata["at_once"] = 8  # evaluation opens no more: each takes 0.16 GB and half a second
+        self.metadata["at_once"] = 8  # for evaluation: each takes 0.16 GB and half a second
         if hasattr(bare, "_cur_button_states"):
             self.state_widths["button_states"] = len(bare._cur_button_states)
 
