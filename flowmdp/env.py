@@ -108,7 +108,8 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     `clipped_fraction` (share of the chain's action components at or beyond the bounds) and, for
     `states="env"`, `outer_reward` and `outer_info`. `reset` gives `outer_info` there. With chunks
     `executed_action` holds all h actions, `executed_steps` says how many ran, `outer_rewards` what
-    each was paid, `outer_reward` their sum, and `outer_info` is the last one's.
+    each of the h was paid (0 if it did not run), `outer_reward` their sum, and `outer_info` is the
+    last one's.
 
     ## Rendering
     The outer environment's modes and frame rate. The robot moves once per chain, so `rgb_array`
@@ -384,6 +385,8 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
                 break
         info |= {"outer_reward": sum(rewards), "outer_info": outer_info}
         if self._chunk > 1:
-            info |= {"executed_steps": len(rewards), "outer_rewards": np.array(rewards)}
+            steps = len(rewards)
+            paid = np.pad(rewards, (0, self._chunk - steps))  # vector environments stack infos
+            info |= {"executed_steps": steps, "outer_rewards": paid}
         self._running = not (terminated or truncated)
         return bool(terminated), bool(truncated)

@@ -154,8 +154,8 @@ class FlowReplayBuffer(ReplayBuffer):
             ended, steps = "executed_action" in info, info.get("executed_steps", 1)
             self.discounts[self.pos, i] = self.gamma**steps if ended else self.flow_gamma
             if "reward_return" in info and "outer_rewards" in info:
-                late = 1 - self.gamma ** np.arange(steps)
-                reward[i] -= np.dot(late, info["outer_rewards"])
+                paid = info["outer_rewards"]
+                reward[i] -= np.dot(1 - self.gamma ** np.arange(len(paid)), paid)
         super().add(obs, next_obs, action, reward, done, infos)
 
     def _get_samples(

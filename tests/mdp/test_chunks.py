@@ -94,6 +94,17 @@ def test_an_episode_that_ends_inside_a_chunk_ends_there() -> None:
     assert truncated and info["executed_steps"] == 1
 
 
+def test_vectorised_robots_may_end_inside_a_chunk_at_different_actions() -> None:
+    ends = (3, 2, 1)
+    envs = gym.vector.SyncVectorEnv(
+        [lambda n=n: FlowMDPEnv(Counter(terminates_at=n), flow_steps=1, chunk=3) for n in ends]  # type: ignore[misc]
+    )
+    envs.reset(seed=0)
+    *_, infos = envs.step(np.zeros((3, 6), np.float32))
+    assert infos["executed_steps"].tolist() == [3, 2, 1]
+    assert infos["outer_rewards"].tolist() == [[1, 2, 3], [1, 2, 0], [1, 0, 0]]
+
+
 @pytest.mark.parametrize("settings", [{}, {"action_mode": "residual"}, {"noise_std": 0.1}])
 def test_contract_of_chunked_environments(settings: dict[str, Any]) -> None:
     if settings.get("action_mode"):
