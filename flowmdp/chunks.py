@@ -37,25 +37,22 @@ class Chunks:
         lengths: Actions from each transition on within its episode, 1 .. h, shape (n,), int32.
         starts: The transitions at which a chunk may begin, shape (m,), int64.
         recorded: `lengths` and `starts` within recordings, for cloning.
-        left_out: Episodes in which none may.
 
     Raises:
         DatasetError: If no chunk may begin anywhere.
     """
 
     def __init__(self, dataset: TransitionDataset, chunk: int) -> None:
-        starts, ended = dataset.starts, dataset.terminations
-        sizes = np.diff(np.append(dataset.episode_starts, len(dataset)))
-        short = (sizes < chunk) & ~ended[np.cumsum(sizes) - 1]
-        self.left_out = int(short.sum())
-        if self.left_out == len(sizes):
+        self.lengths, self.starts = self.recorded = cut(dataset.starts, dataset.terminations, chunk)
+        starts, ended = recordings(dataset)
+        if dataset.recordings is not None:
+            self.recorded = cut(starts, ended, chunk)
+        if not len(self.recorded[1]):
+            sizes = np.diff(np.append(np.flatnonzero(starts), len(starts)))
             raise DatasetError(
-                f"dataset {dataset.id}: {self.left_out} of {len(sizes)} episodes are shorter than "
+                f"dataset {dataset.id}: {len(sizes)} of {len(sizes)} episodes are shorter than "
                 f"chunk={chunk}, the longest has {sizes.max()} steps: take a shorter chunk"
             )
-        self.lengths, self.starts = self.recorded = cut(starts, ended, chunk)
-        if dataset.recordings is not None:
-            self.recorded = cut(dataset.recordings, np.zeros_like(ended), chunk)
         self._actions, self._steps = dataset.actions, np.arange(chunk)
 
     def actions(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
@@ -75,6 +72,17 @@ class Chunks:
         """Those of one row, shape (h * action_dim,); faster."""
         part = self._actions[row : row + len(self._steps)]
         return part.ravel() if len(part) == len(self._steps) else self.actions(np.array([row]))[0]
+
+
+def recordings(dataset: TransitionDataset) -> tuple[Flags, Flags]:
+    """Where recordings begin, and where one terminates; the chunks that are cloned follow from it.
+
+    Returns:
+        Both of shape (n,), bool.
+    """
+    if dataset.recordings is None:
+        return dataset.starts, dataset.terminations
+    return dataset.recordings, np.zeros_like(dataset.terminations)
 
 
 def cut(

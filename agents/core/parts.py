@@ -33,6 +33,7 @@ from flowmdp.agents.core.flow_matching import FlowNoise, flow_matching_loss
 from flowmdp.agents.core.networks import Descent, Info, frozen_copy
 from flowmdp.agents.core.own_behavior import OwnField
 from flowmdp.agents.core.randomness import seeded
+from flowmdp.chunks import recordings
 from flowmdp.errors import CheckpointError
 from flowmdp.mdp.path import PATHS
 
@@ -124,9 +125,11 @@ class Part:
 
     def _arrays(self) -> list[NDArray[Any]]:
         """The data it depends on."""
-        data, chunk = self.agent.dataset, self.agent.spec.chunk
-        recordings = data.starts if data.recordings is None else data.recordings
-        return [data.observations, data.actions, *[recordings][: chunk - 1]]
+        data, spec = self.agent.dataset, self.agent.spec
+        arrays: list[NDArray[Any]] = [data.observations, data.actions]
+        if spec.include_previous_action:
+            arrays += [data.previous_actions, data.starts]
+        return arrays + [*recordings(data)] * (spec.chunk > 1)
 
     def save(self, path: checkpoint.Target) -> None:
         """Write the fitted part, and the normaliser, for another agent of the same key."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -206,8 +207,8 @@ def test_cloning_ignores_what_was_never_taken() -> None:
     assert losses[0] == losses[1] > 0
 
 
-def test_a_task_over_longer_recordings_is_cloned_as_recorded() -> None:
-    """One recording of 9 steps that a task ends after 4: the clone's chunks cross that end."""
+def recording_and_task() -> tuple[TransitionDataset, TransitionDataset]:
+    """One recording of 9 steps, and a task over it that ends after 4."""
     episode = {
         "observations": np.arange(30).reshape(10, 3),
         "actions": np.linspace(-1, 1, 18).reshape(9, 2),
@@ -216,17 +217,20 @@ def test_a_task_over_longer_recordings_is_cloned_as_recorded() -> None:
     }
     whole = TransitionDataset.from_episodes([episode], OBSERVED, ACTS)
     ends = np.arange(9) == 3
-    task = TransitionDataset(
-        **{
-            name: getattr(whole, name)
-            for name in ("id", "observations", "actions", "rewards", "next_observations")
-        },
+    starts = whole.starts | np.roll(ends, 1)
+    return whole, dataclasses.replace(
+        whole,
         terminations=ends,
         truncations=np.arange(9) == 8,
-        previous_actions=whole.previous_actions,
-        starts=whole.starts | np.roll(ends, 1),
+        previous_actions=whole.previous_actions * ~starts[:, None],
+        starts=starts,
         recordings=whole.starts,
     )
+
+
+def test_a_task_over_longer_recordings_is_cloned_as_recorded() -> None:
+    """The clone's chunks cross the task's end."""
+    _, task = recording_and_task()
     data = device_data(task, 3)
     assert data.starts is not None and data.recorded is not None
     assert data.starts.tolist() == [0, 1, 2, 3, 4, 5, 6]
@@ -234,14 +238,28 @@ def test_a_task_over_longer_recordings_is_cloned_as_recorded() -> None:
     assert data.rewards[[1, 2, 3]].tolist() == pytest.approx([1 + 1.8 + 0.81 * 3, 2 + 2.7, 3])
     assert data.recorded.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert torch.equal(data.valid(data.starts), torch.ones(7, 6))  # type: ignore[arg-type]
-    keys = [make_clone_key(one) for one in (whole, task)]
-    assert keys[0] == keys[1], "tasks over the same recordings share a clone"
 
 
-def make_clone_key(dataset: TransitionDataset) -> str:
-    env = FlowMDPEnv(states="dataset", reward="data", dataset=dataset, flow_steps=2, chunk=3)
-    agent = DFDir("MlpPolicy", env, device="cpu", seed=0, net_arch=(8,))
-    return agent.parts[0].key()
+@pytest.mark.parametrize("previous", [False, True])
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_clones_are_shared_where_they_learn_from_the_same(chunk: int, previous: bool) -> None:
+    """Between tasks over the same recordings, unless it sees a_{n-1}, which a task's ends cut."""
+    whole, task = recording_and_task()
+    ended = dataclasses.replace(
+        whole, terminations=whole.truncations, truncations=whole.terminations
+    )
+    for other in (task, ended):
+        keys, seen = [], []
+        for dataset in (whole, other):
+            settings: dict[str, Any] = {"chunk": chunk, "include_previous_action": previous}
+            env = FlowMDPEnv(states="dataset", reward="data", dataset=dataset, **settings)
+            agent = DFDir("MlpPolicy", env, device="cpu", seed=0, net_arch=(8,), batch_size=64)
+            batch = agent.parts[0].sample()
+            keys.append(agent.parts[0].key())
+            seen.append([batch.contexts, batch.actions, *([batch.valid] if chunk > 1 else [])])
+        same = all(map(torch.equal, *seen))  # type: ignore[arg-type]
+        differs = previous if other is task else chunk > 1
+        assert (keys[0] != keys[1]) == (not same) == differs
 
 
 @pytest.mark.parametrize("chunk", [2, 5])
@@ -274,6 +292,14 @@ def test_too_short_episodes_are_named() -> None:
     dataset = TransitionDataset.from_episodes(made, OBSERVED, ACTS)
     with pytest.raises(DatasetError, match=f"{len(made)} of {len(made)} episodes are shorter than"):
         device_data(dataset, 6)
+
+
+def test_recordings_shorter_than_a_chunk_are_named_too() -> None:
+    """A task that ends with each of them has chunks to learn values from, and none to clone."""
+    made = [one for one in episodes(80) if one["terminations"] and len(one["rewards"]) < 6]
+    dataset = TransitionDataset.from_episodes(made, OBSERVED, ACTS)
+    with pytest.raises(DatasetError, match=f"{len(made)} of {len(made)} episodes are shorter than"):
+        device_data(dataclasses.replace(dataset, recordings=dataset.starts), 6)
 
 
 @pytest.fixture(scope="module")
