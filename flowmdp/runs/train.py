@@ -183,7 +183,7 @@ def saved_agent(folder: RunFolder, config: dict[str, Any], env: FlowMDPEnv) -> F
                 f"{value}: put this run's checkpoint back, or start a new run"
             )
     for name, value in jsonable(agent.config).items():
-        if (asked := config["config"].get(name)) != value:
+        if (asked := config["config"].get(name, value)) != value:
             raise ConfigurationError(
                 f"{folder.config} has {name} {asked!r}, the checkpoint {value!r}: "
                 "hyper-parameters cannot change in a run; put it back, or start a new run"
