@@ -119,8 +119,8 @@ class DeviceDataset:
         begins = torch.zeros_like(rewards)
         begins[self.starts] = 1.0
         following = rows + self.chunk
-        inside = self.continues[self.last(rows)] * (self.lengths == self.chunk)
-        self.continues = inside * begins[following.clamp(max=len(rewards) - 1)]
+        self.continues = self.continues[self.last(rows)]  # 0 behind chunks that were cut short
+        self.continues *= begins[following.clamp(max=len(rewards) - 1)]
 
     def last(self, rows: Tensor) -> Tensor:
         """The transitions that end the chunks that begin at some rows."""

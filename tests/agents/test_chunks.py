@@ -13,7 +13,7 @@ import torch
 from flowmdp.agents import DFDir, FlowBC
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.batch import DeviceDataset, lambda_returns
-from flowmdp.agents.core.critics import return_targets
+from flowmdp.agents.core.critics import average_value, return_targets
 from flowmdp.agents.core.networks import Normalizer
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ConfigurationError, DatasetError
@@ -151,12 +151,27 @@ def test_critics_discount_by_gamma_to_the_chunk() -> None:
     agent = make_agent(DFDir, made, 3, gamma=GAMMA)
     data, critic = agent.data, agent.critic
     assert critic.gamma == pytest.approx(GAMMA**3)
-    targets = return_targets(critic, data, lam=0.0, average=2.0)
     rows = data.starts
     assert rows is not None
-    torch.testing.assert_close(
-        targets.q[rows], data.rewards[rows] + GAMMA**3 * data.masks[rows] * 2.0
-    )
+    later = GAMMA**3 * data.masks[rows]
+    targets = return_targets(critic, data, lam=0.0, average=2.0)
+    torch.testing.assert_close(targets.q[rows], data.rewards[rows] + later * 2.0)
+    targets = return_targets(critic, data, lam=0.5)
+    with torch.no_grad():
+        values = critic.target_v(data.next_observations[data.last(rows)]).squeeze()
+    torch.testing.assert_close(targets.q[rows], data.rewards[rows] + later * values)
+    after = data.continues[rows] > 0
+    mixed = values.clone()
+    mixed[after] = 0.5 * (values[after] + targets.v[rows[after] + 3])
+    torch.testing.assert_close(targets.v[rows], data.rewards[rows] + later * mixed)
+
+
+def test_the_average_value_is_the_mean_of_its_own_returns() -> None:
+    data = device_data(TransitionDataset.from_episodes(episodes(60), OBSERVED, ACTS), 3)
+    average = average_value(data, gamma := GAMMA**3)
+    values = torch.full((len(data),), average)
+    returns = lambda_returns(data.rewards, values, data.masks, data.continues, gamma, 1.0, 3)
+    assert returns[data.starts].mean().item() == pytest.approx(average, abs=1e-5)
 
 
 def make_agent(
@@ -179,8 +194,10 @@ def test_batches_hold_the_last_action_of_a_chunk_as_the_next_context() -> None:
     dataset = TransitionDataset.from_episodes(episodes(50), OBSERVED, ACTS)
     data = device_data(dataset, 3, previous=True)
     batch = data.sample(64, torch.Generator().manual_seed(0))
-    last = data.actions[data.last(batch.rows)]
-    torch.testing.assert_close(batch.next_contexts[:, 3:5], last)
+    last = data.last(batch.rows)
+    torch.testing.assert_close(batch.next_contexts[:, 3:5], data.actions[last])
+    assert torch.equal(batch.next_observations, data.next_observations[last])
+    assert torch.equal(batch.masks, data.masks[batch.rows])
     assert batch.actions.shape == (64, 6) and batch.contexts.shape == (64, 6)
 
 
@@ -208,7 +225,7 @@ def test_cloning_ignores_what_was_never_taken() -> None:
 
 
 def recording_and_task() -> tuple[TransitionDataset, TransitionDataset]:
-    """One recording of 9 steps, and a task over it that ends after 4."""
+    """One recording of 9 steps, and a task over it that ends after 4 and with the last."""
     episode = {
         "observations": np.arange(30).reshape(10, 3),
         "actions": np.linspace(-1, 1, 18).reshape(9, 2),
@@ -216,12 +233,12 @@ def recording_and_task() -> tuple[TransitionDataset, TransitionDataset]:
         "terminations": False,
     }
     whole = TransitionDataset.from_episodes([episode], OBSERVED, ACTS)
-    ends = np.arange(9) == 3
-    starts = whole.starts | np.roll(ends, 1)
+    ends = np.isin(np.arange(9), (3, 8))
+    starts = np.roll(ends, 1)
     return whole, dataclasses.replace(
         whole,
         terminations=ends,
-        truncations=np.arange(9) == 8,
+        truncations=np.zeros(9, np.bool_),
         previous_actions=whole.previous_actions * ~starts[:, None],
         starts=starts,
         recordings=whole.starts,
@@ -233,11 +250,11 @@ def test_a_task_over_longer_recordings_is_cloned_as_recorded() -> None:
     _, task = recording_and_task()
     data = device_data(task, 3)
     assert data.starts is not None and data.recorded is not None
-    assert data.starts.tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert data.masks[data.starts].tolist() == [1, 0, 0, 0, 1, 1, 1]
+    assert data.starts.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert data.masks[data.starts].tolist() == [1, 0, 0, 0, 1, 1, 0, 0, 0]
     assert data.rewards[[1, 2, 3]].tolist() == pytest.approx([1 + 1.8 + 0.81 * 3, 2 + 2.7, 3])
     assert data.recorded.tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert torch.equal(data.valid(data.starts), torch.ones(7, 6))  # type: ignore[arg-type]
+    assert torch.equal(data.valid(data.recorded), torch.ones(7, 6))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("previous", [False, True])
@@ -257,9 +274,15 @@ def test_clones_are_shared_where_they_learn_from_the_same(chunk: int, previous: 
             batch = agent.parts[0].sample()
             keys.append(agent.parts[0].key())
             seen.append([batch.contexts, batch.actions, *([batch.valid] if chunk > 1 else [])])
-        same = all(map(torch.equal, *seen))  # type: ignore[arg-type]
+        same = all(map(torch.equal, *seen))
         differs = previous if other is task else chunk > 1
         assert (keys[0] != keys[1]) == (not same) == differs
+
+
+def test_parts_of_other_chunks_have_other_keys() -> None:
+    agents = [make_agent(DFDir, episodes(20), chunk) for chunk in (1, 2, 3)]
+    for part in (0, 1):
+        assert len({agent.parts[part].key() for agent in agents}) == 3
 
 
 @pytest.mark.parametrize("chunk", [2, 5])
