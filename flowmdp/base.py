@@ -217,7 +217,8 @@ class FlowBase:
     ) -> tuple[Float, dict[str, Float]]:
         """Move n chains by one flow step.
 
-        t is (n, 1); x_1 are dataset actions, which only reward "data" reads; noise is N(0, I).
+        t is (n, 1); x_1 are dataset actions, which only reward "data" reads, NaN where there are
+        none; noise is N(0, I).
         Returns the next points, and by name what `info` tells, each (n,): what the step is paid is
         "reward_divergence" or "reward_data", where it is paid at all.
         """
@@ -235,8 +236,10 @@ class FlowBase:
             divergence = DIVERGENCES[settings.divergence](velocity, reference)
             terms["reward_divergence"] = -np.float32(settings.rho / flow_steps) * divergence
         elif settings.reward == "data":  # on the path the target is x_1 - x_0
-            error = squared(velocity, (x_1 - x_t) / (1 - t))
-            terms["reward_data"] = -error / np.float32(flow_steps)
+            target = (x_1 - x_t) / (1 - t)
+            if settings.chunk > 1:  # nothing was done, any velocity is right
+                target = np.where(np.isnan(target), velocity, target)
+            terms["reward_data"] = -squared(velocity, target) / np.float32(flow_steps)
         x_next = flow_step(x_t, velocity, self._divisor)
         if noise is not None:
             x_next = x_next + noise * (settings.noise_std * sqrt(1 / flow_steps))

@@ -62,16 +62,19 @@ class Chunks:
             rows: Shape (m,).
 
         Returns:
-            Shape (m, h * action_dim).
+            Shape (m, h * action_dim); NaN for actions that were never taken.
         """
         index = np.minimum(rows[:, None] + self._steps, len(self._actions) - 1)
-        chosen: NDArray[np.float32] = self._actions[index].reshape(len(rows), -1)
-        return chosen
+        chosen = self._actions[index]
+        chosen[self._steps >= self.recorded[0][rows, None]] = np.nan
+        flat: NDArray[np.float32] = chosen.reshape(len(rows), -1)
+        return flat
 
     def actions_at(self, row: int) -> NDArray[np.float32]:
         """Those of one row, shape (h * action_dim,); faster."""
-        part = self._actions[row : row + len(self._steps)]
-        return part.ravel() if len(part) == len(self._steps) else self.actions(np.array([row]))[0]
+        if self.recorded[0][row] < (h := len(self._steps)):
+            return self.actions(np.array([row]))[0]
+        return self._actions[row : row + h].ravel()
 
 
 def recordings(dataset: TransitionDataset) -> tuple[Flags, Flags]:

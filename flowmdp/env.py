@@ -80,6 +80,7 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
     - `"data"` (`states="dataset"` only): *reward_data* = -||u - (a - x_t)/(1 - t)||^2 / flow_steps
       at every step, with the dataset action a of the state: minus the flow-matching loss on the
       straight path. Chains are on-policy, so its optimum is the mean action, not the distribution.
+      Actions of a chunk that the data never took, since the episode terminated, cost nothing.
 
     Discounts: 1 inside a chain and gamma at its end, gamma ** chunk with chunks, is what an outer
     gamma means; `flowmdp.sb3.FlowReplayBuffer` does so. A library that applies one gamma to every

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,7 +185,7 @@ def played(
 
 def write_picture(path: Path, frames: Iterator[Frame], rate: int) -> Frame:
     """Write the last frame, which is returned."""
-    *_, last = frames
+    (last,) = deque(frames, maxlen=1)
     Image.fromarray(last.picture).save(path)
     return last
 

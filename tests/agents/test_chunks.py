@@ -9,6 +9,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from flowmdp.agents import DFDir, FlowBC
 from flowmdp.agents.core.algorithm import FlowAlgorithm
@@ -365,3 +368,53 @@ def test_outer_policy_plans_anew_where_an_episode_begins_and_after_replan(planne
     for wrong in (0, 5, 1.5):
         with pytest.raises(ConfigurationError, match="replan"):
             planner.outer_policy(replan=wrong)
+
+
+class Ends(gym.Env[Any, Any]):
+    """Shows how far it is, pays what it is told to do, and ends after some steps."""
+
+    observation_space, action_space = OBSERVED, ACTS
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.full(3, self.length / 10, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        seen = np.full(3, self.steps - self.length / 10, np.float32)
+        return seen, float(action[0] + 2 * action[1]), self.steps == self.length, False, {}
+
+
+@pytest.mark.parametrize("previous", [False, True])
+def test_plans_survive_the_evaluation_of_stable_baselines3(previous: bool) -> None:
+    """Robots whose episodes end inside chunks, at different times; and the agent's own predict."""
+    dataset = TransitionDataset.from_episodes(episodes(50), OBSERVED, ACTS)
+    settings: dict[str, Any] = {"chunk": 3, "include_previous_action": previous, "flow_steps": 2}
+    env = FlowMDPEnv(Ends(5), dataset=dataset, **settings)
+    agent = FlowBC("MlpPolicy", env, device="cpu", seed=0, net_arch=(8,)).learn(2)
+
+    def by_hand(length: int, replan: int) -> float:
+        robot, total, over, last = Ends(length), 0.0, False, np.zeros((1, 3), np.float32)
+        seen, _ = robot.reset()
+        while not over:
+            noise = np.zeros((1, 6), np.float32)
+            plan = agent.act(seen[None], noise=noise, previous=last if previous else None)
+            for action in plan.reshape(3, 2)[:replan]:
+                seen, reward, over, *_ = robot.step(action)
+                total, last = total + reward, np.array([[*action, 1]], np.float32)
+                if over:
+                    break
+        return total
+
+    lengths = (5, 7, 8)
+    policies = [(agent, 3), *((agent.outer_policy(replan=k), k) for k in (1, 2, 3))]
+    for policy, replan in policies:
+        robots = DummyVecEnv([lambda n=n: Monitor(Ends(n)) for n in lengths])  # type: ignore[misc]
+        returns, played = evaluate_policy(policy, robots, 6, return_episode_rewards=True)
+        wanted = {n: by_hand(n, replan) for n in lengths}
+        assert sorted(played) == sorted(2 * lengths)  # type: ignore[arg-type]
+        assert returns == pytest.approx([wanted[n] for n in played], abs=1e-4)  # type: ignore

@@ -155,6 +155,18 @@ def test_vector_and_single_environments_agree_with_chunks() -> None:
     assert starts.tolist() == [*range(5), *range(7, 14), 16]
 
 
+def test_actions_that_the_data_never_took_cost_nothing() -> None:
+    dataset = data([1], terminates=True)
+    settings: dict[str, Any] = {"flow_steps": 1, "chunk": 3, "velocity_scale": 1.0}
+    single = FlowMDPEnv(states="dataset", reward="data", dataset=dataset, **settings)
+    vector = FlowMDPVectorEnv(1, dataset, **settings)
+    velocity = np.linspace(-1, 1, 6, dtype=np.float32)
+    cost = ((velocity[:2] - dataset.actions[0]) ** 2).sum()
+    for env, action in ((single, velocity), (vector, velocity[None])):
+        env.reset(seed=0, options={"noise": np.zeros(6, np.float32)})
+        np.testing.assert_allclose(env.step(action)[1], -cost, rtol=1e-6)
+
+
 def test_latent_noise_carries_whole_chunks() -> None:
     robot = Counter()
     flow = FlowMDPEnv(
