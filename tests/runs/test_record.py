@@ -6,6 +6,8 @@ import os
 import resource
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +23,7 @@ from flowmdp.envs.robots.outer import make_outer
 from flowmdp.errors import RenderingError
 from flowmdp.robot import RobotInterface
 from flowmdp.runs.overlay import FlowOverlay
-from flowmdp.runs.record import ChainPlayer, prepare_scene
+from flowmdp.runs.record import ChainPlayer, Frame, prepare_scene, write_picture
 
 SIZE = (640, 480)
 
@@ -273,3 +275,16 @@ def test_a_failing_probe_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> No
     assert rendering._failure("egl") == "ImportError: no libEGL"
     monkeypatch.setattr(rendering, "_PROBE", f"import sys; sys.exit({sys.maxsize % 2})")
     assert rendering._failure("egl") == "crashed"
+
+
+def test_a_picture_of_a_late_step_holds_few_frames(tmp_path: Path) -> None:
+    there: list[weakref.ref[Any]] = []
+
+    def frames() -> Iterator[Frame]:
+        for step in range(9):
+            picture = np.full((4, 4, 3), step, np.uint8)
+            there.append(weakref.ref(picture))
+            assert sum(one() is not None for one in there) <= 3
+            yield Frame(picture, step, 0.0, False)
+
+    assert write_picture(tmp_path / "flow.png", frames(), 30).steps == 8
