@@ -39,7 +39,7 @@ from flowmdp.errors import ConfigurationError, DatasetError
 BUILD_KEY = "flowmdp_build"
 """Key of a dataset's metadata that tells what it was built from."""
 
-STEPS_PER_SECOND = 600
+STEPS_PER_SECOND = 250
 """Of a core with OGBench's experts, roughly."""
 
 
