@@ -72,9 +72,11 @@ class Chunks:
 
     def actions_at(self, row: int) -> NDArray[np.float32]:
         """Those of one row, shape (h * action_dim,); faster."""
-        if self.recorded[0][row] < (h := len(self._steps)):
-            return self.actions(np.array([row]))[0]
-        return self._actions[row : row + h].ravel()
+        h = len(self._steps)
+        whole = self.recorded[0][row] == h
+        part = self._actions[row : row + h] if whole else self.actions(np.array([row]))
+        flat: NDArray[np.float32] = part.ravel()
+        return flat
 
 
 def recordings(dataset: TransitionDataset) -> tuple[Flags, Flags]:

@@ -411,7 +411,7 @@ def test_plans_survive_the_evaluation_of_stable_baselines3(previous: bool) -> No
         return total
 
     lengths = (5, 7, 8)
-    policies = [(agent, 3), *((agent.outer_policy(replan=k), k) for k in (1, 2, 3))]
+    policies: list[Any] = [(agent, 3), *((agent.outer_policy(replan=k), k) for k in (1, 2, 3))]
     for policy, replan in policies:
         robots = DummyVecEnv([lambda n=n: Monitor(Ends(n)) for n in lengths])  # type: ignore[misc]
         returns, played = evaluate_policy(policy, robots, 6, return_episode_rewards=True)
