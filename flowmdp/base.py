@@ -84,7 +84,7 @@ class FlowBase:
             self.outer_action_space = Box(-1.0, 1.0, data.actions.shape[1:])
             widths = data.observations.shape[1], data.actions.shape[1]
             self.robot = data.robot or RobotInterface.plain(*widths)
-        registered = self.outer and self.outer.spec
+        registered = None if self.outer is None else self.outer.spec
         check_fits(settings.chunk, registered and registered.max_episode_steps)
         self.flow_spec = spec = FlowSpec(
             observation_dim=self.outer_observation_space.shape[0],
