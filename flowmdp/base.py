@@ -85,7 +85,7 @@ class FlowBase:
             widths = data.observations.shape[1], data.actions.shape[1]
             self.robot = data.robot or RobotInterface.plain(*widths)
         registered = None if self.outer is None else self.outer.spec
-        check_fits(settings.chunk, registered and registered.max_episode_steps)
+        check_fits(settings.chunk, registered.max_episode_steps if registered else None)
         self.flow_spec = spec = FlowSpec(
             observation_dim=self.outer_observation_space.shape[0],
             action_dim=self.outer_action_space.shape[0] * settings.chunk,
