@@ -268,6 +268,9 @@ def families() -> dict[str, list[Task]]:
 VERSIONED = re.compile(r"([\w.-]+:)?([\w-]+/)?[\w.-]+-v\d+")
 """Names that can only be an environment's id."""
 
+FOREIGN = re.compile(r"-singletask|-v\d+$")
+"""What the names of D4RL's and OGBench's datasets have, and those of tasks lack."""
+
 
 def get_task(name: str) -> Task:
     """The task of that name, or one made of an environment's id.
@@ -283,13 +286,18 @@ def get_task(name: str) -> Task:
             f"{name} is a flow environment: name its task, {bare[8:].rpartition('-v')[0]!r}, or a "
             "robot's own environment"
         )
+    ours = FOREIGN.sub("", name)  # as in D4RL's and OGBench's names of their datasets
+    if ours in TASKS and name not in gymnasium.registry:
+        raise UnknownTaskError(f"unknown task {name!r}: here its name is {ours}")
     if VERSIONED.fullmatch(name) or ":" in name or name in gymnasium.registry:
         return Task(name=name, outer_env={"minari": name}, datasets={}, robot=name)
-    scene = TASKS.get(re.sub(r"-task-?\d*$", "", name))
-    if scene is not None and scene.ogbench:
+    scene, _, goal = name.partition("-task")
+    if (moved := f"{scene}{goal[1:]}-task{goal[:1]}") in TASKS:
+        raise UnknownTaskError(f"unknown task {name!r}: did you mean {moved}?")
+    if scene in TASKS and TASKS[scene].ogbench:
         raise UnknownTaskError(
-            f"unknown task {name!r}: {scene.name} has tasks {GOALS[0]} to {GOALS[-1]}, "
-            f"{scene.name}-task{GOALS[0]} to {scene.name}-task{GOALS[-1]}"
+            f"unknown task {name!r}: {scene} has tasks {GOALS[0]} to {GOALS[-1]}, "
+            f"{scene}-task{GOALS[0]} to {scene}-task{GOALS[-1]}"
         )
     alike = [known for known in TASKS if ("-task" in known) == ("-task" in name)]
     near = difflib.get_close_matches(name, alike, n=3, cutoff=0.4)

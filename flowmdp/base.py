@@ -15,7 +15,7 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from flowmdp.behavior import BehaviorFlow, as_behavior
-from flowmdp.chunks import Chunks
+from flowmdp.chunks import Chunks, check_fits
 from flowmdp.errors import ActionError, ConfigurationError
 from flowmdp.mdp.divergences import DIVERGENCES, squared
 from flowmdp.mdp.spec import FlowSettings, FlowSpec
@@ -84,7 +84,8 @@ class FlowBase:
             self.outer_action_space = Box(-1.0, 1.0, data.actions.shape[1:])
             widths = data.observations.shape[1], data.actions.shape[1]
             self.robot = data.robot or RobotInterface.plain(*widths)
-        self._check_chunk()
+        registered = None if self.outer is None else self.outer.spec
+        check_fits(settings.chunk, registered.max_episode_steps if registered else None)
         self.flow_spec = spec = FlowSpec(
             observation_dim=self.outer_observation_space.shape[0],
             action_dim=self.outer_action_space.shape[0] * settings.chunk,
@@ -105,15 +106,6 @@ class FlowBase:
     def flow_steps(self) -> int:
         """Flow steps per action."""
         return self.flow_spec.flow_steps
-
-    def _check_chunk(self) -> None:
-        """Raise ConfigurationError for a chunk that no episode of the robot can hold."""
-        longest = self.outer and self.outer.spec and self.outer.spec.max_episode_steps
-        if longest and self.settings.chunk > longest:
-            raise ConfigurationError(
-                f"chunk={self.settings.chunk} is longer than an episode of the robot, {longest} "
-                "steps: take a shorter chunk"
-            )
 
     @cached_property
     def _chunks(self) -> Chunks:

@@ -20,10 +20,24 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flowmdp.errors import DatasetError
+from flowmdp.errors import ConfigurationError, DatasetError
 from flowmdp.transitions import TransitionDataset
 
 Flags = NDArray[np.bool_]
+
+
+def check_fits(chunk: int, longest: int | None) -> None:
+    """Raise ConfigurationError for a chunk that no episode of the robot can hold.
+
+    Args:
+        chunk: Actions per chunk.
+        longest: Steps of the longest episode; 0 or None where there is no limit.
+    """
+    if longest and chunk > longest:
+        raise ConfigurationError(
+            f"chunk={chunk} is longer than an episode of the robot, {longest} steps: take a "
+            "shorter chunk"
+        )
 
 
 class Chunks:

@@ -76,7 +76,7 @@ class OuterPolicy:
 
         Raises:
             ConfigurationError: For an observation of another structure or shape, or a state of
-                another number of robots.
+                another number of robots or another agent.
         """
         robot, spec = self.agent.robot, self.agent.spec
         if isinstance(observation, Tensor):
@@ -84,11 +84,7 @@ class OuterPolicy:
         array = robot.flatten(observation)
         batch = np.atleast_2d(array)
         n, dim = len(batch), spec.robot_action_dim
-        keeps = spec.chunk > 1 or spec.include_previous_action
-        if keeps and state is not None and any(len(part) != n for part in state):
-            raise ConfigurationError(
-                f"state is of {len(state[0])} robots, observation of {n}: pass None for new ones"
-            )
+        self._check_state(state, n)
         begins = np.ones(n, np.bool_) if state is None else np.zeros(n, np.bool_)
         if episode_start is not None:
             begins = begins | np.asarray(episode_start)
@@ -113,6 +109,22 @@ class OuterPolicy:
             kept += (np.concatenate([actions, np.ones_like(actions[:, :1])], axis=1),)
         return robot.to_robot(actions[0] if array.ndim == 1 else actions), kept or state
 
+    def _check_state(self, state: Any, n: int) -> None:
+        """Raise ConfigurationError for a state that `predict` did not return for n robots."""
+        spec, shapes = self.agent.spec, list[tuple[int, ...]]()
+        if spec.chunk > 1:
+            shapes += [(n, spec.chunk, spec.robot_action_dim), (n,)]
+        if spec.include_previous_action:
+            shapes.append((n, spec.robot_action_dim + 1))
+        if state is None or not shapes:
+            return
+        found = [np.shape(part) for part in state] if isinstance(state, tuple) else None
+        if found != shapes:
+            raise ConfigurationError(
+                f"state has arrays of shapes {found}, {n} robots of this agent have {shapes}: pass "
+                "what the last call returned, or None for new plans"
+            )
+
     def _plan(self, batch: Array, previous: Array | None, deterministic: bool) -> Array:
         """Whole chains: the next actions, shape (n, action_dim), in [-1, 1]."""
         chains = len(batch) * self.options.get("best_of", 1), self.agent.spec.action_dim
@@ -134,6 +146,16 @@ class Acting(BaseAlgorithm):
     act_generator: torch.Generator
     only_flow_steps: ClassVar[int | None] = None
     """The flow steps that the algorithm needs; None where any number will do."""
+
+    @classmethod
+    def check_flow_steps(cls, flow_steps: int) -> None:
+        """Raise ConfigurationError for flow steps in which the algorithm cannot act."""
+        if cls.only_flow_steps not in (None, flow_steps):
+            raise ConfigurationError(
+                f"{cls.__name__} acts in flow_steps={cls.only_flow_steps}, not {flow_steps}: make "
+                f"the environment with flow_steps={cls.only_flow_steps} (--flow-steps "
+                f"{cls.only_flow_steps})"
+            )
 
     def behavior_field(self) -> nn.Module:
         """The cloned behaviour u_v.

@@ -184,12 +184,7 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
 
     def _setup_model(self) -> None:
         """Make generators, networks and optimisers."""
-        if self.only_flow_steps not in (None, self.spec.flow_steps):
-            raise ConfigurationError(
-                f"{type(self).__name__} acts in flow_steps={self.only_flow_steps}, not "
-                f"{self.spec.flow_steps}: make the environment with flow_steps="
-                f"{self.only_flow_steps} (--flow-steps {self.only_flow_steps})"
-            )
+        self.check_flow_steps(self.spec.flow_steps)
         if self.own_behavior is not None:
             self.own_behavior.check(self.spec.observation_dim, self.spec.action_dim)
             if self.only_flow_steps is None:

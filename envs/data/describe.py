@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowmdp.envs.data.load import as_defined
+from flowmdp.envs.data.load import as_defined, not_here
 from flowmdp.envs.data.reading import read_states, read_transitions
-from flowmdp.envs.data.store import read_metadata
+from flowmdp.envs.data.store import is_present, read_metadata
 from flowmdp.envs.robots.outer import make_outer
 from flowmdp.envs.scores import normalized_score
 from flowmdp.envs.tasks import GOALS, TASKS, Task, get_task
@@ -62,6 +62,8 @@ def open_dataset(
     else:
         row = get_task(name)
         dataset_id = dataset_id or row.dataset(source)
+    if row is not None and not is_present(dataset_id):
+        raise not_here(row, dataset_id)
     metadata = read_metadata(dataset_id)
     dataset, notes = read_transitions(metadata), list[str]()
     goals: dict[str, Any] = {}

@@ -187,12 +187,14 @@ def reached_goal(dataset: TransitionDataset) -> Bool:
 
 def _obtain(row: Task, source: str, dataset_id: str, build: bool) -> None:
     """Build an absent builtin dataset; for all others say how to get it."""
-    if dataset_id != row.datasets.get(source):
-        raise absent(dataset_id)
-    if source == "builtin" and build:
-        print(f"dataset {dataset_id} is not there yet: building it (once)", file=sys.stderr)
-        build_dataset(row.name)
-        return
+    if dataset_id != row.datasets.get("builtin") or source != "builtin" or not build:
+        raise not_here(row, dataset_id)
+    print(f"dataset {dataset_id} is not there yet: building it (once)", file=sys.stderr)
+    build_dataset(row.name)
+
+
+def not_here(row: Task, dataset_id: str) -> DatasetError:
+    """The error for an absent dataset; of the task's own it says how to get it."""
     cures = {
         "builtin": f"build it with `flowmdp data build {row.name}`",
         "minari": f"download it with `flowmdp data download {row.name}`",
@@ -200,7 +202,8 @@ def _obtain(row: Task, source: str, dataset_id: str, build: bool) -> None:
         "ogbench": f"download it with `flowmdp data download {row.name}`, or import OGBench's file "
         f"with `flowmdp data import {row.ogbench}-v0.npz --task {row.name}`",
     }
-    raise absent(dataset_id, cures[source])
+    source = next((name for name, own in row.datasets.items() if own == dataset_id), "")
+    return absent(dataset_id, cures.get(source, ""))
 
 
 def _check_recorded(

@@ -21,6 +21,7 @@ from flowmdp.agents.core.config import AgentConfig
 from flowmdp.agents.core.inputs import check_device
 from flowmdp.arguments import check_choice, check_integers
 from flowmdp.behavior import as_behavior, import_name
+from flowmdp.chunks import Chunks, check_fits
 from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.data import load_dataset
 from flowmdp.envs.robots.outer import make_robot
@@ -118,7 +119,8 @@ def make_config(
         JSON-able; "flow" and "config" hold every setting and hyper-parameter.
 
     Raises:
-        ConfigurationError: For an unknown algorithm or name, or a number out of range.
+        ConfigurationError: For an unknown algorithm or name, a number out of range, or settings of
+            the flow that the algorithm or the task cannot have.
         UnknownTaskError: For an unknown task or source.
     """
     cls, base = get_algorithm(algorithm), base_config(algorithm, paper, quick)
@@ -137,6 +139,8 @@ def make_config(
     own = {} if paper else cls.environment
     given = {name: value for name, value in flow.items() if value is not None}
     checked = FlowSettings.of({**own, **given})
+    cls.check_flow_steps(checked.flow_steps)
+    check_fits(chunk, row.horizon)
     chosen = row.source(source)
     default_steps = QUICK["steps"] if quick else cls.default_steps
     config = {
@@ -226,12 +230,25 @@ def get_algorithm(name: str) -> type[FlowAlgorithm]:
 
 
 def make_data(config: dict[str, Any]) -> TransitionDataset:
-    """The run's transitions; the task's own dataset is built here when it is absent."""
+    """The run's transitions; the task's own dataset is built here when it is absent.
+
+    A note on stderr says how many episodes are too short for the run's chunks.
+
+    Raises:
+        DatasetError: As `load_dataset`, and when all episodes are too short.
+    """
     default = get_task(config["task"]).datasets.get(config["source"])
-    dataset_id = config["dataset_id"]
-    return load_dataset(
+    dataset_id, chunk = config["dataset_id"], FlowSettings.of(config["flow"]).chunk
+    data = load_dataset(
         config["task"], config["source"], None if dataset_id == default else dataset_id
     )
+    if left_out := Chunks(data, chunk).left_out:
+        print(
+            f"note: dataset {data.id}: {left_out:,} of {len(data.episode_starts):,} episodes are "
+            f"shorter than chunk={chunk}: no chunk begins in them",
+            file=sys.stderr,
+        )
+    return data
 
 
 def fingerprint(data: TransitionDataset) -> str:

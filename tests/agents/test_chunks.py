@@ -363,8 +363,10 @@ def test_outer_policy_plans_anew_where_an_episode_begins_and_after_replan(planne
     actions, _ = policy.predict(observations + 2, state, deterministic=True)
     np.testing.assert_allclose(actions[0], first(observations + 2)[0, 0], atol=1e-6)
     np.testing.assert_allclose(actions[1], first(observations + 1)[1, 1], atol=1e-6)
-    with pytest.raises(ConfigurationError, match="state is of 2 robots"):
-        policy.predict(observations[:1], state)
+    one = (state[0][:1], state[1][:1])
+    for foreign in (state, (one[0][:, :3], one[1]), one[:1], list(one), "x", np.zeros(1)):
+        with pytest.raises(ConfigurationError, match="1 robots of this agent have"):
+            policy.predict(observations[:1], foreign)
     for wrong in (0, 5, 1.5):
         with pytest.raises(ConfigurationError, match="replan"):
             planner.outer_policy(replan=wrong)

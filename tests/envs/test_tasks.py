@@ -84,6 +84,18 @@ def test_unknown_names_come_with_the_nearest() -> None:
         get_task("hoper-medium")
     with pytest.raises(UnknownTaskError, match=r"choose one of .*hopper-medium"):
         get_task("xyzzy")
+    for name, cure in {
+        "scene-play-taskone": "has tasks 1 to 5",
+        "scene-play-task6": "has tasks 1 to 5",
+        "scene-play-task1-sparse": "did you mean scene-play-sparse-task1",
+        "scene-play-task1-spare": "has tasks 1 to 5",
+        "scene-play-singletask-task1-v0": "here its name is scene-play-task1$",
+        "antmaze-large-navigate-singletask-v0": "here its name is antmaze-large-navigate$",
+        "scene-play-v0": "here its name is scene-play$",
+        "hopper-medium-v2": "here its name is hopper-medium$",
+    }.items():
+        with pytest.raises(UnknownTaskError, match=cure):
+            get_task(name)
     with pytest.raises(UnknownTaskError, match=r"no source 'd5rl': choose one of builtin"):
         make_outer("hopper-medium", "d5rl")
 

@@ -30,8 +30,9 @@ from flowmdp.envs.data import load_dataset
 from flowmdp.errors import ConfigurationError, DatasetError
 from flowmdp.files import TEMPORARY, locked
 from flowmdp.runs import play, train
-from flowmdp.runs.config import check_data, fingerprint
+from flowmdp.runs.config import check_data, fingerprint, make_config, make_data
 from flowmdp.runs.folder import RunFolder, free_folder
+from flowmdp.transitions import TransitionDataset
 from tests.runs.tiny_run import failure, tiny_run
 
 DEEP = "[" * 100_000
@@ -370,6 +371,46 @@ def test_odd_words_get_one_line(
     before = sorted(Path().rglob("*"))
     assert WORDS[words] in failure(capsys, *words.split())
     assert sorted(Path().rglob("*")) == before, "bad input leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"chunk": 301}, "300 steps"), ({"flow_steps": 4}, "flow_steps=1, not 4")],
+)
+def test_what_cannot_be_is_refused_before_data_are_built(
+    settings: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make_config("fql", "pointmaze-umaze", **settings)
+
+
+def test_episodes_too_short_for_a_chunk_are_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def recording(*lengths: int) -> TransitionDataset:
+        made = [
+            {
+                "observations": np.zeros((n + 1, 11), np.float32),
+                "actions": np.zeros((n, 3), np.float32),
+                "rewards": np.zeros(n),
+                "terminations": False,
+            }
+            for n in lengths
+        ]
+        spaces_ = (spaces.Box(-np.inf, np.inf, (11,)), spaces.Box(-1, 1, (3,)))
+        return TransitionDataset.from_episodes(made, *spaces_)
+
+    config = make_config("df-dir", "hopper-medium", chunk=5)
+    monkeypatch.setattr("flowmdp.runs.config.load_dataset", lambda *_: recording(3, 9, 4))
+    make_data(config)
+    (note,) = capsys.readouterr().err.splitlines()
+    assert note.startswith("note: dataset") and "2 of 3 episodes are shorter than chunk=5" in note
+    make_data({**config, "flow": {}})  # of a version that knew no chunks
+    assert not capsys.readouterr().err
+    monkeypatch.setattr("flowmdp.runs.config.load_dataset", lambda *_: recording(3, 4))
+    line = failure(capsys, *tiny_run("df-dir", tmp_path / "run", "--chunk", "5"))
+    assert "2 of 2 episodes are shorter than chunk=5, the longest has 4 steps" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_empty_word_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:

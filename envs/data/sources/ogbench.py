@@ -198,7 +198,11 @@ def _check_rows(path: Path, arrays: Arrays, shapes: dict[str, Any], name: str) -
             raise DatasetError(
                 f"{path} has {key} of shape {array.shape[1:]}, but {name} has {shapes[key]}: name "
                 "a task that the file belongs to"
+                if array.shape
+                else f"{path} has {key} that are one number: download it again"
             )
+    if not np.isin(arrays.get("button_states", 0), (0, 1)).all():
+        raise DatasetError(f"{path} has button_states other than 0 and 1: download it again")
     lengths = {key: len(array) for key, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{key} {length}" for key, length in lengths.items())

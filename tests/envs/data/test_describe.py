@@ -13,6 +13,7 @@ from flowmdp.cli import main
 from flowmdp.envs.data import dataset_info, load_dataset
 from flowmdp.envs.data.describe import describe
 from flowmdp.envs.tasks import get_task
+from flowmdp.errors import DatasetError
 from flowmdp.transitions import WIDTHS, TransitionDataset
 from tests.envs.datasets_by_hand import episode, write
 
@@ -35,6 +36,23 @@ def test_info_of_a_hand_made_dataset() -> None:
     assert info["length"]["max"] == 4
     assert dataset_info(ID)["task"] == "none of ours"
     assert json.loads(json.dumps(info)) == info
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (["hopper-medium"], "data build hopper-medium"),
+        (["hopper-medium", "d4rl"], "data import FILE.hdf5 --task hopper-medium"),
+        (["scene-play", "ogbench"], "data download scene-play"),
+        (["ogbench/antmaze-large-navigate-v0"], "data download antmaze-large-navigate"),
+    ],
+)
+def test_info_says_how_to_get_what_is_absent(
+    words: list[str], cure: str, datasets_path: Path
+) -> None:
+    write("flowmdp/hopper/medium-v1", [episode(2, truncated=True)])  # alike, and no cure
+    with pytest.raises(DatasetError, match=f"not in the local store .*{cure}"):
+        dataset_info(*words)
 
 
 def test_coverage_counts_distinct_pairs() -> None:
