@@ -51,6 +51,7 @@ class Chunks:
         lengths: Actions from each transition on within its episode, 1 .. h, shape (n,), int32.
         starts: The transitions at which a chunk may begin, shape (m,), int64.
         recorded: `lengths` and `starts` within recordings, for cloning.
+        short: Recordings in which no chunk may begin, and all recordings.
 
     Raises:
         DatasetError: If no chunk may begin anywhere.
@@ -61,8 +62,10 @@ class Chunks:
         starts, ended = recordings(dataset)
         if dataset.recordings is not None:
             self.recorded = cut(starts, ended, chunk)
-        if not len(self.recorded[1]):
-            sizes = np.diff(np.append(np.flatnonzero(starts), len(starts)))
+        sizes = np.diff(np.append(np.flatnonzero(starts), len(starts)))
+        short = (sizes < chunk) & ~ended[np.cumsum(sizes) - 1]
+        self.short = int(short.sum()), len(sizes)
+        if short.all():
             raise DatasetError(
                 f"dataset {dataset.id}: {len(sizes)} of {len(sizes)} episodes are shorter than "
                 f"chunk={chunk}, the longest has {sizes.max()} steps: take a shorter chunk"

@@ -242,10 +242,11 @@ def make_data(config: dict[str, Any]) -> TransitionDataset:
     data = load_dataset(
         config["task"], config["source"], None if dataset_id == default else dataset_id
     )
-    if left_out := Chunks(data, chunk).left_out:
+    short, episodes = Chunks(data, chunk).short
+    if short:
         print(
-            f"note: dataset {data.id}: {left_out:,} of {len(data.episode_starts):,} episodes are "
-            f"shorter than chunk={chunk}: no chunk begins in them",
+            f"note: dataset {data.id}: {short:,} of {episodes:,} episodes are shorter than "
+            f"chunk={chunk}: no chunk begins in them",
             file=sys.stderr,
         )
     return data

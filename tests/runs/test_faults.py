@@ -378,7 +378,7 @@ def test_odd_words_get_one_line(
     [({"chunk": 301}, "300 steps"), ({"flow_steps": 4}, "flow_steps=1, not 4")],
 )
 def test_what_cannot_be_is_refused_before_data_are_built(
-    settings: dict[str, int], message: str
+    settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make_config("fql", "pointmaze-umaze", **settings)
