@@ -33,7 +33,7 @@ def main(config: Config) -> float:
     settings = agent.spec.settings  # source, flow_steps, velocity_scale ...: as it was trained
     if agent.acts_at_mean:
         settings["noise_scale"] = 0.0  # as its paper evaluates it
-    env = gym.make(f"FlowMDP-{agent.spec.task}-v0", render_mode="rgb_array", **settings)
+    env = gym.make(f"FlowMDP-{agent.spec.task}-v0", render_mode="rgb_array_list", **settings)
     observation, _ = env.reset(seed=config.seed)
     total, frames, over = 0.0, 0, False
     fps = env.metadata["render_fps"]
@@ -44,8 +44,9 @@ def main(config: Config) -> float:
             observation, reward, terminated, truncated, info = env.step(action)
             total, over = total + float(reward), terminated or truncated
             if "executed_action" in info:  # the chain is complete and the robot has moved
-                video.append_data(env.render())
-                frames += 1
+                for picture in env.render():  # one for each time it moved, also of a chunk
+                    video.append_data(picture)
+                    frames += 1
     env.close()
     print(f"{config.out}: {frames} frames, return {total:.0f}")
     return total

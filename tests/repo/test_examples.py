@@ -58,7 +58,7 @@ def test_record_video(name: str, gl: str, tmp_path: Path) -> None:
     with mock.patch.object(gym, "make", wraps=gym.make) as make:
         record_video.main(record_video.Config(tmp_path / "checkpoint.zip", out, steps=3))
     assert out.stat().st_size > 1_000
-    expected = settings | {"source": "builtin", "render_mode": "rgb_array"}
+    expected = settings | {"source": "builtin", "chunk": 1, "render_mode": "rgb_array_list"}
     expected |= {"noise_scale": 0.0} if name == "iql" else {}
     assert make.call_args_list[0].kwargs == expected
 
