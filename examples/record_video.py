@@ -33,7 +33,7 @@ def main(config: Config) -> float:
     settings = agent.spec.settings  # source, flow_steps, velocity_scale ...: as it was trained
     if agent.acts_at_mean:
         settings["noise_scale"] = 0.0  # as its paper evaluates it
-    env = gym.make(f"FlowMDP-{agent.spec.task}-v0", render_mode="rgb_array_list", **settings)
+    env: Any = gym.make(f"FlowMDP-{agent.spec.task}-v0", render_mode="rgb_array_list", **settings)
     observation, _ = env.reset(seed=config.seed)
     total, frames, over = 0.0, 0, False
     fps = env.metadata["render_fps"]

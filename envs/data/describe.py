@@ -71,7 +71,8 @@ def open_dataset(
         try:
             with make_outer(row.name) as outer:
                 if row.ogbench and dataset_id in row.datasets.values():
-                    goals = _goals(row, metadata)
+                    widths = outer.get_wrapper_attr("state_widths")
+                    goals = _goals(row, list(read_states(metadata, widths)))
                 elif dataset.observations.shape[1:] == outer.observation_space.shape:
                     dataset, notes = as_defined(row, dataset, metadata, outer)
                 else:
@@ -93,7 +94,7 @@ def open_dataset(
     }
 
 
-def _goals(row: Task, metadata: dict[str, Any]) -> dict[str, Any]:
+def _goals(row: Task, recorded: list[dict[str, NDArray[Any]]]) -> dict[str, Any]:
     """How often OGBench's data is in a success of each of its tasks, by OGBench's own function.
 
     `episodes_in_success` is the share of recorded episodes that ever are, `steps_in_success` that
@@ -102,11 +103,11 @@ def _goals(row: Task, metadata: dict[str, Any]) -> dict[str, Any]:
     episodes, steps = dict[str, float](), dict[str, float]()
     for number in GOALS:
         with make_outer(f"{row.ogbench}-task{number}") as outer:
-            recorded = read_states(metadata, outer.get_wrapper_attr("state_widths"))
-            found = []
-            for states in recorded:
-                before = {name: array[:-1] for name, array in states.items()}
-                found.append(outer.get_wrapper_attr("outcomes")(before)[1])
+            outcomes = outer.get_wrapper_attr("outcomes")
+            found = [
+                outcomes({name: array[:-1] for name, array in states.items()})[1]
+                for states in recorded
+            ]
         episodes[f"task{number}"] = float(np.mean([success.any() for success in found]))
         steps[f"task{number}"] = float(np.concatenate(found).mean())
     return {"episodes_in_success": episodes, "steps_in_success": steps}
