@@ -16,6 +16,7 @@ from flowmdp.agents.iql import policy_loss as iql_loss
 from flowmdp.agents.rebrac import Networks as ReBRACNetworks
 from flowmdp.agents.rebrac import policy_loss as rebrac_loss
 from flowmdp.env import FlowMDPEnv
+from flowmdp.transitions import TransitionDataset
 from tests.agents.reference import ACTION_DIM, dataset
 from tests.agents.test_contract import TINY, equal, few, weights
 
@@ -24,12 +25,13 @@ DATA = dataset()
 ENDS = np.flatnonzero(DATA.terminations)
 
 
-def make(name: str, chunk: int = CHUNK, **kwargs: Any) -> Any:
+def make(name: str, chunk: int = CHUNK, data: TransitionDataset = DATA, **kwargs: Any) -> Any:
+    """A tiny agent of this algorithm that learns from these data in chunks."""
     cls = ALGORITHMS[name]
     env = FlowMDPEnv(
         states="dataset",
         reward="data",
-        dataset=DATA,
+        dataset=data,
         flow_steps=cls.only_flow_steps or 2,
         chunk=chunk,
         **cls.environment,

@@ -14,7 +14,6 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from flowmdp.agents import DFDir, FlowBC
-from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.batch import DeviceDataset, lambda_returns
 from flowmdp.agents.core.critics import average_value, return_targets
 from flowmdp.agents.core.networks import Normalizer
@@ -22,6 +21,7 @@ from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ConfigurationError, DatasetError
 from flowmdp.mdp.spec import FlowSpec
 from flowmdp.transitions import TransitionDataset
+from tests.agents.test_chunked_agents import make
 
 OBSERVED = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
 ACTS = gym.spaces.Box(-1, 1, (2,), np.float32)
@@ -43,6 +43,11 @@ def episodes(count: int, seed: int = 0) -> list[dict[str, Any]]:
             }
         )
     return made
+
+
+def together(made: list[dict[str, Any]]) -> TransitionDataset:
+    """These episodes as one dataset."""
+    return TransitionDataset.from_episodes(made, OBSERVED, ACTS)
 
 
 def device_data(dataset: TransitionDataset, chunk: int, previous: bool = False) -> DeviceDataset:
@@ -91,7 +96,7 @@ def chunker(made: list[dict[str, Any]], chunk: int) -> list[Made]:
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8])
 def test_a_thousand_episodes_agree_with_a_brute_force_chunker(chunk: int) -> None:
     made = episodes(1000, seed=chunk)
-    dataset = TransitionDataset.from_episodes(made, OBSERVED, ACTS)
+    dataset = together(made)
     data, wanted = device_data(dataset, chunk), chunker(made, chunk)
     rows = torch.tensor([one.row for one in wanted])
     starts = torch.arange(len(data)) if data.starts is None else data.starts
@@ -116,7 +121,7 @@ def test_a_thousand_episodes_agree_with_a_brute_force_chunker(chunk: int) -> Non
 @pytest.mark.parametrize("chunk", [2, 3])
 def test_lambda_returns_step_from_chunk_to_chunk(chunk: int, lam: float) -> None:
     made = episodes(60, seed=3)
-    data = device_data(TransitionDataset.from_episodes(made, OBSERVED, ACTS), chunk)
+    data = device_data(together(made), chunk)
     values = torch.linspace(-1, 1, len(data))  # V(s') of the chunk that begins at each row
     wanted = {one.row: one for one in chunker(made, chunk)}
 
@@ -143,7 +148,7 @@ def test_a_value_by_hand() -> None:
         "rewards": np.array([1, 2, 4, 8, 16]),
         "terminations": True,
     }
-    data = device_data(TransitionDataset.from_episodes([episode], OBSERVED, ACTS), 2)
+    data = device_data(together([episode]), 2)
     ten = torch.full((5,), 10.0)
     returns = lambda_returns(data.rewards, ten, data.masks, data.continues, 0.81, 0.5, 2)
     assert returns[[0, 2, 4]].tolist() == pytest.approx([15.65065, 21.73, 16.0], abs=1e-4)
@@ -151,7 +156,7 @@ def test_a_value_by_hand() -> None:
 
 def test_critics_discount_by_gamma_to_the_chunk() -> None:
     made = episodes(40)
-    agent = make_agent(DFDir, made, 3, gamma=GAMMA)
+    agent = make("df-dir", 3, together(made), gamma=GAMMA)
     data, critic = agent.data, agent.critic
     assert critic.gamma == pytest.approx(GAMMA**3)
     rows = data.starts
@@ -170,31 +175,15 @@ def test_critics_discount_by_gamma_to_the_chunk() -> None:
 
 
 def test_the_average_value_is_the_mean_of_its_own_returns() -> None:
-    data = device_data(TransitionDataset.from_episodes(episodes(60), OBSERVED, ACTS), 3)
+    data = device_data(together(episodes(60)), 3)
     average = average_value(data, gamma := GAMMA**3)
     values = torch.full((len(data),), average)
     returns = lambda_returns(data.rewards, values, data.masks, data.continues, gamma, 1.0, 3)
     assert returns[data.starts].mean().item() == pytest.approx(average, abs=1e-5)
 
 
-def make_agent(
-    cls: type[FlowAlgorithm[Any]], made: list[dict[str, Any]], chunk: int, **options: Any
-) -> Any:
-    dataset = TransitionDataset.from_episodes(made, OBSERVED, ACTS)
-    env = FlowMDPEnv(
-        states="dataset",
-        reward="data",
-        dataset=dataset,
-        flow_steps=cls.only_flow_steps or 2,
-        chunk=chunk,
-    )
-    small = {"behavior_steps": 4, "critic_steps": 4, "net_arch": (8,), "batch_size": 16}
-    small = {name: value for name, value in small.items() if name in cls.config_class.names()}
-    return cls("MlpPolicy", env, device="cpu", seed=0, **{**small, **options})
-
-
 def test_batches_hold_the_last_action_of_a_chunk_as_the_next_context() -> None:
-    dataset = TransitionDataset.from_episodes(episodes(50), OBSERVED, ACTS)
+    dataset = together(episodes(50))
     data = device_data(dataset, 3, previous=True)
     batch = data.sample(64, torch.Generator().manual_seed(0))
     last = data.last(batch.rows)
@@ -208,7 +197,7 @@ def test_cloning_ignores_what_was_never_taken() -> None:
     """Other actions behind a termination give the same loss and gradient."""
     from flowmdp.agents.core.flow_matching import FlowNoise, flow_matching_loss
 
-    agent = make_agent(FlowBC, episodes(50), 4)
+    agent = make("flow-bc", 4, together(episodes(50)))
     batch = agent.sample(cloning=True)
     assert batch.valid is not None and 0 < batch.valid.mean() < 1
     noise = FlowNoise(torch.randn(batch.actions.shape), torch.rand(len(batch.actions), 1))
@@ -235,7 +224,7 @@ def recording_and_task() -> tuple[TransitionDataset, TransitionDataset]:
         "rewards": np.arange(9),
         "terminations": False,
     }
-    whole = TransitionDataset.from_episodes([episode], OBSERVED, ACTS)
+    whole = together([episode])
     ends = np.isin(np.arange(9), (3, 8))
     starts = np.roll(ends, 1)
     return whole, dataclasses.replace(
@@ -283,7 +272,7 @@ def test_clones_are_shared_where_they_learn_from_the_same(chunk: int, previous: 
 
 
 def test_parts_of_other_chunks_have_other_keys() -> None:
-    agents = [make_agent(DFDir, episodes(20), chunk) for chunk in (1, 2, 3)]
+    agents = [make("df-dir", chunk, together(episodes(20))) for chunk in (1, 2, 3)]
     for part in (0, 1):
         assert len({agent.parts[part].key() for agent in agents}) == 3
 
@@ -315,7 +304,7 @@ def test_memory_stays_that_of_single_actions(chunk: int) -> None:
 
 def test_too_short_episodes_are_named() -> None:
     made = [one for one in episodes(80) if not one["terminations"] and len(one["rewards"]) < 6]
-    dataset = TransitionDataset.from_episodes(made, OBSERVED, ACTS)
+    dataset = together(made)
     with pytest.raises(DatasetError, match=f"{len(made)} of {len(made)} episodes are shorter than"):
         device_data(dataset, 6)
 
@@ -323,14 +312,14 @@ def test_too_short_episodes_are_named() -> None:
 def test_recordings_shorter_than_a_chunk_are_named_too() -> None:
     """A task that ends with each of them has chunks to learn values from, and none to clone."""
     made = [one for one in episodes(80) if one["terminations"] and len(one["rewards"]) < 6]
-    dataset = TransitionDataset.from_episodes(made, OBSERVED, ACTS)
+    dataset = together(made)
     with pytest.raises(DatasetError, match=f"{len(made)} of {len(made)} episodes are shorter than"):
         device_data(dataclasses.replace(dataset, recordings=dataset.starts), 6)
 
 
 @pytest.fixture(scope="module")
 def planner() -> Any:
-    agent = make_agent(FlowBC, episodes(50), 4)
+    agent = make("flow-bc", 4, together(episodes(50)))
     agent.learn(2)
     return agent
 
@@ -394,7 +383,7 @@ class Ends(gym.Env[Any, Any]):
 @pytest.mark.parametrize("previous", [False, True])
 def test_plans_survive_the_evaluation_of_stable_baselines3(previous: bool) -> None:
     """Robots whose episodes end inside chunks, at different times; and the agent's own predict."""
-    dataset = TransitionDataset.from_episodes(episodes(50), OBSERVED, ACTS)
+    dataset = together(episodes(50))
     settings: dict[str, Any] = {"chunk": 3, "include_previous_action": previous, "flow_steps": 2}
     env = FlowMDPEnv(Ends(5), dataset=dataset, **settings)
     agent = FlowBC("MlpPolicy", env, device="cpu", seed=0, net_arch=(8,)).learn(2)

@@ -159,7 +159,8 @@ def test_two_runs_never_share_a_folder(
 
 def test_a_job_ends_with_its_bench() -> None:
     code = (
-        "import threading, time; from flowmdp.cli.worker import stop_with_parent\n"
+        "import signal, threading, time; from flowmdp.cli.worker import stop_with_parent\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's `&` ignores it
         "threading.Thread(target=stop_with_parent, daemon=True).start()\n"
         "try: print('ready', flush=True); time.sleep(60)\n"
         "except KeyboardInterrupt: print('saved')"
