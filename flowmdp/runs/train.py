@@ -281,7 +281,6 @@ class _Run:
             agent.logger.close()
         if interrupt.requested is not None:
             raise Stopped(interrupt.requested)
-        draw_run(self.folder.path, quiet=True)
 
     def _pretrained(self, interrupt: Interrupt) -> bool:
         """Behaviour flow and critic, from the cache or by training; False when stopped."""
