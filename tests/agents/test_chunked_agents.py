@@ -41,7 +41,9 @@ def make(name: str, chunk: int = CHUNK, data: TransitionDataset = DATA, **kwargs
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_agent_learns_acts_and_is_saved(name: str, tmp_path: Path) -> None:
-    options = {"best_of": 2} if issubclass(ALGORITHMS[name].config_class, TargetConfig) else {}
+    options: dict[str, Any] = (
+        {"best_of": 2} if issubclass(ALGORITHMS[name].config_class, TargetConfig) else {}
+    )
     agent = make(name, **options).learn(3, log_interval=0)
     states = DATA.observations[:4]
     noise = np.random.default_rng(0).standard_normal((4, CHUNK * ACTION_DIM), np.float32)
