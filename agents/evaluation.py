@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from flowmdp.agents.core.threads import one_thread
 from flowmdp.arguments import check_integers
 from flowmdp.robot import RobotInterface
 
@@ -43,6 +44,7 @@ class EvaluationResult(NamedTuple):
     successes: list[bool] | None = None
 
 
+@one_thread()
 def evaluate(
     policy: Policy,
     make_env: Callable[[], gym.Env[Any, Any]],

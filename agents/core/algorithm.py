@@ -43,6 +43,7 @@ from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.agents.core.precision import autocast, choose_precision, matmul_precision
 from flowmdp.agents.core.randomness import check_seed, concrete, seeded
 from flowmdp.agents.core.saving import Saving
+from flowmdp.agents.core.threads import one_thread
 from flowmdp.arguments import check_integers
 from flowmdp.behavior import as_behavior
 from flowmdp.errors import ConfigurationError, TrainingDivergedError
@@ -421,6 +422,7 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
         """Updates that `pretrain` has taken."""
         return sum(part.updates for part in self.parts)
 
+    @one_thread()
     def pretrain(
         self, progress_bar: bool = False, callback: Callable[[], bool] | None = None
     ) -> bool:
@@ -472,6 +474,7 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
                 return False
         return True
 
+    @one_thread()
     def learn(
         self,
         total_timesteps: int,

@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code, see the module's text. `--help` leaves by SystemExit.
     """
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if argv is None:  # the process is the command's own; torch is not loaded yet
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     numbers: list[int] = []
 
     def stop(number: int, _: object) -> None:
