@@ -181,12 +181,12 @@ class DFDir(DecisionFlow[DFDirConfig], name="df-dir"):
     @torch.no_grad()
     def pairs(self, batch: Batch, rollout: Rollout) -> FlowPairs:
         """A data pair for each transition of the batch's second half, a policy pair per chain."""
-        flow_steps, chains = self.spec.flow_steps, len(rollout.actions)
+        chains = len(rollout.actions)
         rows = torch.arange(len(batch.actions), device=self.device)
-        steps = rows % flow_steps
-        t = (steps / flow_steps)[:, None]
+        played, on_data = rows[:chains] % self.rollout_steps, rows[chains:] % self.spec.flow_steps
+        t = torch.cat([played / self.rollout_steps, on_data / self.spec.flow_steps])[:, None]
         x_1, x_0 = batch.actions[chains:], self.noise_like(batch.actions[chains:])
-        on_policy = steps[:chains], rows[:chains]
+        on_policy = played, rows[:chains]
         observations, contexts, points, velocities, actions = (
             torch.cat([policy, data])
             for policy, data in (

@@ -140,7 +140,7 @@ class DFDiv(DecisionFlow[DFDivConfig], name="df-div"):
         """Roll out, evaluate (critic, flow value), improve (policy)."""
         batch = self.sample()
         # as many chains as give one row of learning for each transition
-        chains = -(-len(batch.actions) // rows_per_chain(self.spec.flow_steps))
+        chains = -(-len(batch.actions) // rows_per_chain(self.rollout_steps))
         rollout, info = self.play(batch, chains)
         rows, scores = self.score(rollout)
         return info | scores | self.evaluate(rows) | self.improve(rows)
@@ -167,7 +167,7 @@ class DFDiv(DecisionFlow[DFDivConfig], name="df-div"):
     @torch.no_grad()
     def score(self, rollout: Rollout) -> tuple[FlowRows, Info]:
         """The rows to learn from with their returns, and what to log of the chains."""
-        flow_steps, (size, _) = self.spec.flow_steps, rollout.actions.shape
+        flow_steps, (size, _) = self.rollout_steps, rollout.actions.shape
         times = torch.arange(flow_steps, device=self.device) / flow_steps
         t = times.repeat_interleave(size)[:, None]
         with self.autocast():

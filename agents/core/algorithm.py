@@ -43,7 +43,7 @@ from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.agents.core.precision import autocast, choose_precision, matmul_precision
 from flowmdp.agents.core.randomness import check_seed, concrete, seeded
 from flowmdp.agents.core.saving import Saving
-from flowmdp.agents.core.threads import one_thread
+from flowmdp.agents.core.together import Steps, alone
 from flowmdp.arguments import check_integers
 from flowmdp.behavior import as_behavior
 from flowmdp.errors import ConfigurationError, TrainingDivergedError
@@ -395,6 +395,12 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
             value, info = loss(networks, batch, noise, **weights)
         return info | {"grad_norm": descent.step(value)}
 
+    @property
+    def records(self) -> bool:
+        """Whether updates become CUDA graphs."""
+        on = self.config.cuda_graphs and self.own_behavior is None
+        return bool(on and self.device.type == "cuda")
+
     def graphed(self, update: Callable[[], Info], phase: Hashable) -> Info:
         """One `update`, on a GPU by a CUDA graph; see `CudaGraphs`.
 
@@ -403,8 +409,7 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
             phase: Names it, and everything of the host on which it depends.
         """
         with matmul_precision(self.precision), within_memory():
-            graphs = self.config.cuda_graphs and self.own_behavior is None
-            if self.device.type != "cuda" or not graphs:
+            if not self.records:
                 return update()
             if self._graphs is None:
                 self._graphs = CudaGraphs(self.saved.generators.values())
@@ -422,7 +427,6 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
         """Updates that `pretrain` has taken."""
         return sum(part.updates for part in self.parts)
 
-    @one_thread()
     def pretrain(
         self, progress_bar: bool = False, callback: Callable[[], bool] | None = None
     ) -> bool:
@@ -438,6 +442,12 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
         Raises:
             TrainingDivergedError: If a number is not finite.
         """
+        return alone(self, self.pretraining(progress_bar, callback))
+
+    def pretraining(
+        self, progress_bar: bool = False, callback: Callable[[], bool] | None = None
+    ) -> Steps[bool]:
+        """`pretrain` step by step, for `together`."""
         check_kinds(callback=callback)
         if self.prepared:
             return True
@@ -450,7 +460,7 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
                 total=total, initial=started, desc="pre-training", disable=not progress_bar
             ) as bar:
                 for part in self.parts:
-                    if not self._fit(part, bar, callback):
+                    if not (yield from self._fit(part, bar, callback)):
                         return False
         self._check_finite("pretrain", self.pretrain_updates, weights=True)
         for part in self.parts:
@@ -459,11 +469,11 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
         self.prepared = 1
         return True
 
-    def _fit(self, part: Part, bar: Any, callback: Callable[[], bool] | None) -> bool:
+    def _fit(self, part: Part, bar: Any, callback: Callable[[], bool] | None) -> Steps[bool]:
         """The updates that a part lacks; False when the callback stopped them."""
         while part.updates < part.steps:
             part.refresh()
-            info = self.graphed(part.update, (part.name, part.phase))
+            info = yield part.update, (part.name, part.phase)
             part.updates += 1
             self._note(info, "pretrain", self.pretrain_updates)
             bar.update()
@@ -474,7 +484,6 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
                 return False
         return True
 
-    @one_thread()
     def learn(
         self,
         total_timesteps: int,
@@ -499,6 +508,21 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
             TrainingDivergedError: If a loss, a gradient or a weight is not finite. On a CPU it is
                 noticed at once, on a GPU when a line is logged and at the end.
         """
+        steps = self.learning(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
+        return alone(self, steps)
+
+    def learning(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        tb_log_name: str = "run",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Steps[Self]:
+        """`learn` step by step, for `together`."""
         check_integers(0, total_timesteps=total_timesteps, log_interval=log_interval or 0)
         check_kinds(callback=callback, tb_log_name=tb_log_name)
         if total_timesteps > 0:
@@ -511,11 +535,11 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
         if reset_num_timesteps:
             self.means.clear()
         if self.num_timesteps < total_timesteps:
-            self.pretrain(progress_bar)
+            yield from self.pretraining(progress_bar)
         callback.on_training_start(locals(), globals())
         self._clock = time.perf_counter(), self.num_timesteps
         while self.num_timesteps < total_timesteps:
-            info = self.graphed(self.update, ("policy", self.phase()))
+            info = yield self.update, ("policy", self.phase())
             self.num_timesteps += 1
             self._n_updates += 1
             self._note(info, "train", self.num_timesteps)

@@ -70,6 +70,9 @@ class DecisionFlowConfig(PolicyConfig, CloneConfig, TargetConfig, ExpectileConfi
     behavior_weight: Annotated[float, Range("(0, inf)")] | None = None
     """rho in units of mean |Q|, as in TD3+BC; in place of rho and budget. None: 0.025 for DF-dir,
     0.01 for DF-div [ours: lab book, eleventh round]."""
+    rollout_steps: Annotated[int, AtLeast(1, 1_000)] | None = None
+    """Euler steps of the chains that an update learns from, at most the environment's flow_steps
+    [ours]; None takes those."""
     critic_noise: Annotated[float, Range("[0, inf)")] = 0.0
     """Standard deviation, in that of each weight tensor, of Gaussian noise put on Q's weights
     before the policy moves: what a bad critic does. With iql only, since td learns it away."""
@@ -188,7 +191,7 @@ class DecisionFlow(FlowAlgorithm[Shared]):
         rows = slice(None if learns else chains)
         observations, contexts = (state[rows].repeat(n, 1) for state in batch.flow_states)
         x_0 = self.starts_like(batch.actions[rows].repeat(n, 1))
-        rollout = self.roll_out(self.policy.ema, observations, contexts, x_0)
+        rollout = self.roll_out(self.policy.ema, observations, contexts, x_0, self.rollout_steps)
         info: Info = {}
         if learns:
             candidates = rollout.actions.unflatten(0, (n, -1)).transpose(0, 1)
@@ -208,12 +211,22 @@ class DecisionFlow(FlowAlgorithm[Shared]):
         """Whether this update moves rho."""
         return self.config.budget is not None and self.num_timesteps % STEER_INTERVAL == 0
 
+    @property
+    def rollout_steps(self) -> int:
+        """Euler steps of the chains that an update learns from."""
+        return min(self.config.rollout_steps or self.spec.flow_steps, self.spec.flow_steps)
+
     @torch.no_grad()
     def roll_out(
-        self, field: nn.Module, observations: Tensor, contexts: Tensor, x_0: Tensor
+        self,
+        field: nn.Module,
+        observations: Tensor,
+        contexts: Tensor,
+        x_0: Tensor,
+        flow_steps: int | None = None,
     ) -> Rollout:
         """Chains of `field` from noise x_0, shape (batch, action_dim), one for each state."""
-        flow_steps, points, velocities = self.spec.flow_steps, [x_0], []
+        flow_steps, points, velocities = flow_steps or self.spec.flow_steps, [x_0], []
         with self.autocast():
             for k in range(flow_steps):
                 velocities.append(field(contexts, points[-1], flow_time(k, flow_steps)))
@@ -224,9 +237,8 @@ class DecisionFlow(FlowAlgorithm[Shared]):
     def steer_anchor(self, rollout: Rollout) -> None:
         """Adapt rho to how far the roll-out's actions are from the behaviour's."""
         if self.phase():
-            behavior = self.roll_out(
-                self.behavior, rollout.observations, rollout.contexts, rollout.points[0]
-            )
+            states = rollout.observations, rollout.contexts
+            behavior = self.roll_out(self.behavior, *states, rollout.points[0], self.rollout_steps)
             self.anchor.steer((rollout.actions - behavior.actions).square().sum(-1).mean())
 
     @torch.no_grad()

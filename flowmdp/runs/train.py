@@ -6,6 +6,8 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,13 @@ from tqdm import tqdm
 from flowmdp.agents import load_agent
 from flowmdp.agents.core.acting import OuterPolicy
 from flowmdp.agents.core.algorithm import FlowAlgorithm
+from flowmdp.agents.core.together import Steps, together
 from flowmdp.agents.evaluation import EvaluationResult, evaluate
 from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.data import reached_goal
 from flowmdp.envs.robots.outer import make_robot
 from flowmdp.envs.tasks import get_task
-from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.errors import CheckpointError, ConfigurationError, TrainingDivergedError
 from flowmdp.files import locked, read_json, remove_unfinished, write_json
 from flowmdp.runs import cache
 from flowmdp.runs.config import (
@@ -69,7 +72,9 @@ AT = ("pretrain_step", "step")
 """Where the run stood when it wrote `history.json`."""
 
 
-def train(*, out: Path | None = None, verbose: bool = False, **options: Any) -> None:
+def train(
+    *, out: Path | None = None, seeds: tuple[int, ...] = (), verbose: bool = False, **options: Any
+) -> None:
     """Train an agent offline: data, behaviour flow, critic, policy, evaluation, curves.
 
     One command does the whole job. It builds the dataset if it must, fits the behaviour flow and
@@ -87,6 +92,7 @@ def train(*, out: Path | None = None, verbose: bool = False, **options: Any) -> 
     For example:
       flowmdp train df-div hopper-medium --quick
       flowmdp train df-dir hopper-medium --seed 1 --out runs/my-run
+      flowmdp train df-dir hopper-medium --seeds 1 2 3
       flowmdp train df-div hopper-medium --dataset zoo/hopper/medium-v0
       flowmdp train df-div --env Pendulum-v1 --dataset me/pendulum-v0
       flowmdp train df-div hopper-medium --rho 0.3 --batch-size 512
@@ -96,61 +102,91 @@ def train(*, out: Path | None = None, verbose: bool = False, **options: Any) -> 
 
     Args:
         out: Run folder; runs/TASK/ALGORITHM-seedS when not given, or the next free one.
+        seeds: One run for each of these seeds, all in this process, on a GPU at the same time; the
+            folders are OUT/seedS, or those of single runs.
         verbose: Print the logged numbers as tables too.
         **options: Of `make_config`.
     """
     start = time.perf_counter()
-    config = make_config(**options)
-    default = default_folder(config)
-    RunFolder(out or free_folder(default)).check_free()
-    data = make_data(config)
-    config["fingerprint"] = fingerprint(data)
-    with make_env(config, data) as env:
-        agent = make_agent(config, env)  # what cannot be is refused before there is a folder
-        folder = RunFolder(out or free_folder(default, make=True))
-        with folder.created(config):
+    configs = [make_config(**one) for one in _each_seed(seeds, options)]
+    defaults = [out / f"seed{seed}" if out else None for seed in seeds] or [out]
+    for config, path in zip(configs, defaults, strict=True):
+        RunFolder(path or free_folder(default_folder(config))).check_free()
+    data = make_data(configs[0])
+    with make_env(configs[0], data) as env, ExitStack() as stack:
+        runs = []
+        for config, path in zip(configs, defaults, strict=True):
+            config["fingerprint"] = fingerprint(data)
+            agent = make_agent(config, env)  # what cannot be is refused before there is a folder
+            folder = RunFolder(path or free_folder(default_folder(config), make=True))
+            stack.enter_context(folder.created(config))
             print(f"run folder: {folder.path}", file=sys.stderr)
-            _work(_Run(folder, config, agent, start), data, verbose)
+            runs.append(_Run(folder, config, agent, start))
+        _work(runs, data, verbose)
 
 
 def resume(
     *,
-    resume: Path,
+    resume: tuple[Path, ...],
     steps: int | None = None,
     device: Device = "auto",
     trust: bool = False,
     verbose: bool = False,
 ) -> None:
-    """Continue a run; only its goal and its device may change.
+    """Continue a run, or several of the same data; only their goal and device may change.
 
     Args:
-        resume: Its folder.
+        resume: Its folder; several go on in one process, as with --seeds.
         steps: A goal that is not below the run's own.
         device: auto keeps the run's.
         trust: Import, and so run, the code of others that the run names.
         verbose: Print the logged numbers as tables too.
     """
     start = time.perf_counter()
-    folder, config = RunFolder.open(resume)
-    check_trust(folder.path, imports(config), trust)
-    with locked(folder.path):
-        remove_unfinished(folder.path)
-        folder, config = RunFolder.open(resume, WholeConfig)  # now that nobody else writes it
-        if steps is not None:
-            if steps < config["steps"]:
+    with ExitStack() as stack:
+        runs: list[_Run] = []
+        for path in resume:
+            folder, config = RunFolder.open(path)
+            check_trust(folder.path, imports(config), trust)
+            stack.enter_context(locked(folder.path))
+            remove_unfinished(folder.path)
+            folder, config = RunFolder.open(path, WholeConfig)  # now that nobody else writes it
+            if steps is not None:
+                if steps < config["steps"]:
+                    raise ConfigurationError(
+                        f"--steps {steps} is below the run's goal of {config['steps']}: raise it"
+                    )
+                config["steps"] = steps
+            if device != "auto":
+                config["device"] = device
+            check_config(config)
+            if not runs:
+                data = make_data(config)
+                env = stack.enter_context(make_env(config, data))
+            elif (other := _unlike(runs[0].config, config)) is not None:
                 raise ConfigurationError(
-                    f"--steps {steps} is below the run's goal of {config['steps']}: raise it"
+                    f"{path} and {resume[0]} differ in {other}: continue them one by one"
                 )
-            config["steps"] = steps
-        if device != "auto":
-            config["device"] = device
-        check_config(config)
-        data = make_data(config)
-        check_data(config, data, folder.config)
-        with make_env(config, data) as env:
-            run = _Run(folder, config, saved_agent(folder, config, env), start)
-            write_json(folder.config, config)
-            _work(run, data, verbose)
+            check_data(config, data, folder.config)
+            runs.append(_Run(folder, config, saved_agent(folder, config, env), start))
+        for run in runs:
+            write_json(run.folder.config, run.config)
+        _work(runs, data, verbose)
+
+
+def _each_seed(seeds: Sequence[int], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The options of every run."""
+    if not seeds:
+        return [options]
+    if len(set(seeds)) < len(seeds) or options.get("seed"):
+        raise ConfigurationError("give every seed once: --seeds 1 2 3, or --seed 1 for one run")
+    return [{**options, "seed": seed} for seed in seeds]
+
+
+def _unlike(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """What two runs that share an environment may not differ in, and do."""
+    names = ("algorithm", "task", "source", "dataset_id", "behavior_from", "flow", "device")
+    return next((name for name in names if one.get(name) != other.get(name)), None)
 
 
 def default_folder(config: dict[str, Any]) -> Path:
@@ -191,13 +227,25 @@ def saved_agent(folder: RunFolder, config: dict[str, Any], env: FlowMDPEnv) -> F
     return agent
 
 
-def _work(run: _Run, data: TransitionDataset, verbose: bool) -> None:
-    """Learn and conclude."""
+def _work(runs: list[_Run], data: TransitionDataset, verbose: bool) -> None:
+    """Learn side by side, then conclude one after another."""
     try:
-        run.learn(verbose)
-        run.conclude(data)
+        interrupt = Interrupt()
+        with listening(interrupt):
+            learning = [run.learning(verbose, interrupt) for run in runs]
+            ended = together([run.agent for run in runs], learning)
+        if interrupt.requested is not None:
+            raise Stopped(interrupt.requested)
+        for run, error in zip(runs, ended, strict=True):
+            if error is None:
+                run.conclude(data)
+        for run, error in zip(runs, ended, strict=True):
+            if error is not None:
+                where = f"{run.folder.path}: " * (len(runs) > 1)
+                raise TrainingDivergedError(f"{where}{error}")
     except KeyboardInterrupt as stop:
-        command = f"flowmdp train --resume {run.named}"
+        command = f"flowmdp train --resume {' '.join(run.named for run in runs)}"
+        command += " --trust" * any(imports(run.config) for run in runs)
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         raise Stopped(number, f"continue with: {command}") from None
 
@@ -214,8 +262,7 @@ class _Run:
         agent.means.restore(self.history["log"])
         self.start = start - self.history["seconds"]
         self.make_robot = partial(make_robot, config["task"], config["source"])
-        trust = " --trust" * bool(imports(config))
-        self.named = f"{shlex.quote(str(folder.path))}{trust}"
+        self.named = shlex.quote(str(folder.path))
         """The folder as a command takes it."""
 
     def _history(self) -> dict[str, Any]:
@@ -263,26 +310,23 @@ class _Run:
         policy = agent.outer_policy()
         return evaluate(policy, self.make_robot, episodes, seed, agent.acts_at_mean)
 
-    def learn(self, verbose: bool) -> None:
-        """Pre-train and train.
-
-        Raises:
-            KeyboardInterrupt: When the user stopped it; all is saved.
-        """
+    def learning(self, verbose: bool, interrupt: Interrupt) -> Steps[TrainingDivergedError | None]:
+        """Pre-train and train, for `together`; returns why the run diverged, if it did."""
         agent, progress = self.agent, ProgressFile(self.folder.progress)
         progress.forget_after(agent.pretrain_updates, agent.num_timesteps)
         agent.set_logger(make_logger(self.folder, progress, verbose))
-        interrupt = Interrupt()
         try:
-            with listening(interrupt):
-                if agent.num_timesteps < self.config["steps"] and self._pretrained(interrupt):
-                    self._train(interrupt)
+            if agent.num_timesteps < self.config["steps"] and (
+                yield from self._pretrained(interrupt)
+            ):
+                yield from self._train(interrupt)
+        except TrainingDivergedError as error:
+            return error
         finally:
             agent.logger.close()
-        if interrupt.requested is not None:
-            raise Stopped(interrupt.requested)
+        return None
 
-    def _pretrained(self, interrupt: Interrupt) -> bool:
+    def _pretrained(self, interrupt: Interrupt) -> Steps[bool]:
         """Behaviour flow and critic, from the cache or by training; False when stopped."""
         agent = self.agent
         if agent.num_timesteps > 0 or not agent.parts:
@@ -298,19 +342,21 @@ class _Run:
                 self.save()
             return interrupt.go_on()
 
-        finished = agent.pretrain(progress_bar=True, callback=go_on)
+        finished = yield from agent.pretraining(progress_bar=True, callback=go_on)
         self.save()
         if finished:
             cache.store(agent)
         return finished
 
-    def _train(self, interrupt: Interrupt) -> None:
+    def _train(self, interrupt: Interrupt) -> Steps[None]:
         """The policy's gradient steps."""
         steps, now = self.config["steps"], self.agent.num_timesteps
         interval = min(LOG_INTERVAL, max(1, steps // 10))
         with tqdm(total=steps, initial=now, desc="training") as bar:
             keeper = _Keeper(self, interrupt, bar)
-            self.agent.learn(steps - now, keeper, log_interval=interval, reset_num_timesteps=False)
+            yield from self.agent.learning(
+                steps - now, keeper, log_interval=interval, reset_num_timesteps=False
+            )
         self.save()
 
     def _play(self, policy: OuterPolicy) -> dict[str, Any]:
@@ -355,7 +401,8 @@ class _Run:
             rows |= {name: flow["sampled"], f"{name}, no noise": flow["noiseless"]}
         title = f"{task}, {agent.num_timesteps} updates, seed {config['seed']}"
         print_table(title, {**rows, "data": recorded})
-        record = f"flowmdp record {self.named} --out video.mp4"
+        trust = " --trust" * bool(imports(config))
+        record = f"flowmdp record {self.named}{trust} --out video.mp4"
         print(f"results in {self.folder.path}; watch it: {record}")
 
 
