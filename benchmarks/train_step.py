@@ -1,37 +1,39 @@
 """How fast the agents learn: `python -m benchmarks.train_step`.
 
-Prints gradient steps per second of FlowBC, DF-dir and DF-div (critic "td", which goes on learning;
-and "iql", which does not) at 256x3 and 512x4, batch 256, 10 flow steps, in float32 and bfloat16;
-and the share of that time which the bare matrix products of one step take: the same shapes, strides
-and types, replayed without anything between them. No simulator, no dataset: random transitions of
-Hopper's widths, which cost what real ones cost.
+Prints, for every agent at 256x3 and 512x4 (batch 256, its own flow steps), in float32 and bfloat16:
+gradient steps per second, the counted GFLOP of one step's matrix products, and the part of the
+step that they would take at the rate of a bare product of 256 rows, which is measured turn about.
+`--jax PYTHON` also runs FQL's update in JAX (benchmarks/fql_jax.py) with that interpreter, turn
+about. No simulator, no dataset: random transitions of Hopper's widths cost what real ones do.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from flowmdp.agents import DFDir, DFDiv, FlowBC
+from flowmdp.agents import ALGORITHMS
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.env import FlowMDPEnv
 from flowmdp.transitions import TransitionDataset
 
 SIZES = {"256x3": [256] * 3, "512x4": [512] * 4}
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
-AGENTS: dict[str, tuple[type[FlowAlgorithm], dict[str, Any]]] = {
-    "FlowBC": (FlowBC, {}),
-    "DF-dir td": (DFDir, {"critic": "td"}),
-    "DF-dir iql": (DFDir, {"critic": "iql"}),
-    "DF-div td": (DFDiv, {"critic": "td"}),
-    "DF-div iql": (DFDiv, {"critic": "iql"}),
+BATCH, ROUNDS = 256, 3
+AGENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in ALGORITHMS},
+    "df-dir iql": ("df-dir", {"critic": "iql"}),
+    "df-div iql": ("df-div", {"critic": "iql"}),
 }
+"""Label -> algorithm, and hyper-parameters."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def random_data(n: int = 10_000) -> TransitionDataset:
@@ -52,19 +54,18 @@ def random_data(n: int = 10_000) -> TransitionDataset:
     )
 
 
-class Products(TorchDispatchMode):
-    """Records the operands of every matrix product."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Callable[..., Any], list[torch.Tensor]]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func.overloadpacket.__name__ in PRODUCTS:
-            self.calls.append((func, [operand.detach() for operand in args]))
-        return func(*args, **(kwargs or {}))
+def make_agent(label: str, **kwargs: Any) -> FlowAlgorithm:
+    """An agent of the table that has its data and its optimisers' state."""
+    name, own = AGENTS[label]
+    cls, data = ALGORITHMS[name], random_data()
+    settings = {"flow_steps": cls.only_flow_steps or 10, **cls.environment}
+    env = FlowMDPEnv(states="dataset", reward="data", dataset=data, **settings)
+    parts = ("behavior_steps", "critic_steps", "value_steps")
+    fitted = {steps: 0 for steps in parts if steps in cls.config_class.names()}
+    agent: FlowAlgorithm = cls(
+        "MlpPolicy", env, batch_size=BATCH, seed=0, **{"device": "cpu", **fitted, **own, **kwargs}
+    )
+    return agent.learn(5, log_interval=0)
 
 
 def seconds(function: Callable[[], Any], repeats: int) -> float:
@@ -77,51 +78,59 @@ def seconds(function: Callable[[], Any], repeats: int) -> float:
     return float(np.median(times))
 
 
-def measure(cls: type[FlowAlgorithm], repeats: int, **kwargs: Any) -> tuple[float, float]:
-    """Updates per second, and the share of the time that the bare products take."""
-    env = FlowMDPEnv(states="dataset", reward="data", dataset=random_data(), flow_steps=10)
-    agent = cls("MlpPolicy", env, batch_size=256, seed=0, device="cpu", **kwargs)
-    agent.learn(5, log_interval=0)  # places the data, makes the optimisers' state
-    with Products() as products:
+def measure(
+    label: str, precision: str, net_arch: list[int], repeats: int
+) -> tuple[float, float, float]:
+    """Updates per second, GFLOP of one, and GFLOP per second of a bare product."""
+    agent = make_agent(label, precision=precision, net_arch=net_arch)
+    with FlopCounterMode(display=False) as counter:
         agent.update()
+    rows, weight = (
+        torch.randn(size, net_arch[0], dtype=DTYPES[precision]) for size in (BATCH, net_arch[0])
+    )
+    update, bare = [], []
+    for _ in range(ROUNDS):  # turn about, so that both meet the same machine
+        bare.append(seconds(lambda: rows @ weight, 10 * repeats))
+        update.append(seconds(agent.update, repeats))
+    rate = 2 * rows.numel() * len(weight) / min(bare)
+    return 1 / min(update), counter.get_total_flops() / 1e9, rate / 1e9
 
-    def replay() -> None:
-        for product, operands in products.calls:
-            product(*operands)
 
-    with torch.no_grad():
-        replay()
-        update, bare = [], []
-        for _ in range(3):  # turn about, so that both meet the same machine
-            bare.append(seconds(replay, repeats))
-            with torch.enable_grad():
-                update.append(seconds(agent.update, repeats))
-    return 1 / min(update), min(bare) / min(update)
+def against_jax(python: Path, net_arch: list[int], repeats: int) -> str:
+    """Updates per second of FQL in JAX and here, in each precision; the best of turns."""
+    agents = {one: make_agent("fql", precision=one, net_arch=net_arch) for one in DTYPES}
+    script = [str(python), str(Path(__file__).with_name("fql_jax.py")), *map(str, net_arch)]
+    rates: dict[str, list[float]] = {name: [] for name in ("jax", *agents)}
+    for _ in range(ROUNDS):
+        done = subprocess.run(script, capture_output=True, text=True, check=True)
+        rates["jax"].append(float(done.stdout))
+        for precision, agent in agents.items():
+            rates[precision].append(1 / seconds(agent.update, repeats))
+    return ", ".join(f"{name} {max(found):.1f}" for name, found in rates.items())
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=20, help="updates per timing, three times")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads; all by default")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--only", nargs="*", default=list(AGENTS), help="agents, by their names")
+    parser.add_argument("--jax", type=Path, help="a Python that has jax and optax")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"{'':12}{'network':>9}{'precision':>11}{'updates/s':>11}{'of products':>13}")
+    print(
+        f"{'':12}{'network':>8}{'precision':>10}{'updates/s':>10}{'GFLOP':>7}{'GFLOP/s':>8}  share"
+    )
     for size, net_arch in SIZES.items():
-        for name, (cls, kwargs) in AGENTS.items():
-            steps = {} if cls is FlowBC else {"behavior_steps": 0, "critic_steps": 0}
-            for precision in ("float32", "bfloat16"):
-                rate, share = measure(
-                    cls,
-                    options.repeats,
-                    precision=precision,
-                    policy_kwargs={"net_arch": net_arch},
-                    **kwargs,
-                    **steps,
-                )
-                print(f"{name:12}{size:>9}{precision:>11}{rate:11.1f}{share:12.0%}", flush=True)
+        for label in options.only:
+            for precision in DTYPES:
+                rate, flop, bare = measure(label, precision, net_arch, options.repeats)
+                row = f"{label:12}{size:>8}{precision:>10}{rate:10.1f}{flop:7.2f}{bare:8.0f}"
+                print(f"{row}{flop * rate / bare:7.0%}", flush=True)
+        if options.jax:
+            found = against_jax(options.jax, net_arch, options.repeats)
+            print(f"fql at {size}, updates/s: {found}", flush=True)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from flowmdp.agents.core.inputs import (
     shown,
     within_memory,
 )
-from flowmdp.agents.core.means import Means
+from flowmdp.agents.core.log import Logging, Means
 from flowmdp.agents.core.networks import Descent, Info, VelocityField
 from flowmdp.agents.core.one_step import SAMPLING_STEPS
 from flowmdp.agents.core.own_behavior import OwnField, ResidualField
@@ -46,7 +46,7 @@ from flowmdp.agents.core.saving import Saving
 from flowmdp.agents.core.together import Steps, alone
 from flowmdp.arguments import check_integers
 from flowmdp.behavior import as_behavior
-from flowmdp.errors import ConfigurationError, TrainingDivergedError
+from flowmdp.errors import ConfigurationError
 from flowmdp.mdp.spec import FlowSpec
 from flowmdp.robot import RobotInterface
 from flowmdp.transitions import TransitionDataset
@@ -60,7 +60,7 @@ ALGORITHMS: dict[str, type[FlowAlgorithm[Any]]] = {}
 """Name on the command line -> class; a class enters itself by `class DFDir(..., name="df-dir")`."""
 
 
-class FlowAlgorithm(Acting, Saving, Generic[Config]):
+class FlowAlgorithm(Acting, Saving, Logging, Generic[Config]):
     """Base of the agents: data on the device, the learning loop, acting, exact checkpoints.
 
     One timestep of `learn` is one gradient step of the policy. Learning never steps the robot;
@@ -260,10 +260,6 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
     def phase(self) -> Hashable:
         """What the next update does that others do not, where they are not all alike."""
         return None
-
-    def diagnostics(self) -> dict[str, float]:
-        """Scalars that are computed only when the log is written."""
-        return {}
 
     # -- what it says it with ---------------------------------------------------------------
 
@@ -572,41 +568,3 @@ class FlowAlgorithm(Acting, Saving, Generic[Config]):
             folder = None if self.tensorboard_log is None else str(self.tensorboard_log)
             self._logger = configure_logger(self.verbose, folder, tb_log_name, reset_num_timesteps)
         return self._total_timesteps, self._init_callback(callback, progress_bar)
-
-    def _note(self, info: Info, prefix: str, step: int) -> None:
-        """Count what an update logs; on a CPU, look at once whether it is finite."""
-        self.means.add(info)
-        if self.device.type == "cpu":
-            self._check_finite(prefix, step)
-
-    def _check_finite(self, prefix: str, step: int, weights: bool = False) -> None:
-        """Raise TrainingDivergedError if a logged number, or a weight, is not finite."""
-        name = self.means.not_finite()
-        place = name and f"{prefix}/{name}"
-        if weights and not place:
-            place = checkpoint.first_not_finite(self.saved.weights())
-        if place:
-            self.means.clear()
-            raise TrainingDivergedError(
-                f"training diverged at step {step} ({place} is not finite): take a smaller "
-                "learning rate; what was saved before stays"
-            )
-
-    def dump_logs(self) -> None:
-        """Write a line of the log now: what the updates since the last line say."""
-        if not hasattr(self, "_logger"):
-            return  # before the first update there is nothing to say
-        if self.means.count:
-            self._check_finite("train", self.num_timesteps)
-            start, first = self._clock
-            rate = (self.num_timesteps - first) / (time.perf_counter() - start)
-            self.logger.record("time/updates_per_second", rate)
-            for key, value in self.diagnostics().items():
-                self.logger.record(f"train/{key}", value)
-        self._dump("train", self.num_timesteps)
-
-    def _dump(self, prefix: str, step: int) -> None:
-        """Write the means since the last line to the logger."""
-        for key, mean in self.means.take().items():
-            self.logger.record(f"{prefix}/{key}", mean)
-        self.logger.dump(step)
