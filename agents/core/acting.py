@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.inputs import rows
 from flowmdp.agents.core.policy import FlowPolicy
+from flowmdp.agents.core.precision import lean_kernels
 from flowmdp.arguments import check_choice, check_integers
 from flowmdp.errors import ConfigurationError
 from flowmdp.mdp.solver import integrate
@@ -245,7 +246,8 @@ class Acting(BaseAlgorithm):
             result: Tensor = acting(context, x_t, t)
             return result
 
-        x_1 = integrate(velocity, x_0, steps, solver)
+        with lean_kernels(len(x_0)):
+            x_1 = integrate(velocity, x_0, steps, solver)
         evaluations = len(asked) // steps  # a second-order solver asks twice per step
         points: Array = torch.stack([*asked[::evaluations], x_1]).cpu().numpy()
         return points
