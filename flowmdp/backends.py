@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from flowmdp.arguments import check_integers
 from flowmdp.behavior import BehaviorFlow
@@ -184,10 +185,12 @@ class TorchBackend(NumpyBackend):
         self._seeded = False
 
     @property
+    @override
     def seeded(self) -> bool:
         """Whether `seed` was called."""
         return self._seeded
 
+    @override
     def seed(self, seed: Seeds, rows: Rows) -> None:
         """Seed the generator; None goes on drawing, at first from fresh randomness."""
         if isinstance(seed, Sequence):
@@ -201,10 +204,12 @@ class TorchBackend(NumpyBackend):
             self.generator.seed()
         self._seeded = True
 
+    @override
     def integers(self, rows: Rows, high: int) -> Array:
         shape = (self._count(rows),)
         return self.xp.randint(high, shape, generator=self.generator, device=self.device)
 
+    @override
     def normal(self, rows: Rows, width: int) -> Array:
         shape = (self._count(rows), width)
         return self.xp.randn(
@@ -214,34 +219,43 @@ class TorchBackend(NumpyBackend):
     def _count(self, rows: Rows) -> int:
         return self.num_envs if isinstance(rows, slice) else len(rows)
 
+    @override
     def array(self, values: Any) -> Array:
         tensor = self.xp.as_tensor(values, dtype=self.xp.float32, device=self.device)
         return tensor.detach().clone()
 
+    @override
     def place(self, values: Host) -> Array:
         return self.xp.as_tensor(values, device=self.device)
 
+    @override
     def host(self, values: Any) -> Host:
         return np.asarray(values.cpu() if isinstance(values, self.xp.Tensor) else values)
 
+    @override
     def copy(self, array: Array) -> Array:
         return array.clone()
 
+    @override
     def zeros(self, *shape: int, dtype: Any = None) -> Array:
         return self.xp.zeros(shape, dtype=dtype or self.xp.float32, device=self.device)
 
+    @override
     def spread(self, values: Host, n: int) -> Array:
         if len(values) != 1:
             return self.place(values)
         dtype = self.xp.bool if values.dtype == np.bool_ else self.xp.float32
         return self.xp.full((n,), values.item(), dtype=dtype, device=self.device)
 
+    @override
     def clip(self, array: Array) -> Array:
         return array.clamp(-1, 1)
 
+    @override
     def finite(self, array: Array) -> bool:
         return self.lazy or bool(array.isfinite().all())
 
+    @override
     def actions(self, actions: Any, shape: tuple[int, ...]) -> Array:
         try:
             tensor = self.xp.as_tensor(actions).detach()
@@ -250,15 +264,18 @@ class TorchBackend(NumpyBackend):
         _check_action(tensor.dtype, tensor.is_floating_point(), tuple(tensor.shape), shape)
         return tensor.to(self.device, self.xp.float32)
 
+    @override
     def bounded(self, actions: Array) -> tuple[Array, Array | None]:
         if not self.finite(actions):
             raise ActionError("the actions are not finite")
         return self.clip(actions), (actions.abs() >= 1).sum(1)
 
+    @override
     def last(self, observations: Array, ended: Host) -> Array:
         """The observations of all chains: those that went on have theirs here too."""
         return observations
 
+    @override
     def model(self, model: Callable[..., Any]) -> Callable[..., Any]:
         ask = model.on_tensors if isinstance(model, BehaviorFlow) else model
 

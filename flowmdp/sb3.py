@@ -65,7 +65,8 @@ class FlowVecEnv(VecEnv):
         observations, _ = self.env.reset(seed=seeds, options=options)
         self._reset_seeds()
         self._reset_options()
-        return _on_host(observations)
+        first: Array = _on_host(observations)
+        return first
 
     def step_async(self, actions: Array) -> None:
         """Keep the actions for `step_wait`."""

@@ -115,7 +115,8 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         self._on.seed(seed, self._rows(mask))
         clocks = 1 if mask.all() else self.num_envs
         if len(self._k) != clocks:
-            self._k, self._ended = (np.resize(part, clocks) for part in (self._k, self._ended))
+            self._k = np.resize(self._k, clocks).astype(np.intp)
+            self._ended = np.resize(self._ended, clocks).astype(np.bool_)
         self._start(mask[:clocks], noise, state)
         return self._observe(), {}
 
@@ -223,9 +224,7 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         if (paid := terms.get(f"reward_{self.settings.reward}")) is not None:
             rewards[rows] = on.xp.asarray(paid, dtype=on.number)
 
-    def _end_chains(
-        self, ended: NDArray[np.bool_], rewards: Array, infos: dict[str, Any]
-    ) -> None:
+    def _end_chains(self, ended: NDArray[np.bool_], rewards: Array, infos: dict[str, Any]) -> None:
         """Mark chains as ended, describe them and pay for what they execute."""
         on, rows = self._on, self._rows(ended)
         self._ended[ended] = True

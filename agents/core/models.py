@@ -68,22 +68,46 @@ def models_of(
     normalizer: nn.Module = agent.policy.normalizer
     field: nn.Module = agent.behavior_field()
 
-    chosen = choose_precision(precision, agent.device)
+    where: tuple[torch.device, str] = agent.device, precision
 
-    @torch.no_grad()  # not inference_mode, whose tensors could not be learned from
-    def ask(network: Callable[..., Tensor], *inputs: Array) -> Array:
-        states, *rest = (torch.as_tensor(a, dtype=torch.float32, device=agent.device) for a in inputs)
-        with matmul_precision(chosen), autocast(chosen, agent.device):
-            answer = network(normalizer(states), *rest)
-        return answer if isinstance(inputs[0], Tensor) else answer.cpu().numpy()
+    def critic(observations: Tensor, actions: Tensor) -> Tensor:
+        values: Tensor = agent.critic.advantages(normalizer(observations), actions)
+        return values
 
-    def critic(observations: Array, actions: Array) -> Array:
-        return ask(agent.critic.advantages, observations, actions)
+    def behavior(observations: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        velocity: Tensor = field(normalizer(observations), x_t, t)
+        return velocity
 
-    def behavior(observations: Array, x_t: Array, t: Array) -> Array:
-        return ask(field, observations, x_t, t)
+    asked = as_function(critic, *where) if hasattr(agent, "critic") else None
+    return asked, as_function(behavior, *where)
 
-    return (critic if hasattr(agent, "critic") else None), behavior
+
+def as_function(
+    network: Callable[..., Tensor], device: torch.device | str, precision: str = "float32"
+) -> Function:
+    """A network that is only asked, as a function of NumPy arrays or of tensors.
+
+    Args:
+        network: A module, or a function of float32 tensors on the device.
+        device: Where it computes and, asked with tensors, answers.
+        precision: See `models_of`.
+
+    Raises:
+        ConfigurationError: If there is no such precision.
+    """
+    device = torch.device(device)
+    chosen = choose_precision(precision, device)
+
+    def ask(*inputs: Array) -> Array:
+        with torch.inference_mode(), matmul_precision(chosen), autocast(chosen, device):
+            parts = (torch.as_tensor(part, dtype=torch.float32, device=device) for part in inputs)
+            answer = network(*parts)
+        if isinstance(inputs[0], Tensor):
+            return answer.clone()  # what inference mode made could not be learned from
+        array: Array = answer.cpu().numpy()
+        return array
+
+    return ask
 
 
 def pretrained_path(task: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +11,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowmdp.backends import NumpyBackend
 from flowmdp.behavior import as_behavior
@@ -47,13 +49,13 @@ def twins(device: str, variant: str, **arguments: Any) -> tuple[FlowMDPVectorEnv
     draws = NumpyBackend(N)
     draws.seed(7, slice(None))
     for name in ("integers", "normal"):
-
-        def same(rows: Any, *args: int, draw: Any = getattr(draws, name)) -> Tensor:
-            rows = rows if isinstance(rows, slice) else rows.cpu().numpy()
-            return torch.as_tensor(draw(rows, *args), device=device)
-
-        setattr(ours._on, name, same)
+        setattr(ours._on, name, partial(drawn, getattr(draws, name), device))
     return ours, theirs
+
+
+def drawn(draw: Any, device: str, rows: Any, *args: int) -> Tensor:
+    rows = rows if isinstance(rows, slice) else rows.cpu().numpy()
+    return torch.as_tensor(draw(rows, *args), device=device)
 
 
 def assert_same(ours: Any, theirs: Any, device: str, where: str = "") -> None:
@@ -182,6 +184,37 @@ def test_a_flow_of_arrays_with_its_own_times_serves_tensors() -> None:
         torch.testing.assert_close(one, other)
 
 
+class Operations(TorchDispatchMode):
+    """Which operations torch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func.__name__.split(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_no_step_waits_for_a_gpu(variant: str, mode: str) -> None:
+    """Only the end of a chain asks for a value, once: whether its points are finite."""
+    env = tensors(variant, autoreset_mode=mode, flow_steps=3)
+    env._on.lazy = True  # as on a GPU
+    env.reset(seed=0)
+    actions = torch.full((N, 2), 1.05)
+    waited = []
+    for _ in range(8):
+        with Operations() as operations:
+            _, _, terminations, _, _ = env.step(actions)
+        assert "mul" in operations.seen or "clone" in operations.seen
+        waits = operations.seen & {"_local_scalar_dense", "nonzero", "_to_copy", "is_nonzero"}
+        waited.append((bool(waits), bool(terminations.all())))
+    assert {waits == ended for waits, ended in waited} == {True}
+    assert 0 < sum(ended for _, ended in waited) < 8
+
+
 def test_fresh_tensors() -> None:
     env = tensors()
     observations = [env.reset(seed=0)[0]]
@@ -193,7 +226,8 @@ def test_stable_baselines_gets_arrays() -> None:
     settings: dict[str, Any] = {"autoreset_mode": "SameStep"}
     ours, theirs = twins("cpu", "direction", **settings)
     adapted, wanted = FlowVecEnv(ours), FlowVecEnv(theirs)
-    adapted.seed(7), wanted.seed(7)
+    for env in (adapted, wanted):
+        env.seed(7)
     np.testing.assert_allclose(np.asarray(adapted.reset()), np.asarray(wanted.reset()))
     for _ in range(4):
         actions = np.full((N, 2), 0.2, np.float32)
