@@ -114,7 +114,8 @@ def make_flow_vector_env(
     """Build the vectorised flow environment of a task: `gym.make_vec(id, num_envs=n)`.
 
     Arguments and errors are those of `make_flow_env` and `FlowMDPVectorEnv`. There is no robot:
-    `states` is "dataset", `decision` "velocity" and `render_mode` None.
+    `states` is "dataset", `decision` "velocity" and `render_mode` None. With `backend="torch"` the
+    checkpoint's models are on `device`, too.
     """
     from flowmdp.vector import FlowMDPVectorEnv, vector_settings
 

@@ -40,12 +40,22 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
     `gymnasium.vector.SyncVectorEnv` over single environments (rewards up to the rounding of the
     models on another batch size). Every chain draws from its own generator, as there.
 
+    With `backend="torch"` the same chains are tensors on one device, which they do not leave:
+    observations, rewards (float32), terminations, infos, and what the models are asked with and
+    answer. The data is placed there once. One generator draws for all chains, so that noise and
+    states are others than NumPy's. No step waits for a GPU; at the end of a chain NaN is looked
+    for, once. `infos["final_obs"]` then holds the last observations of all chains. No gradient
+    flows through a step.
+
     For chains inside a live robot, `states="env"`, vectorise the single environment:
     `gym.make_vec(id, num_envs=n, vectorization_mode="sync")` or `"async"`.
 
     Args:
         num_envs: Number of chains, at least 1.
-        dataset, critic, behavior, task, source: Those of `FlowMDPEnv`.
+        dataset, critic, behavior, task, source: Those of `FlowMDPEnv`. With `backend="torch"` the
+            critic is asked with tensors; a behaviour may still be one of arrays, which is slow.
+        backend: "numpy" or "torch".
+        device: Of "torch": "cpu", "cuda", a torch device, or "auto" for a GPU where there is one.
         autoreset_mode: What follows the end of a chain, a Gymnasium `AutoresetMode` or its value:
             "NextStep" (default, as in Gymnasium): the next call ignores the chain's action and
             resets it; "SameStep": the same call resets it, the last observation and info are
@@ -53,8 +63,8 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
             `reset(options={"reset_mask": mask})`.
         **settings: Those of `FlowMDPEnv`; `reward` is "data" by default, which needs no models.
 
-    `reset` takes a seed, or one per chain, and the options of the single environment, where "noise"
-    and "state" may also have one row per chain.
+    `reset` takes a seed, or one per chain (not of torch), and the options of the single
+    environment, where "noise" and "state" may also have one row per chain.
 
     Raises:
         ConfigurationError: For arguments out of range, or `states="env"`.

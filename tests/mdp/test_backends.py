@@ -11,6 +11,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
+from torch.distributions import Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowmdp.backends import NumpyBackend
@@ -239,6 +240,41 @@ def test_stable_baselines_gets_arrays() -> None:
             assert one.keys() == other.keys()
             for name in one:
                 np.testing.assert_allclose(one[name], other[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_loop_of_ones_own_learns_on_the_device(device: str) -> None:
+    """REINFORCE; the best action earns 0, no action at all -0.5."""
+    torch.manual_seed(0)
+    goal = torch.tensor([0.5, -0.5], device=device)
+    env = tensors(
+        "direction",
+        device,
+        num_envs=256,
+        critic=lambda s, a: -(a - goal).square().sum(-1),
+        flow_steps=2,
+        velocity_scale=3.0,
+        autoreset_mode="SameStep",
+    )
+    width = env.flow_spec.flow_observation_dim
+    policy = nn.Sequential(nn.Linear(width, 32), nn.Tanh(), nn.Linear(32, 2)).to(device)
+    adam = torch.optim.Adam(policy.parameters(), lr=1e-2)
+    observations, _ = env.reset(seed=0)
+    earned = []
+    for _ in range(120):
+        densities, chains = torch.zeros(256, device=device), torch.zeros(256, device=device)
+        for _ in range(env.flow_steps):
+            distribution = Normal(policy(observations), 0.2)
+            actions = distribution.sample()
+            densities = densities + distribution.log_prob(actions).sum(-1)
+            observations, rewards, *_ = env.step(actions)
+            chains += rewards
+        advantages = (chains - chains.mean()) / chains.std()
+        adam.zero_grad()
+        (-advantages * densities).mean().backward()
+        adam.step()
+        earned.append(chains.mean())
+    assert earned[0].item() < -1.5 and torch.stack(earned[-20:]).mean().item() > -0.4
 
 
 def test_made_by_id_with_the_models_that_ship(hopper_data: Any) -> None:
