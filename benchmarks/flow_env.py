@@ -1,9 +1,12 @@
 """How fast the flow environments run: `python -m benchmarks.flow_env [task]`.
 
 Prints, in one run: flow steps per second of the vectorised environment without and with reward
-models (two networks of 256x3), what flow steps add to one step of the bare robot, and what making
-an environment and importing the package take. Actions are those of a flow towards the dataset,
-Gaussian with the spread of x_1 - x_0; nothing is learned.
+models (two networks of 256x3), how near that is to what the models' matrix products alone take,
+what flow steps add to one step of the bare robot, and what making an environment and importing the
+package take. Actions are those of a flow towards the dataset, Gaussian with the spread of
+x_1 - x_0; nothing is learned. `--backend torch --device cuda` measures chains on a GPU.
+
+On a CPU a second is one of a core's own time: other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -19,33 +22,64 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 
+from flowmdp.agents.core.models import as_function
+from flowmdp.agents.core.networks import EnsembleMlp, VelocityField
+from flowmdp.agents.core.precision import choose_precision, matmul_precision
 from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.data import load_dataset
 from flowmdp.envs.robots.outer import make_outer
-from flowmdp.mdp.spec import VELOCITY_SCALE
+from flowmdp.mdp.spec import VELOCITY_SCALE, FlowSettings
+from flowmdp.transitions import TransitionDataset
 from flowmdp.vector import FlowMDPVectorEnv
 
 Array = NDArray[np.float32]
+ARCH = (256, 256, 256)
 CHAINS = (1, 64, 1024, 16384)
+SHOWN = 1024
 WINDOWS, SECONDS = 8, 0.2
 
 
-def network(inputs: int, outputs: int) -> Callable[..., Array]:
-    """An untrained network of three layers of 256, from NumPy arrays to a NumPy array."""
-    layers: list[nn.Module] = []
-    for width in (256, 256, 256):
-        layers += [nn.Linear(inputs, width), nn.GELU()]
-        inputs = width
-    model = nn.Sequential(*layers, nn.Linear(inputs, outputs))
+def models(dataset: TransitionDataset, precision: str, device: str) -> tuple[dict[str, Any], float]:
+    """An untrained critic and behaviour flow, and their floating-point operations per flow step."""
+    obs_dim, action_dim = dataset.observations.shape[1], dataset.actions.shape[1]
+    value = EnsembleMlp(obs_dim + action_dim, 1, ARCH, layer_norm=True).to(device)
+    field = VelocityField(obs_dim, action_dim, ARCH).to(device)
 
-    @torch.inference_mode()
-    def call(*arrays: Array) -> Array:
-        result: Array = model(torch.from_numpy(np.concatenate(arrays, axis=1))).numpy()
-        return result[:, 0] if outputs == 1 else result
+    def critic(observations: Tensor, actions: Tensor) -> Tensor:
+        values: Tensor = value(torch.cat([observations, actions], 1))[0, :, 0]
+        return values
 
-    return call
+    asked = {
+        "critic": as_function(critic, device, precision),
+        "behavior": as_function(field, device, precision),
+    }
+    per_chain, per_step = (2.0 * sum(w.numel() for w in m.weights) for m in (value, field.mlp))
+    return asked, per_step + per_chain / FlowSettings.flow_steps
+
+
+def product(chains: int, precision: str, device: str) -> tuple[Callable[[], Any], float]:
+    """The networks' inner product by itself, and its floating-point operations."""
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    rows = torch.randn(chains, ARCH[0], device=device, dtype=dtype)
+    weight = torch.randn(ARCH[:2], device=device, dtype=dtype)
+
+    def multiply() -> None:
+        with torch.inference_mode(), matmul_precision(precision):
+            torch.mm(rows, weight)
+
+    return multiply, 2.0 * chains * weight.numel()
+
+
+def chain_of(env: FlowMDPVectorEnv) -> Callable[[], Any]:
+    """A function that moves all chains from noise to action, resets included."""
+    shape = env.num_envs, env.flow_spec.action_dim
+    actions: Any = flow_actions(np.random.default_rng(0), shape)
+    if env.backend == "torch":
+        actions = torch.as_tensor(actions, device=env.device)
+    env.reset(seed=0)
+    return lambda: [env.step(actions) for _ in range(env.flow_steps)]
 
 
 def flow_actions(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
@@ -53,38 +87,50 @@ def flow_actions(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return (rng.standard_normal(shape) * 1.2 / VELOCITY_SCALE).astype(np.float32)
 
 
-def vector_rate(env: FlowMDPVectorEnv) -> float:
-    """Flow steps per second, resets included; the best window, for machines with other work."""
-    env.reset(seed=0)
-    actions = flow_actions(np.random.default_rng(0), (env.num_envs, env.flow_spec.action_dim))
-    for _ in range(2 * env.flow_steps):
-        env.step(actions)
-    best = 0.0
-    for _ in range(WINDOWS):
-        steps, start = 0, time.perf_counter()
-        while time.perf_counter() - start < SECONDS:
-            for _ in range(env.flow_steps):
-                env.step(actions)
-            steps += env.flow_steps
-        best = max(best, steps * env.num_envs / (time.perf_counter() - start))
+def seconds(functions: list[Callable[[], Any]], device: str) -> list[float]:
+    """What one call of each takes: measured in turns, the best of some windows."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    best = [float("inf")] * len(functions)
+    for _ in range(1 + WINDOWS):
+        for i, function in enumerate(functions):
+            calls, start = 0, clock()
+            while clock() < start + SECONDS:
+                function()
+                wait()
+                calls += 1
+            best[i] = min(best[i], (clock() - start) / calls)
     return best
 
 
-def print_vector_rates(task: str) -> None:
+def print_vector_rates(task: str, backend: str, device: str) -> None:
     """One line per number of chains."""
     dataset = load_dataset(task)
-    obs_dim, action_dim = dataset.observations.shape[1], dataset.actions.shape[1]
-    models: dict[str, Any] = {
-        "critic": network(obs_dim + action_dim, 1),
-        "behavior": network(obs_dim + action_dim + 1, action_dim),
-    }
-    print(f"{'chains':>8} {'no models':>14} {'models 256x3':>14}   flow steps per second")
+    where: dict[str, Any] = {"backend": backend, "autoreset_mode": "SameStep"}
+    where |= {"device": device} if backend == "torch" else {}
+    precisions = list(dict.fromkeys(["float32", choose_precision("auto", torch.device(device))]))
+    print(f"flow steps per second, backend {backend} on {device}: without models, and with two of")
+    print("256x3; in brackets their share of what the products alone would reach")
+    print(f"{'chains':>7} {'no models':>12}" + "".join(f"{name:>20}" for name in precisions))
     for chains in CHAINS:
-        plain = FlowMDPVectorEnv(chains, dataset, autoreset_mode="SameStep")
-        full = FlowMDPVectorEnv(
-            chains, dataset, autoreset_mode="SameStep", reward="divergence", **models
-        )
-        print(f"{chains:>8} {vector_rate(plain):>14,.0f} {vector_rate(full):>14,.0f}")
+        alone = [product(chains, precision, device) for precision in precisions]
+        functions = [chain_of(FlowMDPVectorEnv(chains, dataset, **where))]
+        for precision in precisions:
+            asked, operations = models(dataset, precision, device)
+            env = FlowMDPVectorEnv(chains, dataset, reward="divergence", **asked, **where)
+            functions.append(chain_of(env))
+        times = seconds([*functions, *(multiply for multiply, _ in alone)], device)
+        plain, *rates = (chains * env.flow_steps / time for time in times[: len(functions)])
+        products = [n / time for (_, n), time in zip(alone, times[len(functions) :], strict=True)]
+        shares = [operations * rate / p for rate, p in zip(rates, products, strict=True)]
+        told = "".join(f"{r:>14,.0f} ({s:>3.0%})" for r, s in zip(rates, shares, strict=True))
+        print(f"{chains:>7} {plain:>12,.0f}{told}")
+        if chains == SHOWN:
+            told = ", ".join(
+                f"{p / 1e9:,.0f} in {name}" for p, name in zip(products, precisions, strict=True)
+            )
+            shown = f"{operations / 1e9:.6f} GFLOP per flow step; GFLOP/s of a product: {told}"
+    print(f"{shown} ({SHOWN} chains)")
 
 
 def outer_step_times(
@@ -129,10 +175,13 @@ def best_time(code: str, repeats: int = 5) -> float:
     return min(float(subprocess.check_output(command)) for _ in range(repeats))
 
 
-def main(task: str) -> None:
+def main(task: str, backend: str, device: str) -> None:
     """Run all parts and print the figures."""
-    print(f"{task}, {torch.get_num_threads()} threads, NumPy {np.__version__}")
-    print_vector_rates(task)
+    threads = torch.get_num_threads()
+    print(f"{task}, {threads} threads, NumPy {np.__version__}, torch {torch.__version__}")
+    print_vector_rates(task, backend, device)
+    if backend == "torch":
+        return
     print_nested_times(task)
     print(f"import flowmdp: {best_time('import flowmdp'):.3f} s")
     make = f"import gymnasium, flowmdp; gymnasium.make('FlowMDP-{task}-v0')"
@@ -146,4 +195,7 @@ def main(task: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", nargs="?", default="hopper-medium")
-    main(parser.parse_args().task)
+    parser.add_argument("--backend", choices=("numpy", "torch"), default="numpy")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    arguments = parser.parse_args()
+    main(arguments.task, arguments.backend, arguments.device)

@@ -523,11 +523,14 @@ def ppo_rho() -> Rows:
 
 @table("speed-env", text=0)
 def speed_env() -> Rows:
-    """Flow steps per second by number of chains."""
-    models = "With a critic and a behaviour flow of 256x3"
-    yield "Chains", "Flow steps per second, no reward models", models
+    """Flow steps per second by number of chains, and the share of the bare matrix products."""
+    rows: dict[int, list[str]] = {}
     for row in recorded("speed", table="speed-env"):
-        yield row["chains"], f"{row['flow_steps_per_second']:,}", f"{row['with_models']:,}"
+        models = f"{row['with_models']:,} ({row['matrix_products'] * 100:.0f} %)"
+        rows.setdefault(row["chains"], []).extend((f"{row['flow_steps_per_second']:,}", models))
+    yield "Chains", "NumPy", "NumPy, models", "Torch on the CPU", "Torch, models"
+    for chains, cells in rows.items():
+        yield chains, *cells
 
 
 @table("speed-train", text=5)

@@ -14,9 +14,10 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from flowmdp.backends import NumpyBackend
 from flowmdp.behavior import BehaviorFlow, as_behavior
 from flowmdp.chunks import Chunks, check_fits
-from flowmdp.errors import ActionError, ConfigurationError
+from flowmdp.errors import ConfigurationError
 from flowmdp.mdp.divergences import DIVERGENCES, squared
 from flowmdp.mdp.spec import FlowSettings, FlowSpec
 from flowmdp.mdp.transition import flow_step, step_log_density
@@ -28,7 +29,8 @@ Float = NDArray[np.float32]
 Critic = Callable[[Float, Float], Float]
 """critic(observations (n, obs_dim), actions (n, action_dim)) -> values (n,), in advantage units.
 
-action_dim is that of the flow: with chunks, `chunk` times the robot's.
+action_dim is that of the flow: with chunks, `chunk` times the robot's. With `backend="torch"`, of
+tensors.
 """
 
 Behavior = Callable[[Float, Float, Float], Float]
@@ -59,8 +61,10 @@ class FlowBase:
         behavior: BehaviorFlow | None,
         task: str | None,
         source: str | None,
+        backend: NumpyBackend | None = None,
     ) -> None:
         self.settings, self._dataset = settings, dataset
+        self._on = NumpyBackend() if backend is None else backend
         self.outer: gym.Env[Any, Any] | None = None
         self.outer_observation_space: Box[Any]
         self.outer_action_space: Box[Any]
@@ -98,9 +102,9 @@ class FlowBase:
             source=source,
             chunk=settings.chunk,
         )
-        self._divisor = np.full(spec.action_dim, spec.flow_steps, np.float32)
+        self._divisor = self._on.place(np.full(spec.action_dim, spec.flow_steps, np.float32))
         self._value: Critic | None = self._model("critic", critic)
-        self._reference: BehaviorFlow | None = self._model("behavior", behavior)
+        self._reference: Behavior | None = self._model("behavior", behavior)
 
     @property
     def flow_steps(self) -> int:
@@ -162,19 +166,19 @@ class FlowBase:
         _spare_children()
         widths = self.flow_spec.observation_dim, self.flow_spec.action_dim
         if isinstance(model, BehaviorFlow):
-            model.check(*widths)
+            model.check(*widths, self._on.device)
             model.check_steps(self.settings.flow_steps)
         else:
             sizes = f"observations of {widths[0]} and actions of {widths[1]} dimensions"
             try:
-                answer = np.shape(model(*(np.zeros((1, width), np.float32) for width in widths)))
+                answer = np.shape(model(*(self._on.zeros(1, width) for width in widths)))
             except Exception as error:  # whatever a user's model raises on other dimensions
                 raise ConfigurationError(f"the {name} fails on {sizes}: {error}") from error
             if answer != (1,):
                 raise ConfigurationError(
                     f"the {name} answers shape {answer}, not (1,), for {sizes}"
                 )
-        return model if needed else None
+        return self._on.model(model) if needed else None
 
     def _take_options(
         self, options: dict[str, Any], *chains: int
@@ -184,14 +188,14 @@ class FlowBase:
         for name, dim in (("noise", spec.action_dim), ("state", spec.observation_dim)):
             if name in options:
                 try:
-                    taken[name] = value = np.array(options.pop(name), np.float32)
+                    taken[name] = value = self._on.array(options.pop(name))
                 except (TypeError, ValueError, RuntimeError) as error:
                     raise ConfigurationError(f"options[{name!r}] is no array: {error}") from error
-                shapes = dict.fromkeys(((dim,), (*chains, dim)))
-                if value.shape not in shapes or not np.isfinite(value).all():
+                shape, shapes = tuple(value.shape), dict.fromkeys(((dim,), (*chains, dim)))
+                if shape not in shapes or not self._on.xp.isfinite(value).all():
                     raise ConfigurationError(
-                        f"options[{name!r}] has shape {value.shape}: it must be finite and of "
-                        f"shape {' or '.join(map(str, shapes))}"
+                        f"options[{name!r}] has shape {shape}: it must be finite and of shape "
+                        f"{' or '.join(map(str, shapes))}"
                     )
         live = self.settings.states == "env"
         if "state" in taken and live:
@@ -214,11 +218,11 @@ class FlowBase:
         Returns the next points, and by name what `info` tells, each (n,): what the step is paid is
         "reward_divergence" or "reward_data", where it is paid at all.
         """
-        settings, flow_steps = self.settings, self.flow_spec.flow_steps
+        settings, flow_steps, xp = self.settings, self.flow_spec.flow_steps, self._on.xp
         terms: dict[str, Float] = {}
         if self._reference is not None:
             reference = self._reference(states, x_t, t)
-            if not np.isfinite(reference).all():
+            if not self._on.finite(reference):
                 raise ConfigurationError(
                     f"the behavior answers {reference} at flow time {t.ravel()}, which is not "
                     "finite: mend it"
@@ -230,7 +234,7 @@ class FlowBase:
         elif settings.reward == "data":  # on the path the target is x_1 - x_0
             target = (x_1 - x_t) / (1 - t)
             if settings.chunk > 1:  # nothing was done, any velocity is right
-                target = np.where(np.isnan(target), velocity, target)
+                target = xp.where(xp.isnan(target), velocity, target)
             terms["reward_data"] = -squared(velocity, target) / np.float32(flow_steps)
         x_next = flow_step(x_t, velocity, self._divisor)
         if noise is not None:
@@ -263,23 +267,3 @@ def own_steps(
         return None, settings
     own = as_behavior(behavior)
     return own, settings if own.flow_steps is None else {"flow_steps": own.flow_steps, **settings}
-
-
-def as_flow_action(action: Any, shape: tuple[int, ...]) -> Float:
-    """A float32 copy of an action that is floating point, finite and of the right shape.
-
-    Raises:
-        ActionError: When it is not.
-    """
-    try:
-        array = np.asarray(action)
-    except (TypeError, ValueError, RuntimeError) as error:  # the last from a tensor with gradient
-        raise ActionError(f"the action is no array: {error}") from error
-    if array.dtype.kind != "f":
-        raise ActionError(f"the action has dtype {array.dtype}: it must be floating point")
-    if array.shape != shape:
-        raise ActionError(f"the action has shape {array.shape}: it must be {shape}")
-    array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise ActionError(f"the action is not finite: {action}")
-    return array

@@ -10,6 +10,7 @@ x_t end as an action in [-1, 1], which `flowmdp.robot` scales to the robot's box
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import reprlib
 import sys
@@ -66,6 +67,7 @@ class BehaviorFlow:
                     "times from noise to action, all rising or all falling"
                 )
             self.times = array
+        self._grids: dict[Any, tuple[Any, ...]] = {}
         torch = sys.modules.get("torch")
         self._module = torch is not None and isinstance(velocity, torch.nn.Module)
         self._takes_tensors = self._module
@@ -104,22 +106,35 @@ class BehaviorFlow:
             answer = torch.as_tensor(_array(self.velocity(*arrays)))
         return answer.to(x_t.device) * factor
 
-    def check(self, observation_dim: int, action_dim: int) -> None:
+    def check(self, observation_dim: int, action_dim: int, device: Any = None) -> None:
         """Ask it twice, and find out whether it takes arrays or tensors.
+
+        Args:
+            observation_dim: Width of an observation.
+            action_dim: Width of an action.
+            device: Where it will be asked on tensors, if it will be.
 
         Raises:
             ConfigurationError: If it fails, its answer is no finite velocity, or is random.
         """
         sizes = f"observations of {observation_dim} and actions of {action_dim} dimensions"
         n = next(n for n in (2, 3, 5) if n not in (observation_dim, action_dim))
-        zeros = [np.zeros((n, width), np.float32) for width in (observation_dim, action_dim, 1)]
+        zeros: list[Any] = [np.zeros((n, w), np.float32) for w in (observation_dim, action_dim, 1)]
+        ask: Callable[..., Any] = self
+        if device is not None:
+            import torch
+
+            zeros, ask = [torch.as_tensor(part, device=device) for part in zeros], self.on_tensors
+            with contextlib.suppress(Exception), torch.no_grad():
+                answer = self._ask(*zeros)
+                self._takes_tensors |= isinstance(answer, torch.Tensor)
         try:
-            answer, again = self(*zeros), self(*zeros)
+            answer, again = (_array(ask(*zeros)) for _ in range(2))
         except Exception as error:  # whatever a user's model raises
             if self._takes_tensors or "torch" not in sys.modules:
                 raise ConfigurationError(f"the behavior fails on {sizes}: {error}") from error
             self._takes_tensors = True  # a function of tensors
-            return self.check(observation_dim, action_dim)
+            return self.check(observation_dim, action_dim, device)
         if answer.shape != (n, action_dim) or not np.isfinite(answer).all():
             raise ConfigurationError(
                 f"the behavior answers shape {answer.shape} with {(~np.isfinite(answer)).sum()} "
@@ -160,7 +175,10 @@ class BehaviorFlow:
         if hasattr(t, "detach"):
             import torch
 
-            times, steps = (torch.as_tensor(part, device=t.device) for part in (times, steps))
+            if t.device not in self._grids:  # once, since a GPU is waited for
+                grid = (torch.as_tensor(part, device=t.device) for part in (times, steps))
+                self._grids[t.device] = tuple(grid)
+            times, steps = self._grids[t.device]
             k = (t * self.flow_steps).round().long().clamp(0, self.flow_steps - 1)
         else:
             k = np.rint(t * self.flow_steps).astype(int).clip(0, self.flow_steps - 1)

@@ -17,6 +17,10 @@ for every task.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -72,20 +76,27 @@ class Chunks:
             )
         self._actions, self._steps = dataset.actions, np.arange(chunk)
 
-    def actions(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    def placed(self, place: Callable[[NDArray[Any]], Any]) -> Chunks:
+        """The same chunks in arrays of another kind, of which `place` makes each."""
+        other = copy.copy(self)
+        other.recorded = place(self.recorded[0]), place(self.recorded[1])
+        other.starts = place(self.starts)
+        other._actions, other._steps = place(self._actions), place(self._steps)
+        return other
+
+    def actions(self, rows: Any) -> Any:
         """The actions of the chunks that begin at some rows, the first action first.
 
         Args:
-            rows: Shape (m,).
+            rows: Shape (m,), in the same kind of array as the chunks.
 
         Returns:
             Shape (m, h * action_dim); NaN for actions that were never taken.
         """
-        index = np.minimum(rows[:, None] + self._steps, len(self._actions) - 1)
+        index = (rows[:, None] + self._steps).clip(max=len(self._actions) - 1)
         chosen = self._actions[index]
-        chosen[self._steps >= self.recorded[0][rows, None]] = np.nan
-        flat: NDArray[np.float32] = chosen.reshape(len(rows), -1)
-        return flat
+        chosen[self._steps >= self.recorded[0][rows][:, None]] = np.nan
+        return chosen.reshape(len(rows), len(self._steps) * chosen.shape[-1])
 
     def actions_at(self, row: int) -> NDArray[np.float32]:
         """Those of one row, shape (h * action_dim,); faster."""

@@ -10,15 +10,8 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from flowmdp.base import (
-    Behavior,
-    Critic,
-    Float,
-    FlowBase,
-    Recording,
-    as_flow_action,
-    own_steps,
-)
+from flowmdp.backends import as_flow_action
+from flowmdp.base import Behavior, Critic, Float, FlowBase, Recording, own_steps
 from flowmdp.errors import ResetNeededError, RobotError
 from flowmdp.mdp.spec import FlowSettings
 from flowmdp.mdp.transition import flow_step, flow_time

@@ -10,7 +10,7 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from flowmdp.arguments import check_numbers
-from flowmdp.base import as_flow_action
+from flowmdp.backends import as_flow_action
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ConfigurationError
 

@@ -32,6 +32,7 @@ def make_flow_env(
     decision: str = "velocity",
     noise_bound: float | None = None,
     checkpoint: str | None = None,
+    precision: str = "float32",
     dataset_id: str | None = None,
     critic: Critic | None = None,
     behavior: Behavior | None = None,
@@ -50,6 +51,8 @@ def make_flow_env(
         noise_bound: Of `decision="noise"`: x_0 of an action of 1; None is 3.
         checkpoint: File that holds a critic and a behaviour flow, for the rewards and action modes
             that need them; None takes the ones that ship for the task, where there are any.
+        precision: Of their matrix products: "float32", or "auto" for the fastest that the machine
+            computes natively; see `flowmdp.agents.models_of`.
         dataset_id: Minari id of another dataset with the task's robot.
         critic: One of your own in place of the checkpoint's; see `FlowMDPEnv`.
         behavior: The same for the behaviour flow; see `flowmdp.behavior`.
@@ -80,7 +83,8 @@ def make_flow_env(
     needed = FlowSettings.of({"states": states, **settings}).models
     own = {"critic": critic, "behavior": behavior}
     chunk = settings.get("chunk", 1)
-    parts = _parts(task, source, checkpoint, dataset_id, needed, own, chunk)
+    models = {"device": "cpu", "precision": precision}
+    parts = _parts(task, source, checkpoint, dataset_id, needed, own, chunk, **models)
     live = states != "dataset"
     outer = make_robot(task, parts["source"], render_mode=render_mode) if live else None
     flow = FlowMDPEnv(outer, states=states, **parts, **settings)
@@ -97,9 +101,12 @@ def make_flow_vector_env(
     env_id: str | None = None,
     decision: str = "velocity",
     checkpoint: str | None = None,
+    precision: str = "float32",
     dataset_id: str | None = None,
     critic: Critic | None = None,
     behavior: Behavior | None = None,
+    backend: str = "numpy",
+    device: Any = "auto",
     autoreset_mode: str = "NextStep",
     render_mode: str | None = None,
     **settings: Any,
@@ -107,7 +114,8 @@ def make_flow_vector_env(
     """Build the vectorised flow environment of a task: `gym.make_vec(id, num_envs=n)`.
 
     Arguments and errors are those of `make_flow_env` and `FlowMDPVectorEnv`. There is no robot:
-    `states` is "dataset", `decision` "velocity" and `render_mode` None.
+    `states` is "dataset", `decision` "velocity" and `render_mode` None. With `backend="torch"` the
+    checkpoint's models are on `device`, too.
     """
     from flowmdp.vector import FlowMDPVectorEnv, vector_settings
 
@@ -120,7 +128,9 @@ def make_flow_vector_env(
         )
     needed, own = vector_settings(settings).models, {"critic": critic, "behavior": behavior}
     chunk = settings.get("chunk", 1)
-    parts = _parts(_task(task, env_id), source, checkpoint, dataset_id, needed, own, chunk)
+    task, settings = _task(task, env_id), {"backend": backend, "device": device, **settings}
+    models = {"device": device if backend == "torch" else "cpu", "precision": precision}
+    parts = _parts(task, source, checkpoint, dataset_id, needed, own, chunk, **models)
     return FlowMDPVectorEnv(num_envs, autoreset_mode=autoreset_mode, **parts, **settings)
 
 
@@ -143,6 +153,7 @@ def _parts(
     needed: tuple[str, ...],
     own: dict[str, Any],
     chunk: int,
+    **where: Any,
 ) -> dict[str, Any]:
     """What both environments are made of beside their settings: a task's dataset and models."""
     from flowmdp.envs.tasks import get_task
@@ -157,7 +168,7 @@ def _parts(
     parts: dict[str, Any] = {"dataset": dataset, "task": task, "source": source, **own}
     needed = tuple(name for name in needed if own[name] is None)
     if checkpoint is not None or needed:
-        found = _models(task, source, checkpoint, needed, own["behavior"], chunk)
+        found = _models(task, source, checkpoint, needed, own["behavior"], chunk, **where)
         models = dict(zip(own, found, strict=True))
         parts |= {name: model for name, model in models.items() if own[name] is None}
     return parts
@@ -170,6 +181,8 @@ def _models(
     needed: tuple[str, ...],
     behavior: Behavior | None,
     chunk: int,
+    device: Any,
+    precision: str,
 ) -> tuple[Critic | None, Behavior | None]:
     """Critic and behaviour flow of the checkpoint, or of the one that ships."""
     from flowmdp.agents import load_agent, models_of, pretrained_path
@@ -187,7 +200,7 @@ def _models(
         )
     content = read(path)
     around = content.manifest.get("behavior") is not None
-    agent = load_agent(content, device="cpu", behavior=behavior if around else None)
+    agent = load_agent(content, device=device, behavior=behavior if around else None)
     trained_on = agent.spec.task  # robots may be of the same sizes by chance
     if trained_on in TASKS and TASKS[trained_on].robot != row.robot:
         raise CheckpointError(
@@ -199,4 +212,4 @@ def _models(
             f"{path} plans {agent.spec.chunk} actions at once, this environment {chunk}: make it "
             f"with chunk={agent.spec.chunk}, or pass a checkpoint trained with --chunk {chunk}"
         )
-    return models_of(agent, path)
+    return models_of(agent, path, precision)

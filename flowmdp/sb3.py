@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import Tensor
 
 from flowmdp.arguments import check_numbers
 from flowmdp.errors import ConfigurationError
@@ -32,7 +33,8 @@ class FlowVecEnv(VecEnv):
     """A `FlowMDPVectorEnv` as an SB3 VecEnv, which resets a chain in the step that ends it.
 
     Args:
-        env: The vectorised flow environment, with `autoreset_mode="SameStep"`.
+        env: The vectorised flow environment, with `autoreset_mode="SameStep"`; of any backend, SB3
+            gets NumPy arrays.
 
     Raises:
         ConfigurationError: For another environment or autoreset mode.
@@ -57,11 +59,14 @@ class FlowVecEnv(VecEnv):
         options = {
             name: np.stack([chain[name] for chain in self._options]) for name in self._options[0]
         }
-        seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
+        seeds: Any = self._seeds if any(seed is not None for seed in self._seeds) else None
+        if self.env.backend == "torch":  # one generator draws for all chains
+            seeds = self._seeds[0]
         observations, _ = self.env.reset(seed=seeds, options=options)
         self._reset_seeds()
         self._reset_options()
-        return observations
+        first: Array = _on_host(observations)
+        return first
 
     def step_async(self, actions: Array) -> None:
         """Keep the actions for `step_wait`."""
@@ -69,7 +74,7 @@ class FlowVecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Array, Array, Array, Infos]:
         """One flow step of every chain: observations, rewards, dones, one info per chain."""
-        observations, rewards, dones, _, infos = self.env.step(self._actions)
+        observations, rewards, dones, _, infos = _on_host(self.env.step(self._actions))
         final = infos.pop("final_info", {})
         singles = [
             {"TimeLimit.truncated": False, "terminal_observation": last} if done else {}
@@ -108,6 +113,15 @@ class FlowVecEnv(VecEnv):
         while isinstance(layer, VectorWrapper) and not isinstance(layer, wrapper_class):
             layer = layer.env
         return [isinstance(layer, wrapper_class) for _ in self._get_indices(indices)]
+
+
+def _on_host(values: Any) -> Any:
+    """Results of a step with every tensor as a NumPy array."""
+    if isinstance(values, tuple):
+        return tuple(map(_on_host, values))
+    if isinstance(values, dict):
+        return {name: _on_host(value) for name, value in values.items()}
+    return values.cpu().numpy() if isinstance(values, Tensor) else values
 
 
 class FlowReplayBuffer(ReplayBuffer):

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Box
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from flowmdp.arguments import check_choice, check_integers
-from flowmdp.base import Behavior, Critic, FlowBase, Recording, as_flow_action, own_steps
+from flowmdp.backends import BACKENDS, Array, Rows, Seeds
+from flowmdp.base import Behavior, Critic, FlowBase, Recording, own_steps
+from flowmdp.chunks import Chunks
 from flowmdp.errors import ActionError, ConfigurationError, ResetNeededError
 from flowmdp.mdp.spec import FlowSettings
-
-Array = NDArray[Any]
-Rows = NDArray[np.intp] | slice
-Seeds = int | Sequence[int | None] | None
 
 
 def vector_settings(arguments: dict[str, Any]) -> FlowSettings:
@@ -43,12 +40,22 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
     `gymnasium.vector.SyncVectorEnv` over single environments (rewards up to the rounding of the
     models on another batch size). Every chain draws from its own generator, as there.
 
+    With `backend="torch"` the same chains are tensors on one device, which they do not leave:
+    observations, rewards (float32), terminations, infos, and what the models are asked with and
+    answer. The data is placed there once. One generator draws for all chains, so that noise and
+    states are others than NumPy's. No step waits for a GPU; at the end of a chain NaN is looked
+    for, once. `infos["final_obs"]` then holds the last observations of all chains. No gradient
+    flows through a step.
+
     For chains inside a live robot, `states="env"`, vectorise the single environment:
     `gym.make_vec(id, num_envs=n, vectorization_mode="sync")` or `"async"`.
 
     Args:
         num_envs: Number of chains, at least 1.
-        dataset, critic, behavior, task, source: Those of `FlowMDPEnv`.
+        dataset, critic, behavior, task, source: Those of `FlowMDPEnv`. With `backend="torch"` the
+            critic is asked with tensors; a behaviour may still be one of arrays, which is slow.
+        backend: "numpy" or "torch".
+        device: Of "torch": "cpu", "cuda", a torch device, or "auto" for a GPU where there is one.
         autoreset_mode: What follows the end of a chain, a Gymnasium `AutoresetMode` or its value:
             "NextStep" (default, as in Gymnasium): the next call ignores the chain's action and
             resets it; "SameStep": the same call resets it, the last observation and info are
@@ -56,8 +63,8 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
             `reset(options={"reset_mask": mask})`.
         **settings: Those of `FlowMDPEnv`; `reward` is "data" by default, which needs no models.
 
-    `reset` takes a seed, or one per chain, and the options of the single environment, where "noise"
-    and "state" may also have one row per chain.
+    `reset` takes a seed, or one per chain (not of torch), and the options of the single
+    environment, where "noise" and "state" may also have one row per chain.
 
     Raises:
         ConfigurationError: For arguments out of range, or `states="env"`.
@@ -70,16 +77,22 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         *,
         critic: Critic | None = None,
         behavior: Behavior | None = None,
+        backend: str = "numpy",
+        device: Any = "auto",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         task: str | None = None,
         source: str | None = None,
         **settings: Any,
     ) -> None:
         check_integers(1, 1_000_000, num_envs=num_envs)
+        check_choice(BACKENDS, backend=backend)
         behavior, settings = own_steps(behavior, settings)
-        super().__init__(vector_settings(settings), None, dataset, critic, behavior, task, source)
+        on = BACKENDS[backend](num_envs, device)
+        super().__init__(
+            vector_settings(settings), None, dataset, critic, behavior, task, source, on
+        )
         spec, action_dim = self.flow_spec, self.flow_spec.action_dim
-        self.num_envs = num_envs
+        self.num_envs, self.backend, self.device = num_envs, backend, on.device
         self.single_observation_space = spec.space()
         self.single_action_space = Box(-1.0, 1.0, (action_dim,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -89,28 +102,32 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
         self._steps, self._scale = spec.flow_steps, np.float32(spec.velocity_scale)
-        self._generators: list[np.random.Generator] = []
-        self._frames = np.zeros((num_envs, spec.flow_observation_dim), np.float32)
-        self._x_t = np.zeros((num_envs, action_dim), np.float32)
-        self._x_data = np.zeros((num_envs, action_dim), np.float32)
-        self._k = np.zeros(num_envs, np.intp)
-        self._clipped = np.zeros(num_envs, np.intp)
-        self._ended = np.ones(num_envs, np.bool_)
+        self._frames = on.zeros(num_envs, spec.flow_observation_dim)
+        self._x_t = on.zeros(num_envs, action_dim)
+        self._x_data = on.zeros(num_envs, action_dim)
+        self._clipped = on.zeros(num_envs, dtype=on.xp.int64)
+        # The host keeps the clock, so that no step waits for a device; one entry for all chains
+        # while they go in step, else one each.
+        self._k = np.zeros(1, np.intp)
+        self._ended = np.ones(1, np.bool_)
 
     def reset(
         self, *, seed: Seeds = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Start all chains, or those of `options["reset_mask"]`; see the class docstring."""
         options = dict(options or {})
-        mask = options.pop("reset_mask", np.ones(self.num_envs, np.bool_))
-        if np.shape(mask) != (self.num_envs,) or np.asarray(mask).dtype != np.bool_:
+        mask = self._on.host(options.pop("reset_mask", np.ones(self.num_envs, np.bool_)))
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
             raise ConfigurationError(
                 f"options['reset_mask'] must be {self.num_envs} booleans, one per chain"
             )
-        rows = np.flatnonzero(mask)
         noise, state = self._take_options(options, self.num_envs)
-        self._seed(seed, rows)
-        self._start(rows, noise, state)
+        self._on.seed(seed, self._rows(mask))
+        clocks = 1 if mask.all() else self.num_envs
+        if len(self._k) != clocks:
+            self._k = np.resize(self._k, clocks).astype(np.intp)
+            self._ended = np.resize(self._ended, clocks).astype(np.bool_)
+        self._start(mask[:clocks], noise, state)
         return self._observe(), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
@@ -120,155 +137,146 @@ class FlowMDPVectorEnv(FlowBase, VectorEnv[Array, Array, Array]):
             actions: Floating point, shape (num_envs, action_dim), finite; clipped to [-1, 1].
 
         Returns:
-            Observations, rewards (float64), terminations, truncations (always False), infos.
+            Observations, rewards (float64; float32 of torch), terminations, truncations (always
+            False), infos.
 
         Raises:
             ActionError: For actions of another shape or dtype, or with NaN or infinity.
             ResetNeededError: Before the first reset, and for ended chains when autoreset is off.
         """
-        resetting = self._ended.copy()
+        on, resetting = self._on, self._ended.copy()
         disabled = self.autoreset_mode == AutoresetMode.DISABLED
-        if not self._generators or (disabled and resetting.any()):
+        if not on.seeded or (disabled and resetting.any()):
             raise ResetNeededError("a chain has not started or has ended: call reset() first")
-        # Everything below works on `rows`; a slice when all chains move, because slices are views.
-        rows: Rows = np.flatnonzero(~resetting) if resetting.any() else slice(None)
-        velocity = self._bounded(actions, rows) * self._scale
+        actions = on.actions(actions, self._x_t.shape)
         infos: dict[str, Any] = {}
-        rewards = np.zeros(self.num_envs)
+        rewards = on.zeros(self.num_envs, dtype=on.number)
         if not resetting.all():
-            rewards[rows] = self._move(velocity, rows, infos)
+            self._move(actions, ~resetting, rewards, infos)
         if resetting.any():
-            self._start(np.flatnonzero(resetting))
-        terminations = (self._k == self._steps) & ~resetting
+            self._start(resetting)
+        ended = (self._k == self._steps) & ~resetting
         observations = self._observe()
-        if terminations.any():
-            rewards += self._end_chains(terminations, infos)
+        if ended.any():
+            along = list(infos)
+            self._end_chains(ended, rewards, infos)
             if self.autoreset_mode == AutoresetMode.SAME_STEP:
-                infos = self._split(infos, terminations, observations)
-                self._start(np.flatnonzero(terminations))
+                infos = self._split(infos, along, ended, observations)
+                self._start(ended)
                 observations = self._observe()
-        return observations, rewards, terminations, np.zeros(self.num_envs, np.bool_), infos
+        truncations = on.zeros(self.num_envs, dtype=on.xp.bool)
+        return observations, rewards, on.spread(ended, self.num_envs), truncations, infos
 
-    def _seed(self, seed: Seeds, rows: NDArray[np.intp]) -> None:
-        """Seed the generators of some chains: chain i gets seed + i, as in SyncVectorEnv."""
-        if seed is None or isinstance(seed, int | np.integer):
-            seed = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
-        if not isinstance(seed, Sequence):
-            raise ConfigurationError(f"seed is {seed!r}: pass one integer, or one per chain")
-        if len(seed) != self.num_envs:
-            raise ConfigurationError(f"{len(seed)} seeds for {self.num_envs} chains")
-        if not self._generators:
-            self._generators = [seeding.np_random(s)[0] for s in seed]
-            return
-        for i in rows:
-            if seed[i] is not None:
-                self._generators[i] = seeding.np_random(seed[i])[0]
+    @cached_property
+    def _recorded(self) -> tuple[Chunks, Array, Array, Array]:
+        """Where chains start: chunks, observations, previous actions, whether there is one."""
+        place, data = self._on.place, self.dataset
+        chunks, known = self._chunks.placed(place), (~data.starts).astype(np.float32)
+        return chunks, place(data.observations), place(data.previous_actions), place(known)
+
+    def _rows(self, mask: NDArray[np.bool_]) -> Rows:
+        """The chains of a mask; a slice where it is all, because slices are views."""
+        return slice(None) if mask.all() else self._on.place(np.flatnonzero(mask))
 
     def _start(
-        self, rows: NDArray[np.intp], noise: Array | None = None, state: Array | None = None
+        self, mask: NDArray[np.bool_], noise: Array | None = None, state: Array | None = None
     ) -> None:
-        """Begin the chains of these rows; each draws its state, then its noise."""
-        spec = self.flow_spec
+        """Begin the chains of a mask; each draws its state, then its noise."""
+        on, spec, rows = self._on, self.flow_spec, self._rows(mask)
         self._frames[rows] = 0.0
         if state is not None:
             shape = (self.num_envs, spec.observation_dim)
-            self._frames[rows, spec.state] = np.broadcast_to(state, shape)[rows]
+            self._frames[rows, spec.state] = on.xp.broadcast_to(state, shape)[rows]
         else:
-            data, chunks = self.dataset, self._chunks
-            draws = np.array([self._generators[i].random() for i in rows])
-            index = chunks.starts[(draws * len(chunks.starts)).astype(np.intp)]
-            self._frames[rows, spec.state] = data.observations[index]
-            self._x_data[rows] = chunks.actions(index)
+            chunks, observations, previous, known = self._recorded
+            index = chunks.starts[on.integers(rows, len(chunks.starts))]
+            self._frames[rows, spec.state] = observations[index]
+            if self.settings.reward == "data":
+                self._x_data[rows] = chunks.actions(index)
             if spec.include_previous_action:
-                known = ~data.starts[index]
-                previous = data.previous_actions[index] * known[:, None]
-                self._frames[rows, spec.previous_action] = previous
-                self._frames[rows, -1] = known
+                self._frames[rows, spec.previous_action] = previous[index] * known[index][:, None]
+                self._frames[rows, -1] = known[index]
         if noise is None:
-            self._x_t[rows] = np.float32(spec.noise_scale) * self._noise(rows)
+            self._x_t[rows] = np.float32(spec.noise_scale) * on.normal(rows, spec.action_dim)
         else:
-            self._x_t[rows] = np.broadcast_to(noise, self._x_t.shape)[rows]
-        self._k[rows] = 0
+            self._x_t[rows] = on.xp.broadcast_to(noise, self._x_t.shape)[rows]
         self._clipped[rows] = 0
-        self._ended[rows] = False
-
-    def _noise(self, rows: Rows) -> Array:
-        """N(0, I), one row per chain, each from the chain's own generator."""
-        indices = np.arange(self.num_envs)[rows]
-        noise = np.empty((len(indices), self.flow_spec.action_dim), np.float32)
-        for i, row in zip(indices, noise, strict=True):
-            self._generators[i].standard_normal(None, np.float32, row)
-        return noise
+        self._k[mask], self._ended[mask] = 0, False
 
     def _observe(self) -> Array:
-        observations = self._frames.copy()
+        observations = self._on.copy(self._frames)
         observations[:, self.flow_spec.point] = self._x_t
         if self.flow_spec.include_time:
-            observations[:, self.flow_spec.t.start] = self._k / self._steps
+            observations[:, self.flow_spec.t.start] = self._time(self._k, self.num_envs)
         return observations
 
-    def _bounded(self, actions: Array, rows: Rows) -> Array:
-        """The actions of some chains, checked and clipped; counts what the clipping touched."""
-        if not isinstance(actions, np.ndarray):
-            actions = as_flow_action(actions, self._x_t.shape)
-        if actions.dtype.kind != "f" or actions.shape != self._x_t.shape:
-            as_flow_action(actions, self._x_t.shape)  # raises
-        actions = actions[rows].astype(np.float32, copy=False)
-        largest = np.abs(actions).max(initial=0.0)
-        if not np.isfinite(largest):
-            raise ActionError("the actions are not finite")
-        if largest < 1:
-            return actions
-        self._clipped[rows] += (np.abs(actions) >= 1).sum(1)
-        return np.minimum(np.maximum(actions, np.float32(-1)), np.float32(1))
+    def _time(self, k: NDArray[np.intp], n: int) -> Array:
+        """Flow times of n chains, shape (n,)."""
+        return self._on.spread((k / self._steps).astype(np.float32), n)
 
-    def _move(self, velocity: Array, rows: Rows, infos: dict[str, Any]) -> Array | float:
-        """Move some chains by one step; returns what the step pays them."""
-        t = (self._k[rows] / self._steps).astype(np.float32)[:, None]
-        noise = self._noise(rows) if self.settings.noise_std else None
-        states, x_data = self._frames[rows, self.flow_spec.state], self._x_data[rows]
-        x_next, terms = self._flow_step(states, self._x_t[rows], velocity, t, x_data, noise)
-        self._x_t[rows] = x_next
-        self._k[rows] += 1
+    def _move(
+        self, actions: Array, moving: NDArray[np.bool_], rewards: Array, infos: dict[str, Any]
+    ) -> None:
+        """Move some chains by one step and pay them for it."""
+        on, rows = self._on, self._rows(moving)
+        actions, clipped = on.bounded(actions[rows])
+        if clipped is not None:
+            self._clipped[rows] += clipped
+        n, dim = actions.shape
+        t = self._time(self._k[moving], n)[:, None]
+        noise = on.normal(rows, dim) if self.settings.noise_std else None
+        states, x_t = self._frames[rows, self.flow_spec.state], self._x_t[rows]
+        velocity, x_data = actions * self._scale, self._x_data[rows]
+        self._x_t[rows], terms = self._flow_step(states, x_t, velocity, t, x_data, noise)
+        self._k[moving] += 1
         for name, values in terms.items():
             self._put(infos, name, rows, values)
-        return terms.get(f"reward_{self.settings.reward}", 0.0)
+        if (paid := terms.get(f"reward_{self.settings.reward}")) is not None:
+            rewards[rows] = on.xp.asarray(paid, dtype=on.number)
 
-    def _end_chains(self, ended: NDArray[np.bool_], infos: dict[str, Any]) -> Array:
-        """Mark chains as ended and describe them; returns the value of what they executed."""
-        rows: Rows = slice(None) if ended.all() else np.flatnonzero(ended)
-        self._ended[rows] = True
-        executed = np.minimum(np.maximum(self._x_t[rows], np.float32(-1)), np.float32(1))
-        value = np.zeros(self.num_envs)
+    def _end_chains(self, ended: NDArray[np.bool_], rewards: Array, infos: dict[str, Any]) -> None:
+        """Mark chains as ended, describe them and pay for what they execute."""
+        on, rows = self._on, self._rows(ended)
+        self._ended[ended] = True
+        executed = on.clip(self._x_t[rows])
+        if on.lazy and not on.xp.isfinite(executed).all():
+            raise ActionError(
+                "chains ended in points that are not finite, as their actions or the behavior's "
+                "velocities were: call reset()"
+            )
         if self._value is not None:
             states = self._frames[rows, self.flow_spec.state]
-            value[rows] = self._value(states.copy(), executed.copy())
-            self._put(infos, "reward_value", rows, value[rows])
+            value = self._value(on.copy(states), on.copy(executed))
+            value = on.xp.asarray(value, dtype=on.number, device=on.device)
+            rewards[rows] += value
+            self._put(infos, "reward_value", rows, value)
         self._put(infos, "executed_action", rows, executed)
         share = self._clipped[rows] / (self._steps * executed.shape[1])
         self._put(infos, "clipped_fraction", rows, share)
-        return value
 
     def _put(self, infos: dict[str, Any], name: str, rows: Rows, values: Array) -> None:
         """Add one key to the infos, with its mask `_name`, as Gymnasium's vector envs do."""
-        values = np.asarray(values)
-        if values.dtype == np.float32 and values.ndim == 1:
-            values = values.astype(np.float64)  # numbers are Python floats in single infos
-        infos[name] = np.zeros((self.num_envs, *values.shape[1:]), values.dtype)
-        infos[f"_{name}"] = np.zeros(self.num_envs, np.bool_)
+        on = self._on
+        dtype = on.number if values.ndim == 1 else values.dtype  # numbers are floats in single ones
+        infos[name] = on.zeros(self.num_envs, *values.shape[1:], dtype=dtype)
+        infos[f"_{name}"] = on.zeros(self.num_envs, dtype=on.xp.bool)
         infos[name][rows], infos[f"_{name}"][rows] = values, True
 
-    def _split(self, infos: dict[str, Any], ended: Array, last: Array) -> dict[str, Any]:
-        """Infos of a same-step reset: what belongs to ended chains moves to `final_info`."""
-        final: dict[str, Any] = {}
-        kept: dict[str, Any] = {}
-        for name in [name for name in infos if not name.startswith("_")]:
-            for target, wanted in ((final, ended), (kept, ~ended)):
-                rows = np.flatnonzero(infos[f"_{name}"] & wanted)
-                if rows.size:
-                    self._put(target, name, rows, infos[name][rows])
-        final_obs = np.full(self.num_envs, None, dtype=object)
-        for i in np.flatnonzero(ended):
-            final_obs[i] = last[i]
-        kept |= {"final_obs": final_obs, "_final_obs": ended.copy()}
-        return kept | {"final_info": final, "_final_info": ended.copy()}
+    def _split(
+        self, infos: dict[str, Any], along: list[str], ended: NDArray[np.bool_], last: Array
+    ) -> dict[str, Any]:
+        """Infos of a same-step reset: what belongs to ended chains moves to `final_info`.
+
+        `along` are the keys that belong to the other chains, too.
+        """
+        final, kept = infos, dict[str, Any]()
+        if not ended.all():
+            final = {}
+            for target, names, mask in ((final, list(infos), ended), (kept, along, ~ended)):
+                rows = self._rows(mask)
+                for name in names:
+                    if not name.startswith("_"):
+                        self._put(target, name, rows, infos[name][rows])
+        mask = self._on.spread(ended, self.num_envs)
+        kept |= {"final_obs": self._on.last(last, ended), "_final_obs": mask}
+        return kept | {"final_info": final, "_final_info": self._on.copy(mask)}

@@ -1,16 +1,13 @@
 """The flow MDP's transition: one step moves the point on the path by velocity / flow_steps.
 
 The transition is known, so the environments and the agents all call these functions and agree bit
-for bit. They work on NumPy arrays and torch tensors; the density is NumPy's.
+for bit. They work on NumPy arrays and torch tensors.
 """
 
 from __future__ import annotations
 
 from math import log, pi, sqrt
 from typing import Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 Array = TypeVar("Array")
 
@@ -28,9 +25,7 @@ def flow_step(x_t: Array, velocity: Array, flow_steps: int | Array) -> Array:
     return x_t + velocity / flow_steps  # type: ignore[operator, return-value]
 
 
-def step_log_density(
-    x_next: NDArray[Any], x_t: NDArray[Any], velocity: NDArray[Any], flow_steps: int, std: float
-) -> NDArray[Any]:
+def step_log_density(x_next: Any, x_t: Any, velocity: Any, flow_steps: int, std: float) -> Any:
     """Log-density of x_next after a stochastic step from x_t; (..., action_dim) -> (...).
 
     Its gradient in the velocity is the score that likelihood-ratio methods (PPO, REINFORCE) need.
@@ -39,6 +34,5 @@ def step_log_density(
     """
     scale = std * sqrt(1 / flow_steps)
     error = (x_next - flow_step(x_t, velocity, flow_steps)) / scale
-    density: NDArray[Any] = -0.5 * np.square(error).sum(-1)
-    density -= x_t.shape[-1] * (log(scale) + 0.5 * log(2 * pi))
-    return density
+    density = -0.5 * (error**2).sum(-1)
+    return density - x_t.shape[-1] * (log(scale) + 0.5 * log(2 * pi))

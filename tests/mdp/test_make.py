@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from stable_baselines3 import SAC
 
 from examples import steer_flow, tune_on_robot
@@ -44,6 +45,27 @@ def test_models_are_those_of_the_agent(checkpoint: str) -> None:
     )
     values = critic(states, np.clip(chain[-1], -1, 1))
     assert values.shape == (4,) and values.dtype == np.float32 and values.std() > 0
+
+
+def test_models_of_many_rows_of_tensors_and_in_bfloat16(checkpoint: str) -> None:
+    """Ensembles are asked in turns then; what comes back can be learned from."""
+    agent = DFDiv.load(checkpoint, device="cpu")
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((300, width), np.float32) for width in (11, 3)]
+    states, actions = map(torch.as_tensor, arrays)
+    with torch.no_grad():
+        wanted = agent.critic.advantages(agent.policy.normalizer(states), actions)
+    for precision, tolerance in (("float32", 1e-5), ("bfloat16", 0.05)):
+        critic, _ = load_models(checkpoint, precision=precision)
+        assert critic is not None
+        values = critic(states, actions)
+        error = (values - wanted).abs().max() / wanted.abs().max()
+        assert tolerance / 100 * (precision == "bfloat16") <= error < tolerance
+        np.testing.assert_array_equal(values, critic(*arrays))
+        weight = torch.ones(300, requires_grad=True)
+        (weight * values).sum().backward()
+    with pytest.raises(ConfigurationError, match="precision is 'half'"):
+        gym.make(HOPPER, reward="direction", checkpoint=checkpoint, precision="half")
 
 
 def test_models_of_rql_are_its_critic_and_its_clone(tmp_path: Path) -> None:
