@@ -14,9 +14,6 @@ from torch.nn import functional as F
 
 Module = TypeVar("Module", bound=nn.Module)
 
-MANY_ROWS = 256
-"""From which on a CPU evaluates an ensemble in turns; fewer are faster together. [measured]"""
-
 Info = dict[str, Tensor]
 """Scalars to log, by name."""
 
@@ -59,21 +56,12 @@ class EnsembleMlp(nn.Module):
         """Evaluate all members on the same inputs: (batch, input_dim) -> (members, batch, out).
 
         Under autocast the output layer stays in float32: bfloat16 steps by 0.4 % of a value, more
-        than the differences between actions that the agents live on. In inference mode a CPU takes
-        one member after another: what a layer makes of many rows then stays in its cache.
+        than the differences between actions that the agents live on.
         """
-        layers = list(zip(self.weights, self.biases, strict=True))
-        in_turns = torch.is_inference_mode_enabled() and inputs.device.type == "cpu"
-        if not in_turns or self.members == 1 or len(inputs) < MANY_ROWS:
-            return self._evaluate(inputs, layers)
-        members = ([(w[i, None], b[i, None]) for w, b in layers] for i in range(self.members))
-        return torch.cat([self._evaluate(inputs, member) for member in members])
-
-    def _evaluate(self, inputs: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
-        *inner, (weight, bias) = layers
-        single = len(weight) == 1
-        hidden = inputs if single else inputs.expand(len(weight), *inputs.shape)
-        for inner_weight, inner_bias in inner:
+        single = self.members == 1
+        hidden = inputs if single else inputs.expand(self.members, *inputs.shape)
+        *layers, (weight, bias) = zip(self.weights, self.biases, strict=True)
+        for inner_weight, inner_bias in layers:
             hidden = self._activate(_affine(hidden, inner_weight, inner_bias, single))
         with torch.autocast(inputs.device.type, enabled=False):
             output = _affine(hidden.float(), weight, bias, single)

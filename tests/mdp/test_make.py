@@ -47,8 +47,8 @@ def test_models_are_those_of_the_agent(checkpoint: str) -> None:
     assert values.shape == (4,) and values.dtype == np.float32 and values.std() > 0
 
 
-def test_models_of_many_rows_of_tensors_and_in_bfloat16(checkpoint: str) -> None:
-    """Ensembles are asked in turns then; what comes back can be learned from."""
+def test_models_of_tensors_and_in_bfloat16(checkpoint: str) -> None:
+    """What comes back can be learned from."""
     agent = DFDiv.load(checkpoint, device="cpu")
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((300, width), np.float32) for width in (11, 3)]
