@@ -109,7 +109,7 @@ def test_a_thousand_episodes_agree_with_a_brute_force_chunker(chunk: int) -> Non
         torch.tensor([w.follows for w in wanted]),
     )
     after = torch.tensor([one.after for one in wanted])
-    close(data.next_observations[data.last(rows)], after)
+    close(data.states_after(rows), after)
     actions, valid = data.chunks(rows), data.valid(rows)
     for i, one in enumerate(wanted):
         taken = 2 * len(one.actions)
@@ -166,7 +166,7 @@ def test_critics_discount_by_gamma_to_the_chunk() -> None:
     torch.testing.assert_close(targets.q[rows], data.rewards[rows] + later * 2.0)
     targets = return_targets(critic, data, lam=0.5)
     with torch.no_grad():
-        values = critic.target_v(data.next_observations[data.last(rows)]).squeeze()
+        values = critic.target_v(data.states_after(rows)).squeeze()
     torch.testing.assert_close(targets.q[rows], data.rewards[rows] + later * values)
     after = data.continues[rows] > 0
     mixed = values.clone()
