@@ -15,8 +15,8 @@ from flowmdp.errors import DatasetError
 from flowmdp.mdp.spec import FlowSpec
 from flowmdp.transitions import TransitionDataset
 
-BLOCK = 1 << 18
-"""Transitions whose returns are computed at a time, which bounds what that takes of memory."""
+BLOCK = 1 << 17
+"""Transitions that are worked on at a time, which bounds what that takes of memory."""
 
 
 class Batch(NamedTuple):
@@ -58,8 +58,8 @@ class DeviceDataset:
         observations: As they were recorded, shape (n, obs_dim); batches normalise what they draw.
         next_observations: Likewise.
         rewards: Of the chunk that begins at each transition, scaled, shape (n,).
-        masks: 1 - termination within that chunk, shape (n,).
-        continues: Whether another chunk begins where that one ends, shape (n,).
+        masks: Whether that chunk does not terminate, shape (n,), bool.
+        continues: Whether another chunk begins where that one ends, shape (n,), bool.
         starts: The transitions at which a chunk may begin, shape (m,); None for all.
         recorded: The same for cloning, see `flowmdp.chunks`.
 
@@ -85,13 +85,13 @@ class DeviceDataset:
         def tensor(array: NDArray[Any]) -> Tensor:
             return torch.as_tensor(array, dtype=torch.float32, device=device)
 
-        # 0 at an episode's last transition
-        self.continues = tensor(~np.append(dataset.starts[1:], True))
+        # False at an episode's last transition
+        self.continues = torch.as_tensor(~np.append(dataset.starts[1:], True), device=device)
         self.chunk, self.normalizer = spec.chunk, normalizer
         self.observations = tensor(dataset.observations)
         self.next_observations = tensor(dataset.next_observations)
         self.actions = tensor(dataset.actions)
-        self.masks = tensor(dataset.masks)
+        self.masks = torch.as_tensor(~dataset.terminations, device=device)
         rewards = tensor(dataset.rewards)
         self.reward_scale = 1.0 if scale is None else scale
         if gamma is not None and scale is None:
@@ -118,16 +118,16 @@ class DeviceDataset:
                 torch.as_tensor(part, device=device) for part in chunks.recorded
             )
         for i in reversed(range(self.chunk)):  # the same sum as the robot's steps, last one first
-            later = self.rewards[i:] * (self.lengths[: len(rewards) - i] > i)
-            rewards[: len(later)] = later + gamma * rewards[: len(later)]
+            rewards *= gamma
+            rewards[: len(self) - i] += self.rewards[i:] * (self.lengths[: len(self) - i] > i)
         self.rewards = rewards
-        rows = torch.arange(len(rewards), device=device)
-        self.masks = self.masks[self.last(rows)]
-        begins = torch.zeros_like(rewards)
-        begins[self.starts] = 1.0
-        following = rows + self.chunk
-        self.continues = self.continues[self.last(rows)]  # 0 behind chunks that were cut short
-        self.continues *= begins[following.clamp(max=len(rewards) - 1)]
+        begins = torch.zeros_like(self.masks)
+        begins[self.starts] = True
+        for first in range(0, len(self), BLOCK):  # forward: the rows behind are still single steps
+            rows = torch.arange(first, min(first + BLOCK, len(self)), device=device)
+            last, following = self.last(rows), (rows + self.chunk).clamp(max=len(self) - 1)
+            self.masks[rows] = self.masks[last]  # False behind chunks that were cut short
+            self.continues[rows] = self.continues[last] & begins[following]
 
     def last(self, rows: Tensor) -> Tensor:
         """The transitions that end the chunks that begin at some rows."""
@@ -188,7 +188,7 @@ class DeviceDataset:
             rewards,
             next_observations,
             next_contexts,
-            self.masks[index],
+            self.masks[index].float(),
             self.valid(index),
         )
 
@@ -211,7 +211,7 @@ def lambda_returns(
     Args:
         rewards: Of all transitions in time order, shape (n,).
         next_values: V(s_{n+h}), shape (n,).
-        masks: 1 - termination, shape (n,).
+        masks: 1 - termination, shape (n,), numbers or bool.
         continues: 0 where no chunk follows, as at an episode's last transition, shape (n,).
         gamma: Discount from one chunk to the next.
         lam: In [0, 1]; 1 is the Monte-Carlo return.

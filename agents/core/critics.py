@@ -146,7 +146,7 @@ def return_targets(
         parts = [critic.target_v(data.states_after(part)) for part in rows]
         next_values = torch.cat([part.squeeze((0, -1)) for part in parts])
     v = lambda_returns(rewards, next_values, masks, data.continues, gamma, lam, data.chunk)
-    return ReturnTargets(rewards + gamma * masks * next_values, v)
+    return ReturnTargets((gamma * masks).mul_(next_values).add_(rewards), v)
 
 
 def average_value(data: DeviceDataset, gamma: float) -> float:

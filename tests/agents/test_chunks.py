@@ -103,7 +103,7 @@ def test_a_thousand_episodes_agree_with_a_brute_force_chunker(chunk: int) -> Non
     assert starts.tolist() == rows.tolist()
     close = torch.testing.assert_close
     close(data.rewards[rows], torch.tensor([one.reward for one in wanted]))
-    close(data.masks[rows], torch.tensor([one.mask for one in wanted]))
+    close(data.masks[rows].float(), torch.tensor([one.mask for one in wanted]))
     close(
         data.continues[rows].bool() & (data.masks[rows] > 0),
         torch.tensor([w.follows for w in wanted]),
@@ -189,7 +189,7 @@ def test_batches_hold_the_last_action_of_a_chunk_as_the_next_context() -> None:
     last = data.last(batch.rows)
     torch.testing.assert_close(batch.next_contexts[:, 3:5], data.actions[last])
     assert torch.equal(batch.next_observations, data.next_observations[last])
-    assert torch.equal(batch.masks, data.masks[batch.rows])
+    assert torch.equal(batch.masks, data.masks[batch.rows].float())
     assert batch.actions.shape == (64, 6) and batch.contexts.shape == (64, 6)
 
 
