@@ -117,6 +117,13 @@ def test_a_thousand_episodes_agree_with_a_brute_force_chunker(chunk: int) -> Non
         assert valid is None or valid[i].tolist() == [1.0] * taken + [0.0] * (2 * chunk - taken)
 
 
+def test_a_cpu_holds_the_data_once() -> None:
+    dataset = together(episodes(20))
+    data = device_data(dataset, 3)
+    for name in ("observations", "next_observations", "actions"):
+        assert np.shares_memory(getattr(data, name).numpy(), getattr(dataset, name))
+
+
 @pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("chunk", [2, 3])
 def test_lambda_returns_step_from_chunk_to_chunk(chunk: int, lam: float) -> None:
