@@ -237,7 +237,9 @@ def test_targets_of_the_data_bootstrap_where_nothing_terminated() -> None:
     critic = agent.critic
     targets = return_targets(critic, agent.data, lam=1.0)
     with torch.no_grad():
-        next_values = critic.target_v(agent.data.states_after(torch.arange(len(agent.data))))[0, :, 0]
+        next_values = critic.target_v(agent.data.states_after(torch.arange(len(agent.data))))[
+            0, :, 0
+        ]
     torch.testing.assert_close(targets.q, agent.data.rewards + 0.5 * next_values)
     last = np.flatnonzero(agent.data.continues.numpy() == 0)
     torch.testing.assert_close(targets.v[last], targets.q[last])
