@@ -1,4 +1,4 @@
-"""From a dataset in the store to the first gradient update: seconds and memory, for 2 M transitions.
+"""From a dataset in the store to the first gradient update: seconds and memory at 2 M transitions.
 
     python -m benchmarks.load_dataset
     python -m benchmarks.load_dataset --task halfcheetah-medium --chunk 5
@@ -6,15 +6,17 @@
 Random numbers of the task's widths lie in a temporary store as Minari writes them. A fresh process
 loads them from a warm cache and begins to train df-dir, 256x3 on the CPU: the normaliser, the
 critic's first targets from all transitions, one update of each network. Before that it does the
-same with a single episode, so that what imports and networks take is left out.
+same with a single episode, twice: imports do not count.
 
-Memory is how much higher its resident set peaks (VmHWM of /proc/self/status) than with the single
-episode, over the size of the arrays: all those of the `TransitionDataset`, float32 and flags, next
-observations included.
+Memory is how far the resident set rises at most (VmHWM of /proc/self/status), less what it rises
+with the single episode, which is what networks and robot take, over the size of the arrays: all
+those of the `TransitionDataset`, float32 and flags, next observations included.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import multiprocessing
 import os
 import re
@@ -22,6 +24,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +39,7 @@ from flowmdp.envs.data.sources.build import write_dataset
 from flowmdp.envs.data.sources.collect import Episode
 from flowmdp.envs.data.store import dataset_lock
 from flowmdp.envs.robots.outer import make_outer, make_robot
+from flowmdp.robot import RobotInterface
 from flowmdp.transitions import WIDTHS
 
 ALL, ONE = "benchmark/all-v0", "benchmark/one-v0"
@@ -56,7 +60,7 @@ class Config:
 def write(config: Config, dataset_id: str, episodes: int) -> None:
     """Put episodes of random numbers into the store; every second one terminates."""
     outer, n, rng = make_outer(config.task), config.length, np.random.default_rng(0)
-    widths = [space.shape[0] for space in (outer.observation_space, outer.action_space)]
+    robot = RobotInterface(outer.observation_space, outer.action_space)
 
     def made() -> Iterator[Episode]:
         for number in range(episodes):
@@ -64,8 +68,8 @@ def write(config: Config, dataset_id: str, episodes: int) -> None:
             ends = last & (number % 2 == 0)
             yield Episode(
                 seed=None,
-                observations=rng.standard_normal((n + 1, widths[0])),
-                actions=rng.uniform(-1, 1, (n, widths[1])).astype(np.float32),
+                observations=rng.standard_normal((n + 1, robot.observation_dim)),
+                actions=rng.uniform(-1, 1, (n, robot.action_dim)).astype(np.float32),
                 rewards=rng.standard_normal(n),
                 terminations=ends,
                 truncations=last & ~ends,
@@ -75,10 +79,18 @@ def write(config: Config, dataset_id: str, episodes: int) -> None:
         write_dataset(dataset_id, outer, made(), {})
 
 
+def resident(name: str) -> int:
+    """Bytes of memory that are resident now (VmRSS), or were at most (VmHWM)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.findall(rf"{name}:\s*(\d+)", status)[0])
+
+
 def begin(config: Config, dataset_id: str) -> dict[str, float]:
-    """Load and train one step: seconds of both, bytes of the arrays and the process's peak."""
+    """Load and train one step: seconds of both, bytes of the arrays and by which memory rose."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # nothing is free that could be filled unseen
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here
-    start = time.perf_counter()
+    before, start = resident("VmRSS"), time.perf_counter()
     data = load_dataset(config.task, dataset_id=dataset_id)
     loaded = time.perf_counter()
     env = FlowMDPEnv(make_robot(config.task), dataset=data, chunk=config.chunk)
@@ -87,7 +99,7 @@ def begin(config: Config, dataset_id: str) -> dict[str, float]:
         "load": loaded - start,
         "begin": time.perf_counter() - start,
         "arrays": sum(getattr(data, name).nbytes for name in WIDTHS),
-        "peak": 1024 * int(re.findall(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[0]),
+        "rise": resident("VmHWM") - before,
     }
 
 
@@ -100,13 +112,14 @@ def main(config: Config) -> dict[str, float]:
         start = time.perf_counter()
         deque(minari.load_dataset(ALL).iterate_episodes(), maxlen=0)  # warms the cache, too
         theirs = time.perf_counter() - start
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
-            _, one, found = (fresh.apply(begin, (config, name)) for name in (ONE, ONE, ALL))
-    memory = (found["peak"] - one["peak"]) / (found["arrays"] - one["arrays"])
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            runs = [fresh.submit(begin, config, name) for name in (ONE, ONE, ALL)]
+            _, one, found = (run.result() for run in runs)
+    memory = (found["rise"] - one["rise"]) / (found["arrays"] - one["arrays"])
     print(f"{config.task}, {config.episodes * config.length:,} transitions", end=", ")
     print(f"{found['arrays'] / 1e6:.0f} MB of arrays: loaded in {found['load']:.2f} s", end=" ")
     print(f"(Minari's iteration alone: {theirs:.2f} s), first update after {found['begin']:.2f} s")
-    print(f"peak memory {memory:.2f} times the arrays")
+    print(f"peak memory {memory:.2f} times the arrays, beside {one['rise'] / 1e6:.0f} MB")
     return {"load": found["load"], "begin": found["begin"], "memory": memory}
 
 

@@ -217,8 +217,8 @@ class Clone(Part):
 class ReturnCritic(Part):
     """A critic, on the returns of the data's own trajectories [ours: see `critics`].
 
-    With `expectiles` the second half of its steps is implicit Q-learning's. `learns_on` says which of
-    Q and V learn under the policy, too.
+    With `expectiles` the second half of its steps is implicit Q-learning's. `learns_on` says
+    which of Q and V learn under the policy, too.
 
     Attributes:
         critic: The networks.
