@@ -89,7 +89,7 @@ class FQL(FlowAlgorithm[FQLConfig], name="fql"):
 
     def build(self) -> None:
         """The teacher, the critic, and the policy's optimiser."""
-        clone, self.critic_part = Clone(self), ReturnCritic(self)
+        clone, self.critic_part = Clone(self), ReturnCritic(self, learns_on="q")
         self.parts, self.critic = (clone, self.critic_part), self.critic_part.critic
         self.teacher = SampledField(clone.average, self.sampling_steps)
         self.policy_optimizer = self.policy_descent()

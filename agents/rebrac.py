@@ -84,7 +84,7 @@ class ReBRAC(FlowAlgorithm[ReBRACConfig], name="rebrac"):
 
     def build(self) -> None:
         """The critic, and the policy's optimiser."""
-        self.critic_part = ReturnCritic(self)
+        self.critic_part = ReturnCritic(self, learns_on="q")
         self.parts, self.critic = (self.critic_part,), self.critic_part.critic
         self.policy_optimizer = self.policy_descent()
         self._policy_info: Info = {}  # of the policy's last step

@@ -147,7 +147,7 @@ class RQL(FlowAlgorithm[RQLConfig], name="rql"):
     def build(self) -> None:
         """The clone, the data's critic, V and its target, and the policy's optimiser."""
         spec, config = self.spec, self.config
-        clone, critic = Clone(self), ReturnCritic(self)
+        clone, critic = Clone(self), ReturnCritic(self, learns_on="")
         self.parts, self.behavior, self.critic = (clone, critic), clone.average, critic.critic
         self.policy_optimizer = self.policy_descent()
         width = spec.context_dim + spec.action_dim + 1

@@ -128,9 +128,11 @@ def cut(
         terminations: Whether a transition terminates, shape (n,).
         chunk: Actions per chunk.
     """
-    rows = np.arange(len(starts))
     bounds = np.append(np.flatnonzero(starts), len(starts))
-    ends = np.repeat(bounds[1:], np.diff(bounds))
-    lengths = np.minimum(ends - rows, chunk).astype(np.int32)
-    begins = (lengths == chunk) | terminations[ends - 1]
+    lengths, begins = np.full(len(starts), chunk, np.int32), np.ones(len(starts), np.bool_)
+    for left in range(1, chunk):
+        rows = bounds[1:] - left
+        inside = rows >= bounds[:-1]
+        lengths[rows[inside]] = left
+        begins[rows[inside]] = terminations[bounds[1:][inside] - 1]
     return lengths, np.flatnonzero(begins)

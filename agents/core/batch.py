@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -13,6 +14,9 @@ from flowmdp.chunks import Chunks
 from flowmdp.errors import DatasetError
 from flowmdp.mdp.spec import FlowSpec
 from flowmdp.transitions import TransitionDataset
+
+BLOCK = 1 << 17
+"""Transitions that are worked on at a time, which bounds what that takes of memory."""
 
 
 class Batch(NamedTuple):
@@ -48,17 +52,21 @@ class Batch(NamedTuple):
 class DeviceDataset:
     """A `TransitionDataset` on the device, once; chunks of h actions are gathered by index.
 
+    On a CPU observations and actions are the dataset's own arrays, not copies.
+
     Attributes:
+        observations: As they were recorded, shape (n, obs_dim); batches normalise what they draw.
+        next_observations: Likewise.
         rewards: Of the chunk that begins at each transition, scaled, shape (n,).
-        masks: 1 - termination within that chunk, shape (n,).
-        continues: Whether another chunk begins where that one ends, shape (n,).
+        masks: Whether that chunk does not terminate, shape (n,), bool.
+        continues: Whether another chunk begins where that one ends, shape (n,), bool.
         starts: The transitions at which a chunk may begin, shape (m,); None for all.
         recorded: The same for cloning, see `flowmdp.chunks`.
 
     Args:
         dataset: The transitions.
         spec: Of the flow environment.
-        normalizer: Applied to the observations, once.
+        normalizer: Applied to the observations of a batch.
         gamma: Discount per step of the robot, by which rewards are scaled to returns of order one;
             None leaves them.
         device: Where the tensors live.
@@ -77,14 +85,13 @@ class DeviceDataset:
         def tensor(array: NDArray[Any]) -> Tensor:
             return torch.as_tensor(array, dtype=torch.float32, device=device)
 
-        starts = tensor(dataset.starts)
-        # 0 at an episode's last transition
-        self.continues = torch.cat([1 - starts[1:], starts.new_zeros(1)])
-        self.chunk = spec.chunk
-        self.observations = normalizer(tensor(dataset.observations))
-        self.next_observations = normalizer(tensor(dataset.next_observations))
+        # False at an episode's last transition
+        self.continues = torch.as_tensor(~np.append(dataset.starts[1:], True), device=device)
+        self.chunk, self.normalizer = spec.chunk, normalizer
+        self.observations = tensor(dataset.observations)
+        self.next_observations = tensor(dataset.next_observations)
         self.actions = tensor(dataset.actions)
-        self.masks = tensor(dataset.masks)
+        self.masks = torch.as_tensor(~dataset.terminations, device=device)
         rewards = tensor(dataset.rewards)
         self.reward_scale = 1.0 if scale is None else scale
         if gamma is not None and scale is None:
@@ -92,7 +99,7 @@ class DeviceDataset:
         self.rewards = rewards * self.reward_scale
         self.previous: Tensor | None = None
         if spec.include_previous_action:
-            flags = 1 - starts[:, None]
+            flags = tensor(~dataset.starts[:, None])
             self.previous = torch.cat([tensor(dataset.previous_actions), flags], 1)
         self.starts: Tensor | None = None
         self.recorded: Tensor | None = None
@@ -111,20 +118,25 @@ class DeviceDataset:
                 torch.as_tensor(part, device=device) for part in chunks.recorded
             )
         for i in reversed(range(self.chunk)):  # the same sum as the robot's steps, last one first
-            later = self.rewards[i:] * (self.lengths[: len(rewards) - i] > i)
-            rewards[: len(later)] = later + gamma * rewards[: len(later)]
+            rewards *= gamma
+            rewards[: len(self) - i] += self.rewards[i:] * (self.lengths[: len(self) - i] > i)
         self.rewards = rewards
-        rows = torch.arange(len(rewards), device=device)
-        self.masks = self.masks[self.last(rows)]
-        begins = torch.zeros_like(rewards)
-        begins[self.starts] = 1.0
-        following = rows + self.chunk
-        self.continues = self.continues[self.last(rows)]  # 0 behind chunks that were cut short
-        self.continues *= begins[following.clamp(max=len(rewards) - 1)]
+        begins = torch.zeros_like(self.masks)
+        begins[self.starts] = True
+        for first in range(0, len(self), BLOCK):  # forward: the rows behind are still single steps
+            rows = torch.arange(first, min(first + BLOCK, len(self)), device=device)
+            last, following = self.last(rows), (rows + self.chunk).clamp(max=len(self) - 1)
+            self.masks[rows] = self.masks[last]  # False behind chunks that were cut short
+            self.continues[rows] = self.continues[last] & begins[following]
 
     def last(self, rows: Tensor) -> Tensor:
         """The transitions that end the chunks that begin at some rows."""
         return rows if self.chunk == 1 else rows + self.lengths[rows] - 1
+
+    def states_after(self, rows: Tensor) -> Tensor:
+        """The normalised observations after those chunks, shape (len(rows), obs_dim)."""
+        observations: Tensor = self.normalizer(self.next_observations[self.last(rows)])
+        return observations
 
     def following(self, rows: Tensor) -> Tensor:
         """Where the next chunks begin; meaningless where `continues` is 0."""
@@ -160,7 +172,8 @@ class DeviceDataset:
         if starts is not None:
             index = starts[index]
         last = self.last(index)
-        observations, next_observations = self.observations[index], self.next_observations[last]
+        observations = self.normalizer(self.observations[index])
+        next_observations = self.states_after(index)
         actions, rewards = self.chunks(index), self.rewards[index]
         contexts, next_contexts = observations, next_observations
         if self.previous is not None:
@@ -175,7 +188,7 @@ class DeviceDataset:
             rewards,
             next_observations,
             next_contexts,
-            self.masks[index],
+            self.masks[index].float(),
             self.valid(index),
         )
 
@@ -198,7 +211,7 @@ def lambda_returns(
     Args:
         rewards: Of all transitions in time order, shape (n,).
         next_values: V(s_{n+h}), shape (n,).
-        masks: 1 - termination, shape (n,).
+        masks: 1 - termination, shape (n,), numbers or bool.
         continues: 0 where no chunk follows, as at an episode's last transition, shape (n,).
         gamma: Discount from one chunk to the next.
         lam: In [0, 1]; 1 is the Monte-Carlo return.
@@ -207,13 +220,41 @@ def lambda_returns(
     Returns:
         Shape (n,), on the device of `rewards`.
     """
-    mix = lam * continues
-    constant = (rewards + gamma * masks * (1 - mix) * next_values).tolist()
-    factor = (gamma * masks * mix).tolist()
-    result = [0.0] * chunk
-    for c, f in zip(reversed(constant), reversed(factor), strict=True):
-        result.append(c + f * result[-chunk])
-    return torch.tensor(result[: chunk - 1 : -1], dtype=rewards.dtype, device=rewards.device)
+    returns, following = torch.empty_like(rewards), np.zeros(chunk)
+    for stop in range(len(rewards), 0, -BLOCK):
+        rows = slice(max(0, stop - BLOCK), stop)
+        discounts, mix = gamma * masks[rows], lam * continues[rows]
+        constant = rewards[rows] + discounts * (1 - mix) * next_values[rows]
+        values = _backwards(constant, discounts * mix, following)
+        returns[rows], following = torch.from_numpy(values), values[:chunk]
+    return returns
+
+
+def _backwards(constant: Tensor, factor: Tensor, following: NDArray[Any]) -> NDArray[Any]:
+    """G_n = constant_n + factor_n G_{n+h} in float64; `following` are the h values behind.
+
+    A factor of 0 ends a run of transitions that depend on each other. Each step of all runs is one
+    operation, unless few runs are so long that Python's own arithmetic is faster.
+    """
+    h, n = len(following), len(constant)
+    front = np.zeros(-n % h)  # then rows of h hold one of each interleaved sequence
+    columns = (constant.numpy(force=True), following), (factor.numpy(force=True), np.zeros(h))
+    g, f = (np.concatenate([front, *parts]).reshape(-1, h).T.ravel() for parts in columns)
+    ends = np.flatnonzero(f == 0)
+    lengths = np.diff(ends, prepend=-1)
+    order = np.argsort(-lengths)
+    ends, lengths = ends[order], lengths[order]
+    if 50 * lengths[0] > len(g):
+        values, factors = g.tolist(), f.tolist()
+        for i in range(len(g) - 2, -1, -1):
+            values[i] += factors[i] * values[i + 1]
+        g = np.array(values)
+    else:
+        for step, runs in enumerate(np.searchsorted(-lengths, -np.arange(1, lengths[0])), 1):
+            rows = ends[:runs] - step
+            g[rows] += f[rows] * g[rows + 1]
+    found: NDArray[Any] = g.reshape(h, -1).T.ravel()[len(front) : len(front) + n]
+    return found
 
 
 def check_fit(dataset: TransitionDataset, spec: FlowSpec) -> None:
@@ -241,7 +282,8 @@ def reward_scale(rewards: Tensor, masks: Tensor, continues: Tensor, gamma: float
         continues: 0 at an episode's last transition.
         gamma: Discount.
     """
-    returns = lambda_returns(rewards, torch.zeros_like(rewards), masks, continues, gamma, 1.0)
+    none = rewards.new_zeros(1).expand_as(rewards)
+    returns = lambda_returns(rewards, none, masks, continues, gamma, 1.0)
     if any(is_constant(values[:, None]).item() for values in (rewards, returns)):
         return 1.0
     return 1.0 / returns.std().item()

@@ -124,7 +124,8 @@ class BestOf(FlowAlgorithm[Shared]):
 
     def build(self) -> None:
         """The flow, the critic, and the choice."""
-        clone, self.critic_part = Clone(self), ReturnCritic(self, expectiles=self.expectiles)
+        clone, learns = Clone(self), "qv" if self.expectiles else "q"
+        self.critic_part = ReturnCritic(self, expectiles=self.expectiles, learns_on=learns)
         self.parts, self.critic = (clone, self.critic_part), self.critic_part.critic
         self.flow, spec = clone.average, self.spec
         self.choice = BestOfField(

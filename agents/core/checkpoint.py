@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,6 +214,21 @@ class Registry:
                 raise ValueError(f"{name!r} is no counter")
             check_integers(0, **{name: value})
             setattr(*self.counters[name], value)
+
+
+def without(tensors: dict[str, Tensor], unread: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors but those whose names begin as the keys of `unread`."""
+    return {name: one for name, one in tensors.items() if not name.startswith(tuple(unread))}
+
+
+def filled(tensors: dict[str, Tensor], unread: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors, and where those of `unread` are missing what stands in for them, if anything."""
+    found = dict(tensors)
+    for start, instead in unread.items():
+        for name, tensor in tensors.items() if instead else ():
+            if name.startswith(instead):
+                found.setdefault(start + name.removeprefix(instead), tensor)
+    return found
 
 
 def module_tensors(name: str, module: nn.Module) -> dict[str, Tensor]:

@@ -140,13 +140,13 @@ def return_targets(
     """
     rewards, masks, gamma = data.rewards, data.masks, critic.gamma
     if average is not None:
-        next_values = torch.full_like(rewards, average)
+        next_values = rewards.new_full((1,), average).expand_as(rewards)
     else:
         rows = torch.arange(len(data), device=rewards.device).split(1 << 14)
-        parts = [critic.target_v(data.next_observations[data.last(part)]) for part in rows]
+        parts = [critic.target_v(data.states_after(part)) for part in rows]
         next_values = torch.cat([part.squeeze((0, -1)) for part in parts])
     v = lambda_returns(rewards, next_values, masks, data.continues, gamma, lam, data.chunk)
-    return ReturnTargets(rewards + gamma * masks * next_values, v)
+    return ReturnTargets((gamma * masks).mul_(next_values).add_(rewards), v)
 
 
 def average_value(data: DeviceDataset, gamma: float) -> float:
@@ -155,10 +155,11 @@ def average_value(data: DeviceDataset, gamma: float) -> float:
     Source: Bradtke and Barto 1996, Boyan 2002. The mean return without a bootstrap, divided by 1 -
     the mean discount that a truncation's bootstrap would get.
     """
-    none, rows = torch.zeros_like(data.rewards), slice(None) if data.starts is None else data.starts
+    rows = slice(None) if data.starts is None else data.starts
+    none, one = (data.rewards.new_full((1,), x).expand_as(data.rewards) for x in (0.0, 1.0))
     cut = (data.masks, data.continues, gamma, 1.0, data.chunk)
     earned = lambda_returns(data.rewards, none, *cut)[rows].mean()
-    carried = lambda_returns(none, none + 1, *cut)[rows].mean()
+    carried = lambda_returns(none, one, *cut)[rows].mean()
     return (earned / (1 - carried)).item()
 
 

@@ -142,7 +142,8 @@ class DecisionFlow(FlowAlgorithm[Shared]):
         """Parts, the policy's optimiser, and the anchor."""
         config = self.config
         clone = Clone(self)
-        self.critic_part = ReturnCritic(self, expectiles=config.critic == "iql")
+        td = config.critic == "td"
+        self.critic_part = ReturnCritic(self, expectiles=not td, learns_on="qv" if td else "")
         self.parts = clone, self.critic_part
         self.behavior, self.critic = clone.average, self.critic_part.critic
         self.policy_optimizer = self.policy_descent()

@@ -178,8 +178,8 @@ class Normalizer(nn.Module):
 
 def is_constant(values: Tensor, least: float = 0.0) -> Tensor:
     """Which columns of (n, width) vary by no more than rounding, for magnitudes from `least` on."""
-    size = values.abs().amax(0).clamp_min(least)
-    return values.amax(0) - values.amin(0) <= 1e-5 * size
+    low, high = values.amin(0), values.amax(0)
+    return high - low <= 1e-5 * torch.maximum(-low, high).clamp_min(least)
 
 
 class Descent:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -64,6 +64,9 @@ class Part:
     """The hyper-parameters that decide what comes out."""
     cached: ClassVar[tuple[str, ...]]
     """Registered modules and optimisers that another agent needs to go on from here."""
+    spent: ClassVar[Mapping[str, str]] = {}
+    """Tensors that nothing reads once all is fitted, which files leave out, by how their names
+    begin -> those that stand in for them in what is loaded, "" for none."""
 
     def __init__(self, agent: FlowAlgorithm, steps: int) -> None:
         self.agent, self.steps, self.updates = agent, steps, 0
@@ -85,6 +88,10 @@ class Part:
 
     def finish(self) -> None:
         """What happens once all parts are fitted."""
+
+    def idle(self) -> Mapping[str, str]:
+        """As `spent`, of what this agent does not read, though others with the same part do."""
+        return {}
 
     def forget_data(self) -> None:
         """Drop what was computed from the agent's data, which are others now."""
@@ -135,7 +142,8 @@ class Part:
         """Write the fitted part, and the normaliser, for another agent of the same key."""
         manifest = {"part": self.name, "key": self.key(), "task": self.agent.spec.task}
         tensors = checkpoint.module_tensors("normalizer", self.agent.policy.normalizer)
-        checkpoint.write(path, manifest, tensors | self.agent.saved.tensors(*self.cached))
+        tensors |= checkpoint.without(self.agent.saved.tensors(*self.cached), self.spent)
+        checkpoint.write(path, manifest, tensors)
 
     def load(self, path: checkpoint.Target) -> None:
         """Take what `save` wrote; training goes on as if it had been fitted here.
@@ -151,6 +159,7 @@ class Part:
             )
         with checkpoint.refusing_damage(path):
             checkpoint.restore_module("normalizer", self.agent.policy.normalizer, tensors)
+            tensors = checkpoint.filled(tensors, self.spent)
             self.agent.saved.restore(tensors, {}, self.cached)
         self.updates = self.steps
 
@@ -168,6 +177,7 @@ class Clone(Part):
     name, title = "behavior", "behaviour flow"
     depends_on = ("path", "behavior_learning_rate", "behavior_steps")
     cached = ("behavior",)
+    spent: ClassVar[Mapping[str, str]] = {"flow/": "behavior/", "optimizer.behavior/": ""}
     cloning = True
 
     def __init__(self, agent: FlowAlgorithm) -> None:
@@ -207,7 +217,8 @@ class Clone(Part):
 class ReturnCritic(Part):
     """A critic, on the returns of the data's own trajectories [ours: see `critics`].
 
-    With `expectiles` the second half of its steps is implicit Q-learning's.
+    With `expectiles` the second half of its steps is implicit Q-learning's. `learns_on` says
+    which of Q and V learn under the policy, too.
 
     Attributes:
         critic: The networks.
@@ -223,11 +234,14 @@ class ReturnCritic(Part):
         "critic_steps",
     )
     cached = ("critic",)
+    spent: ClassVar[Mapping[str, str]] = {"critic/target_v.": "critic/v."}
 
-    def __init__(self, agent: FlowAlgorithm, expectiles: bool = False) -> None:
+    def __init__(
+        self, agent: FlowAlgorithm, expectiles: bool = False, learns_on: str = "qv"
+    ) -> None:
         config: Any = agent.config
         super().__init__(agent, config.critic_steps)
-        self.expectiles = expectiles
+        self.expectiles, self.learns_on = expectiles, learns_on
         spec, expectile = agent.spec, getattr(config, "expectile", 0.5)
         with self.first_weights():
             agent.velocity_field()  # draws as a clone does: a critic is the same with and without
@@ -249,6 +263,17 @@ class ReturnCritic(Part):
     def phase(self) -> bool:
         """Whether the next update is on returns."""
         return not self.expectiles or self.updates < self.steps // 2
+
+    def idle(self) -> Mapping[str, str]:
+        """The optimiser's state, and the target, of networks that learn no more."""
+        found, first = dict[str, str](), 0
+        for name, network in (("q", self.critic.q), ("v", self.critic.v)):
+            stop = first + len(list(network.parameters()))
+            if name not in self.learns_on:
+                found[f"critic/target_{name}."] = f"critic/{name}."
+                found |= {f"optimizer.critic/{index}/": "" for index in range(first, stop)}
+            first = stop
+        return found
 
     def _settings(self) -> dict[str, Any]:
         return {"expectile": self.critic.expectile if self.expectiles else None}

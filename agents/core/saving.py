@@ -56,6 +56,14 @@ class Saving(BaseAlgorithm):
         widths = self.spec.observation_dim, self.spec.action_dim
         return {"name": self.own_behavior.name, "probe": self.own_behavior.probe(*widths)}
 
+    def unread(self) -> dict[str, str]:
+        """What a checkpoint leaves out once all parts are fitted, see `Part.spent`."""
+        return {
+            name: instead
+            for part in self.parts
+            for name, instead in {**part.spent, **part.idle()}.items()
+        }
+
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """State of every module and optimiser by name, as SB3's; modules and optimisers differ."""
         modules = {name: module.state_dict() for name, module in self.saved.modules.items()}
@@ -140,7 +148,8 @@ class Saving(BaseAlgorithm):
             "reward_scale": self._reward_scale,
             "counters": self.saved.counts(),
         }
-        checkpoint.write(path, manifest, self.saved.tensors())
+        unread = self.unread() if self.prepared else {}
+        checkpoint.write(path, manifest, checkpoint.without(self.saved.tensors(), unread))
 
     @classmethod
     def load(  # type: ignore[override]
@@ -224,7 +233,7 @@ class Saving(BaseAlgorithm):
         if (scale := manifest.get("reward_scale")) is not None:
             check_numbers("(0, inf)", reward_scale=scale)
             self._reward_scale = scale
-        self.saved.restore(tensors, manifest["counters"])
+        self.saved.restore(checkpoint.filled(tensors, self.unread()), manifest["counters"])
 
     def _take_spec(self, manifest: dict[str, Any]) -> None:
         """Take the file's specification, which must be that of the environment if there is one."""
@@ -293,8 +302,9 @@ def _load_policy(
     with checkpoint.refusing_damage(content.name):
         agent._take_spec(manifest)
         agent._setup_model()
+        tensors = checkpoint.filled(content.tensors, agent.unread())
         for name in cls.acts_with:
-            checkpoint.restore_module(name, agent.saved.modules[name], content.tensors)
+            checkpoint.restore_module(name, agent.saved.modules[name], tensors)
     policy: FlowPolicy = agent.policy
     return policy
 

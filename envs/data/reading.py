@@ -126,6 +126,10 @@ def _hdf5_episodes(dataset_id: str, episodes: int) -> Iterator[dict[str, Any]]:
     with h5py.File(dataset_folder(dataset_id) / "data" / "main_data.hdf5", "r") as file:
         if len(file) != episodes:
             raise broken(dataset_id, f"{len(file)} of the promised {episodes} episodes exist")
+        metadata = file.id.get_mdc_config()  # HDF5 keeps what it knows of episodes; none is reread
+        metadata.set_initial_size = True
+        metadata.initial_size = metadata.min_size = metadata.max_size = 1 << 18
+        file.id.set_mdc_config(metadata)
         for episode in range(episodes):
             group = h5py.h5g.open(file.id, f"episode_{episode}".encode())
             names = ("observations", *FIELDS)

@@ -21,42 +21,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from flowmdp.cli.commands import COMMANDS, choose
 from flowmdp.cli.parser import read
 from flowmdp.errors import ConfigurationError, FlowMDPError
 from flowmdp.runs.interrupt import STOPPING, Stopped, listening
-
-HELP = """usage: flowmdp COMMAND ...
-
-Train flow policies for robots offline, step by flow step.
-
-Start here:
-  flowmdp train df-div hopper-medium --quick
-  flowmdp record runs/hopper-medium/df-div-seed0 --out video.mp4
-
-Commands; `flowmdp COMMAND --help` tells the rest:"""
-
-COMMANDS = {
-    "tasks": ("flowmdp.envs.data.listing:print_tasks", "List the tasks."),
-    "data build": ("flowmdp.envs.data.listing:build", "Build a task's dataset here."),
-    "data download": ("flowmdp.envs.data.listing:download", "Download a published dataset."),
-    "data import": (
-        "flowmdp.envs.data.listing:import_file",
-        "Import a D4RL or OGBench file.",
-    ),
-    "data list": ("flowmdp.envs.data.listing:print_datasets", "List the datasets that are here."),
-    "data info": ("flowmdp.envs.data.listing:print_info", "Describe a dataset."),
-    "train": ("flowmdp.runs.train:train", "Train an agent offline, the whole job."),
-    "eval": ("flowmdp.runs.play:play", "Play the robot with a trained agent."),
-    "record": ("flowmdp.runs.record:record", "Record a video: the robot and its flow."),
-    "export": ("flowmdp.runs.export:export_run", "Write a policy as ONNX or torch.export."),
-    "push": ("flowmdp.runs.hub:push_run", "Publish a run on the Hugging Face Hub."),
-    "pull": ("flowmdp.runs.hub:pull", "Download a run from the Hugging Face Hub."),
-    "plot": ("flowmdp.runs.curves:plot", "Draw a run's curves again."),
-    "bench": ("flowmdp.compare.runner:run_bench", "Run a table of jobs."),
-    "report": ("flowmdp.compare.report:run_report", "Compare finished runs."),
-}
-"""What the user types -> the function that does it, and a line of help."""
-
 
 NARROWEST = 20
 """Columns that a terminal needs."""
@@ -146,24 +114,15 @@ def parse(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:
     Raises:
         ConfigurationError: For words that cannot be; `--help` leaves by SystemExit.
     """
-    if any(not word.partition("=")[2 * ("=" in word)] for word in argv):
-        raise ConfigurationError("an argument is empty: leave it out, or write a value")
-    count = 2 if argv[0] == "data" else 1
-    name = " ".join(argv[:count])
-    if name not in COMMANDS:
-        names = [name for name in COMMANDS if count == 1 or name.startswith("data ")]
-        if argv[count - 1 : count] in ([], ["-h"], ["--help"]):
-            print(HELP, *(f"  flowmdp {name:14} {COMMANDS[name][1]}" for name in names), sep="\n")
-            sys.stdout.flush()
-            raise SystemExit(0)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        raise ConfigurationError(f"unknown command {name!r}: {hint} (flowmdp --help)")
+    try:
+        name = choose(argv)
+    except LookupError as error:
+        raise ConfigurationError(*error.args) from None
     if name == "train":
         return _parse_train(argv[1:])
     module, _, attribute = COMMANDS[name][0].partition(":")
     function: Function = getattr(importlib.import_module(module), attribute)
-    return function, read(function, argv[count:], f"flowmdp {name}")
+    return function, read(function, argv[len(name.split()) :], f"flowmdp {name}")
 
 
 def _parse_train(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:

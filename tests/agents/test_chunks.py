@@ -103,18 +103,25 @@ def test_a_thousand_episodes_agree_with_a_brute_force_chunker(chunk: int) -> Non
     assert starts.tolist() == rows.tolist()
     close = torch.testing.assert_close
     close(data.rewards[rows], torch.tensor([one.reward for one in wanted]))
-    close(data.masks[rows], torch.tensor([one.mask for one in wanted]))
+    close(data.masks[rows].float(), torch.tensor([one.mask for one in wanted]))
     close(
         data.continues[rows].bool() & (data.masks[rows] > 0),
         torch.tensor([w.follows for w in wanted]),
     )
     after = torch.tensor([one.after for one in wanted])
-    close(data.next_observations[data.last(rows)], after)
+    close(data.states_after(rows), after)
     actions, valid = data.chunks(rows), data.valid(rows)
     for i, one in enumerate(wanted):
         taken = 2 * len(one.actions)
         assert actions[i, :taken].tolist() == [a for action in one.actions for a in action]
         assert valid is None or valid[i].tolist() == [1.0] * taken + [0.0] * (2 * chunk - taken)
+
+
+def test_a_cpu_holds_the_data_once() -> None:
+    dataset = together(episodes(20))
+    data = device_data(dataset, 3)
+    for name in ("observations", "next_observations", "actions"):
+        assert np.shares_memory(getattr(data, name).numpy(), getattr(dataset, name))
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
@@ -166,7 +173,7 @@ def test_critics_discount_by_gamma_to_the_chunk() -> None:
     torch.testing.assert_close(targets.q[rows], data.rewards[rows] + later * 2.0)
     targets = return_targets(critic, data, lam=0.5)
     with torch.no_grad():
-        values = critic.target_v(data.next_observations[data.last(rows)]).squeeze()
+        values = critic.target_v(data.states_after(rows)).squeeze()
     torch.testing.assert_close(targets.q[rows], data.rewards[rows] + later * values)
     after = data.continues[rows] > 0
     mixed = values.clone()
@@ -189,7 +196,7 @@ def test_batches_hold_the_last_action_of_a_chunk_as_the_next_context() -> None:
     last = data.last(batch.rows)
     torch.testing.assert_close(batch.next_contexts[:, 3:5], data.actions[last])
     assert torch.equal(batch.next_observations, data.next_observations[last])
-    assert torch.equal(batch.masks, data.masks[batch.rows])
+    assert torch.equal(batch.masks, data.masks[batch.rows].float())
     assert batch.actions.shape == (64, 6) and batch.contexts.shape == (64, 6)
 
 

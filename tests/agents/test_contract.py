@@ -21,6 +21,7 @@ from stable_baselines3.common.monitor import Monitor
 
 import flowmdp
 from flowmdp.agents import ALGORITHMS, IFQL, IQL, DFDir, DFDiv, FlowBC, load_agent
+from flowmdp.agents.core import checkpoint
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.evaluation import evaluate
 from flowmdp.env import FlowMDPEnv
@@ -62,11 +63,9 @@ def fields(name: str) -> list[str]:
 
 
 def weights(agent: Any) -> list[torch.Tensor]:
-    return [
-        tensor.clone()
-        for module in agent.saved.modules.values()
-        for tensor in module.state_dict().values()
-    ]
+    """Of all networks that something reads."""
+    read = checkpoint.without(agent.saved.weights(), agent.unread())
+    return [tensor.clone() for tensor in read.values()]
 
 
 def equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:

@@ -75,6 +75,27 @@ def test_a_field_without_time_does_not_see_it() -> None:
     assert not torch.allclose(seeing(context, x_t, 0.1), seeing(context, x_t, 0.9))
 
 
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("length", [1, 7, 400])
+def test_lambda_returns_are_the_recursion_to_the_last_bit(
+    chunk: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Across blocks, many episodes at once and few long ones."""
+    monkeypatch.setattr("flowmdp.agents.core.batch.BLOCK", 500)
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = torch.randn(2, n := 1201, generator=generator)
+    masks, continues = torch.rand(2, n, generator=generator) > 0.001
+    continues[length - 1 :: length] = False
+    wanted = [0.0] * (n + chunk)
+    mix = 0.9 * continues.float()
+    discounts = 0.99 * masks.float()
+    constant = (rewards + discounts * (1 - mix) * values).tolist()
+    for i, factor in reversed([*enumerate((discounts * mix).tolist())]):
+        wanted[i] = constant[i] + factor * wanted[i + chunk]
+    found = lambda_returns(rewards, values, masks, continues, 0.99, 0.9, chunk)
+    assert found.tolist() == torch.tensor(wanted[:n]).tolist()
+
+
 def test_lambda_returns_by_hand() -> None:
     # two episodes: one truncated after two steps, one terminated after three
     rewards = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
@@ -216,7 +237,9 @@ def test_targets_of_the_data_bootstrap_where_nothing_terminated() -> None:
     critic = agent.critic
     targets = return_targets(critic, agent.data, lam=1.0)
     with torch.no_grad():
-        next_values = critic.target_v(agent.data.next_observations)[0, :, 0]
+        next_values = critic.target_v(agent.data.states_after(torch.arange(len(agent.data))))[
+            0, :, 0
+        ]
     torch.testing.assert_close(targets.q, agent.data.rewards + 0.5 * next_values)
     last = np.flatnonzero(agent.data.continues.numpy() == 0)
     torch.testing.assert_close(targets.v[last], targets.q[last])

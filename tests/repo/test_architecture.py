@@ -174,7 +174,8 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True)
     (wheel,) = tmp_path.glob("flowmdp-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"flowmdp"}
+    top = {name.split("/")[0].split("-")[0] for name in names}
+    assert top == {"flowmdp", "flowmdp_command.py"}
     for folder in ("agents", "envs"):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".safetensors", ".zip"):

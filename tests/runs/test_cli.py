@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import inspect
 import json
@@ -121,6 +122,33 @@ def test_damaged_cache_is_trained_again(
     assert train("df-div", tmp_path / "two") == 0
     assert capsys.readouterr().err.count("training it again") == 2
     assert [checkpoint.read(file).manifest for file in files] == before
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["data", "--help"], ["trian"], ["tasks", ""]])
+def test_the_script_answers_as_the_command_and_imports_nothing(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "import sys, atexit; atexit.register(lambda: print(*sys.modules))\n"
+    code += "from flowmdp_command import main; main()"
+    process = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    with contextlib.suppress(SystemExit):
+        assert main(words) == 2
+    wanted = capsys.readouterr()
+    assert (wanted.out or wanted.err) and process.stderr == wanted.err
+    assert process.stdout.startswith(wanted.out)
+    assert not {"numpy", "gymnasium", "tyro", "flowmdp"} & {*process.stdout.split("\n")[-2].split()}
+
+
+def test_the_script_runs_the_command() -> None:
+    words = [sys.executable, "-c", "from flowmdp_command import main; raise SystemExit(main())"]
+    process = subprocess.run([*words, "tasks"], capture_output=True, text=True, check=True)
+    assert "hopper-medium" in process.stdout
+    process = subprocess.run(
+        [*words, "tasks", "--odd"], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2 and "--odd" in process.stderr
 
 
 @pytest.mark.parametrize(
