@@ -32,7 +32,8 @@ SECONDS = 60
 PACKAGES = ("flowmdp", "gymnasium", "mujoco", "numpy", "ogbench", "torch")
 """What nodes must have in the version that is installed here."""
 
-Item, Value = TypeVar("Item"), TypeVar("Value")
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 
 def check_engine(engine: Engine, **options: Any) -> None:
@@ -56,7 +57,7 @@ def joined(address: str | None = None, shared: Iterable[Path] = ()) -> Iterator[
 
     Raises:
         ConfigurationError: Without ray, for an address at which no cluster answers, and for nodes
-            that do not answer, have other versions, or do not see a folder.
+            that have other versions or do not see a folder.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -203,11 +204,13 @@ def _check_nodes(ray: Any, marks: list[Path]) -> None:
     for reference, name in asked.items():
         try:
             versions, missing = ray.get(reference, timeout=SECONDS)
-        except (ray.exceptions.RayError, ImportError) as error:
-            cause = first_line(getattr(error, "cause", None) or error)
+        except ray.exceptions.RayTaskError as error:
             raise ConfigurationError(
-                f"node {name} of the cluster cannot work ({cause}): install the same flowmdp there"
+                f"node {name} of the cluster cannot work ({first_line(error.cause)}): install the "
+                "same flowmdp there"
             ) from error
+        except ray.exceptions.RayError:  # it has left the cluster, which Ray sees to
+            continue
         if other := [package for package in ours if versions.get(package) != ours[package]]:
             told = ", ".join(f"{n} {versions.get(n)} instead of {ours[n]}" for n in other)
             raise ConfigurationError(f"node {name} of the cluster has {told}: install the same")

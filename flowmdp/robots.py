@@ -78,6 +78,8 @@ class ClusterRobots(Robots):
 
     def open(self, numbers: Iterable[int]) -> None:
         """Make those robots, once all shares have a CPU."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
         check_room(self.ray, 1)
         numbers, free = list(numbers), self.ray.available_resources().get("CPU", 0)
         total = self.ray.cluster_resources()["CPU"]
@@ -87,7 +89,8 @@ class ClusterRobots(Robots):
         if not self.group.wait(5):
             print(f"waiting for {shares} free CPUs of the cluster", file=sys.stderr)
             self.ray.get(self.group.ready())
-        self.shares = [_Share(self, numbers[n::shares]) for n in range(shares)]
+        place = PlacementGroupSchedulingStrategy(self.group)
+        self.shares = [_Share(self, numbers[n::shares], place) for n in range(shares)]
         self._ask("open", {number: number for number in numbers})
 
     def reset(self, seeds: Mapping[int, int]) -> dict[int, Any]:
@@ -119,10 +122,10 @@ class ClusterRobots(Robots):
 class _Share:
     """Some robots in a process of their own, on some node."""
 
-    def __init__(self, robots: ClusterRobots, numbers: list[int]) -> None:
+    def __init__(self, robots: ClusterRobots, numbers: list[int], place: Any) -> None:
         self.robots, self.numbers, self.losses = robots, numbers, 0
         self.told: list[tuple[str, dict[int, Any]]] = []
-        self.actor = self._begin(num_cpus=1, placement_group=robots.group)
+        self.actor = self._begin(num_cpus=1, scheduling_strategy=place)
 
     def _begin(self, **options: Any) -> Any:
         return self.robots.ray.remote(Robots).options(**options).remote(self.robots.make_env)
