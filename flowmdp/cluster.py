@@ -90,7 +90,7 @@ def check_room(ray: Any, cpus: float, gpus: float = 0) -> None:
 
 
 def unordered(
-    ray: Any, function: Callable[[Item], Value], items: Iterable[Item], at_once: int | None = None
+    ray: Any, function: Callable[[Item], Value], items: Iterable[Item], at_once: int
 ) -> Iterator[tuple[Item, Value]]:
     """Every item with the function's value for it, computed by tasks of one CPU, as they end.
 
@@ -98,7 +98,7 @@ def unordered(
         ray: From `joined`.
         function: Of a module that nodes can import.
         items: What it is called with.
-        at_once: Tasks that exist at once; None gives all to the cluster.
+        at_once: Tasks that exist at once.
 
     Raises:
         FlowMDPError: When the cluster loses a task again and again.
@@ -108,8 +108,8 @@ def unordered(
     waiting, tasks = iter(items), dict[Any, Item]()
     try:
         while True:
-            room = None if at_once is None else at_once - len(tasks)
-            tasks.update((task.remote(function, item), item) for item in islice(waiting, room))
+            given = islice(waiting, at_once - len(tasks))
+            tasks.update((task.remote(function, item), item) for item in given)
             if not tasks:
                 return
             ready, _ = ray.wait(list(tasks), timeout=SECONDS)
