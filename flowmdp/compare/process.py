@@ -11,12 +11,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from flowmdp.errors import ConfigurationError
-from flowmdp.files import locked
+from flowmdp.files import locked, read_json
 from flowmdp.runs.folder import RunFolder
 from flowmdp.runs.interrupt import Interrupt, listening
+from flowmdp.schemas import Result
 
 ENTRY = (sys.executable, "-P", "-m", "flowmdp.cli.worker")
 """What a job's process is; -P takes the flowmdp that runs here, not one in the current folder."""
@@ -30,6 +31,8 @@ class Ended(NamedTuple):
     fault: str
     """What went wrong, with the last line of the log; empty where nothing did."""
     seconds: float
+    result: dict[str, Any] | None = None
+    """Of a node: what its result.json holds, which a shared file system may show here later."""
 
 
 class Running(Protocol):
@@ -128,7 +131,10 @@ def run_cell(cell: Cell) -> Ended:
                 job.interrupt()
                 told = True
             time.sleep(0.1)
-        return job.wait()
+        ended = job.wait()
+        if ended.fault:
+            return ended
+        return ended._replace(result=read_json(RunFolder(cell.folder).result, Result))
 
 
 def _is_locked(folder: Path) -> bool:

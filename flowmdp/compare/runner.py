@@ -252,7 +252,8 @@ class Bench:
             try:
                 if job.key in read_results(self.results):
                     return True
-                how = "found finished"  # a bench was killed just before it collected this
+                # a bench was killed just before it collected this
+                found, how = None, "found finished"
                 if not self._finished(job):
                     with self.starting:
                         if self.interruptions:
@@ -264,8 +265,9 @@ class Bench:
                         return False
                     if ended.fault:
                         raise FlowMDPError(ended.fault)
-                    how = f"{ended.seconds:.0f} s"
-                result = {"label": job.label, **read_json(self.folder(job).result, Result)}
+                    found, how = ended.result, f"{ended.seconds:.0f} s"
+                found = found or read_json(self.folder(job).result, Result)
+                result = {"label": job.label, **found}
                 put_line(self.results, result, key_of)
             except FlowMDPError as error:
                 self.failed.append(job)
