@@ -1,11 +1,10 @@
-"""Playing whole episodes of the outer environment, many at a time."""
+"""Playing whole episodes of the outer environment, many robots at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 from flowmdp.agents.core.threads import one_thread
 from flowmdp.arguments import check_integers
 from flowmdp.robot import RobotInterface
+from flowmdp.robots import MakeEnv, Robots
 
 AT_ONCE = 64
 """Robots that are open at once."""
@@ -47,11 +47,12 @@ class EvaluationResult(NamedTuple):
 @one_thread()
 def evaluate(
     policy: Policy,
-    make_env: Callable[[], gym.Env[Any, Any]],
+    make_env: MakeEnv,
     episodes: int,
     seed: int = 0,
     deterministic: bool = False,
     progress: bool = False,
+    robots: Callable[[MakeEnv], Robots] = Robots,
 ) -> EvaluationResult:
     """Play `episodes` episodes in lock-step, the policy on all open robots at once.
 
@@ -67,44 +68,46 @@ def evaluate(
         seed: First seed.
         deterministic: Passed to the policy.
         progress: Show a progress bar.
+        robots: Where they play. The results are the same everywhere, since the policy acts here.
 
     Raises:
         ConfigurationError: If `episodes` is below 1 or the seed negative.
     """
     check_integers(1, episodes=episodes)
     check_integers(0, seed=seed)
-    envs = [make_env()]
-    at_once = min(episodes, envs[0].metadata.get("at_once", AT_ONCE))
-    envs += [make_env() for _ in range(at_once - 1)]
-    robot = RobotInterface(envs[0].observation_space, envs[0].action_space)
-    flatten = robot.flatten
-    observations = np.stack([flatten(env.reset(seed=seed + i)[0]) for i, env in enumerate(envs)])
-    playing: dict[int, int] = {i: i for i in range(len(envs))}  # robot -> its episode
-    returns, lengths = [0.0] * len(envs), [0] * len(envs)
+    there = robots(make_env)
+    number = min(episodes, there.env.metadata.get("at_once", AT_ONCE))
+    there.open(range(number))
+    flatten = RobotInterface(there.env.observation_space, there.env.action_space).flatten
+    begun = there.reset({i: seed + i for i in range(number)})
+    observations = np.stack([flatten(begun[i]) for i in range(number)])
+    playing: dict[int, int] = {i: i for i in range(number)}  # robot -> its episode
+    returns, lengths = [0.0] * number, [0] * number
     successes: dict[int, bool] = {}
-    starts, state = np.ones(len(envs), np.bool_), None
+    starts, state = np.ones(number, np.bool_), None
     with tqdm(total=episodes, desc="evaluating", disable=not progress) as bar:
         while playing:
             actions, state = policy.predict(observations, state, starts, deterministic)
             starts[:] = False
+            steps, seeds = there.step({i: actions[i] for i in playing}), dict[int, int]()
             for i, episode in list(playing.items()):
-                observed, reward, terminated, truncated, info = envs[i].step(actions[i])
-                observations[i] = flatten(observed)
-                returns[episode] += float(reward)
+                step = steps[i]
+                observations[i] = flatten(step.observation)
+                returns[episode] += step.reward
                 lengths[episode] += 1
-                if not (terminated or truncated):
+                if not step.ended:
                     continue
-                if "success" in info:
-                    successes[episode] = bool(info["success"])
+                if step.success is not None:
+                    successes[episode] = step.success
                 bar.update()
                 if len(returns) == episodes:
                     del playing[i]
                     continue
-                playing[i], starts[i] = len(returns), True
-                observations[i] = flatten(envs[i].reset(seed=seed + len(returns))[0])
+                playing[i], starts[i], seeds[i] = len(returns), True, seed + len(returns)
                 returns.append(0.0)
                 lengths.append(0)
-    for env in envs:
-        env.close()
+            for i, observed in there.reset(seeds).items() if seeds else ():
+                observations[i] = flatten(observed)
+    there.close()
     reported = [successes[i] for i in range(episodes)] if len(successes) == episodes else None
     return EvaluationResult(returns, lengths, reported)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from flowmdp.cluster import Engine
 from flowmdp.envs.data.describe import draw_dataset, open_dataset
 from flowmdp.envs.data.sources.build import build_dataset
 from flowmdp.envs.data.sources.d4rl import import_d4rl
@@ -69,6 +70,8 @@ def build(
     seed: int = 0,
     jobs: int | None = None,
     force: bool = False,
+    engine: Engine = "local",
+    address: str | None = None,
 ) -> None:
     """Build a task's dataset from the behaviour that comes with the package.
 
@@ -82,6 +85,7 @@ def build(
       flowmdp data build hopper-medium --force
       flowmdp data build pointmaze-umaze
       flowmdp data build scene-play --episodes 100
+      flowmdp data build scene-play --engine ray
 
     Args:
         task: Name of the task; `flowmdp tasks` lists them.
@@ -92,8 +96,20 @@ def build(
         jobs: Processes that record one of OGBench's scenes; all cores when not given.
         force: Replace the dataset that is there; else one of another size or seed is kept and
             reported.
+        engine: local records on this machine, ray one of OGBench's scenes on a Ray cluster.
+        address: HOST:PORT of the cluster's head; RAY_ADDRESS, or the cluster that this machine is a
+            node of, when not given.
     """
-    built = build_dataset(task, steps, seed, force=force, episodes=episodes, jobs=jobs)
+    built = build_dataset(
+        task,
+        steps,
+        seed,
+        force=force,
+        episodes=episodes,
+        jobs=jobs,
+        engine=engine,
+        address=address,
+    )
     print(f"{built} is in {store_root()}")
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 
 from flowmdp.cli import main
+from flowmdp.runs.interrupt import STOPPING
 
 
 def stop_with_parent() -> None:
@@ -18,5 +19,6 @@ def stop_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # Ray's workers block SIGINT
     threading.Thread(target=stop_with_parent, daemon=True).start()
     sys.exit(main())

@@ -1,5 +1,7 @@
 """`flowmdp bench`: run what is missing of a table, a few processes at a time.
 
+The processes run on this machine, or on the nodes of a Ray cluster; all else is the same.
+
 RESULTS          one row per finished job; its presence says that the job is done
 RUNS/NAME/       the run folder of `flowmdp train`
 RUNS/NAME.log    what the job's process said; locked for as long as the process lives
@@ -14,10 +16,9 @@ import fcntl
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
-import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,10 @@ from typing import IO
 
 from tqdm import tqdm
 
-from flowmdp.arguments import check_integers
+from flowmdp.arguments import check_integers, check_numbers
+from flowmdp.cluster import Engine, check_engine
+from flowmdp.compare.process import Cell, Process, Running
+from flowmdp.compare.remote import on_cluster
 from flowmdp.compare.results import key_of, read_results
 from flowmdp.compare.table import Job, read_table
 from flowmdp.errors import CheckpointError, ConfigurationError, FlowMDPError
@@ -36,8 +40,10 @@ from flowmdp.runs.interrupt import Stopped, listening
 from flowmdp.runs.summary import percent
 from flowmdp.schemas import Result, RunConfig
 
-ENTRY = (sys.executable, "-P", "-m", "flowmdp.cli.worker")
-"""What a job's process is; -P takes the flowmdp that runs here, not one in the current folder."""
+HANDED_OVER = 256
+"""Jobs that a cluster has at once, to run and to wait for room."""
+Start = Callable[[Job, Cell, IO[bytes]], Running]
+"""What sets a job to work; its output goes to the log, which is from `lock_log`."""
 
 
 def run_bench(
@@ -49,6 +55,9 @@ def run_bench(
     threads: int = 1,
     only: tuple[str, ...] = (),
     list: bool = False,
+    engine: Engine = "local",
+    address: str | None = None,
+    gpus: float | None = None,
 ) -> int:
     """Run a table of jobs, tasks x algorithms x seeds: those that are not done yet.
 
@@ -80,15 +89,21 @@ def run_bench(
       flowmdp bench table.toml --list
       flowmdp bench table.toml --jobs 2
       flowmdp bench table.toml --only seed1 --results results/first.jsonl
+      flowmdp bench table.toml --engine ray --address 10.0.0.1:6379
 
     Args:
         table: The table.
         results: File of the finished jobs, one line each; results/TABLE.jsonl when not given.
         runs: Where the run folders and logs go; runs/bench/TABLE when not given.
-        jobs: Processes at once; cores / threads when not given.
+        jobs: Processes at once; cores / threads when not given, with ray as many as have room.
         threads: Threads of each process.
         only: Only jobs whose name (dataset, label, seed; see --list) contains one of these texts.
         list: Print every job, whether it is done, and its exact command; run nothing.
+        engine: local runs the processes here, ray on the nodes of a Ray cluster.
+        address: HOST:PORT of the cluster's head; RAY_ADDRESS, or the cluster that this machine is a
+            node of, when not given.
+        gpus: With ray, GPUs of each job that may use one, also a part of one; 1 when not given and
+            the cluster has some.
 
     Returns:
         0, or 1 when a job failed or is still run by another bench.
@@ -99,6 +114,8 @@ def run_bench(
         KeyboardInterrupt: After Ctrl-C, when all running jobs have saved and ended.
     """
     check_integers(1, **{"--jobs": 1 if jobs is None else jobs, "--threads": threads})
+    check_engine(engine, address=address, gpus=gpus)
+    check_numbers("[0, 1024]", **{"--gpus": gpus or 0})
     every = read_table(table)
     chosen = [job for job in every if not only or any(text in job.name for text in only)]
     if not chosen:
@@ -110,11 +127,17 @@ def run_bench(
         raise ConfigurationError(f"--results is {results}, a folder: name a file *.jsonl")
     if results.suffix == ".json":
         raise ConfigurationError(f"--results is {results}, as of one run: name a file *.jsonl")
-    bench = Bench(chosen, results, runs or Path("runs") / "bench" / table.stem, threads)
+    runs = runs or Path("runs") / "bench" / table.stem
+    bench = Bench(chosen, results, runs if engine == "local" else runs.absolute(), threads)
     if list:
         bench.print_list()
         return 0
-    bench.run(jobs or max(1, len(os.sched_getaffinity(0)) // threads))
+    if engine == "local":
+        bench.run(jobs or max(1, len(os.sched_getaffinity(0)) // threads))
+    else:
+        devices = {job.config["device"] for job in chosen}
+        with on_cluster(address, bench.runs, devices, threads, gpus) as start:
+            bench.run(jobs or HANDED_OVER, start)
     if bench.interruptions:
         command = shlex.join(["flowmdp", *sys.argv[1:]])
         raise Stopped(bench.interrupted_by, f"continue with: {command}")
@@ -123,6 +146,8 @@ def run_bench(
 
 class Bench:
     """Runs jobs, each in a process of its own that a thread waits for, and keeps the account.
+
+    Whatever engine starts the processes, here is decided what runs, and what is done.
 
     Args:
         jobs: In the order in which they are begun; those that are done are skipped.
@@ -135,7 +160,7 @@ class Bench:
         self.jobs, self.results, self.runs, self.threads = jobs, results, runs, threads
         self.failed: list[Job] = []
         self.elsewhere: list[Job] = []
-        self.running: list[subprocess.Popen[bytes]] = []
+        self.running: list[Running] = []
         self.interruptions, self.interrupted_by = 0, 0
         self.starting = threading.RLock()
         """Held while a process starts, so that no interruption misses it or comes twice."""
@@ -157,13 +182,14 @@ class Bench:
         """What the job's processes said."""
         return self.runs / f"{job.name}.log"
 
-    def command(self, job: Job) -> list[str]:
-        """The `flowmdp train` that continues the job where it was begun, or begins it."""
-        folder = self.folder(job)
-        if folder.config.exists():
-            trust = ["--trust"] * bool(imports(job.config))
-            return ["flowmdp", "train", "--resume", str(folder.path), *trust]
-        return [*job.command, "--out", str(folder.path)]
+    def cell(self, job: Job) -> Cell:
+        """What the job's process needs."""
+        folder = self.folder(job).path
+        trust = ["--trust"] * bool(imports(job.config))
+        numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
+        begin = [*job.command, "--out", str(folder)]
+        resume = ["flowmdp", "train", "--resume", str(folder), *trust]
+        return Cell(begin, resume, folder, self.log(job), numbers)
 
     def print_list(self) -> None:
         """Every job: whether it is done, begun or missing, and its command."""
@@ -171,19 +197,20 @@ class Bench:
         for job in self.jobs:
             begun = "partial" if self.folder(job).config.exists() else "missing"
             states.append("done" if job.key in self.done else begun)
-            print(f"{states[-1]:8} {job.name}\n    {shlex.join(self.command(job))}")
+            print(f"{states[-1]:8} {job.name}\n    {shlex.join(self.cell(job).command)}")
         counts = (f"{states.count(state)} {state}" for state in ("done", "partial", "missing"))
         print(f"{len(states)} jobs: {', '.join(counts)}")
 
-    def run(self, at_once: int) -> None:
+    def run(self, at_once: int, start: Start = lambda _, cell, log: Process(cell, log)) -> None:
         """Run that many jobs at once until all have ended; after a stopping signal begin none."""
         waiting = [job for job in self.jobs if job.key not in self.done]
-        start = len(self.jobs) - len(waiting)
+        done = len(self.jobs) - len(waiting)
         pool = ThreadPoolExecutor(at_once)
         with listening(self.interrupt):
             try:
-                with tqdm(total=len(self.jobs), initial=start, desc="jobs") as bar:
-                    for ended in as_completed([pool.submit(self._do, job) for job in waiting]):
+                with tqdm(total=len(self.jobs), initial=done, desc="jobs") as bar:
+                    working = [pool.submit(self._do, job, start) for job in waiting]
+                    for ended in as_completed(working):
                         bar.update(ended.result())
             except BaseException:  # whatever went wrong in here, nothing is left running
                 self.interrupt()
@@ -196,9 +223,8 @@ class Bench:
         with self.starting:
             self.interruptions += 1
             self.interrupted_by = self.interrupted_by or number
-            for process in self.running:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGINT)
+            for job in self.running:
+                job.interrupt()
         if self.interruptions == 1:
             _say("the running jobs save and end; Ctrl-C again stops at once")
 
@@ -216,7 +242,7 @@ class Bench:
         print(f"results in {self.results}; compare them: {compare}")
         return 0
 
-    def _do(self, job: Job) -> bool:
+    def _do(self, job: Job, start: Start) -> bool:
         """Run a job, unless another bench has it or has done it; whether it is done."""
         log = None if self.interruptions else lock_log(self.log(job))
         if log is None:
@@ -226,20 +252,22 @@ class Bench:
             try:
                 if job.key in read_results(self.results):
                     return True
-                how = "found finished"  # a bench was killed just before it collected this
+                # a bench was killed just before it collected this
+                found, how = None, "found finished"
                 if not self._finished(job):
-                    since = time.perf_counter()
-                    process = self.start(job, log)
-                    if process is None:
+                    with self.starting:
+                        if self.interruptions:
+                            return False
+                        running = start(job, self.cell(job), log)
+                        self.running.append(running)
+                    ended = running.wait()
+                    if ended.fault and self.interruptions:
                         return False
-                    with process:  # which closes its input in the end
-                        process.wait()
-                    if process.returncode != 0 and self.interruptions:
-                        return False
-                    if process.returncode != 0:
-                        raise FlowMDPError(_ending(process, self.log(job)))
-                    how = f"{time.perf_counter() - since:.0f} s"
-                result = {"label": job.label, **read_json(self.folder(job).result, Result)}
+                    if ended.fault:
+                        raise FlowMDPError(ended.fault)
+                    found, how = ended.result, f"{ended.seconds:.0f} s"
+                found = found or read_json(self.folder(job).result, Result)
+                result = {"label": job.label, **found}
                 put_line(self.results, result, key_of)
             except FlowMDPError as error:
                 self.failed.append(job)
@@ -256,38 +284,6 @@ class Bench:
         with suppress(CheckpointError):
             return bool(read_json(self.folder(job).result, Result))
         return False
-
-    def start(self, job: Job, log: IO[bytes]) -> subprocess.Popen[bytes] | None:
-        """A process that begins or continues a job, None after an interruption.
-
-        It has a process group of its own, so that Ctrl-C reaches it through `interrupt` only; its
-        output goes to `log`, which is from `lock_log`; its input ends when the bench does.
-        """
-        command = self.command(job)
-        numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
-        with self.starting:
-            if self.interruptions:
-                return None
-            log.write(f"$ {shlex.join(command)}\n".encode())
-            log.flush()
-            process = subprocess.Popen(
-                [*ENTRY, *command[1:]],
-                env={**os.environ, **numbers, "TQDM_MININTERVAL": "30"},  # bars would fill the log
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                process_group=0,
-            )
-            self.running.append(process)
-        return process
-
-
-def _ending(process: subprocess.Popen[bytes], log: Path) -> str:
-    """How a failed job ended: its exit code or signal, and the last line it wrote."""
-    code = process.returncode
-    how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-    *_, last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"{how}: {last.strip()} ({log})"
 
 
 def lock_log(path: Path) -> IO[bytes] | None:

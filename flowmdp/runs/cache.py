@@ -20,12 +20,15 @@ from flowmdp.agents.core.parts import Part
 from flowmdp.errors import CheckpointError
 
 
+def cache_root() -> Path:
+    """The cache's folder, absolute; it need not exist."""
+    chosen = os.environ.get("FLOWMDP_CACHE")
+    return Path(chosen or platformdirs.user_cache_path("flowmdp")).absolute()
+
+
 def cached_file(part: Part, folder: Path | None) -> Path:
     """Where a part of an agent's pre-training lies, or would."""
-    if folder is None:
-        chosen = os.environ.get("FLOWMDP_CACHE")
-        folder = Path(chosen or platformdirs.user_cache_path("flowmdp")) / "pretrained"
-    return folder / f"{part.name}-{part.key()}.zip"
+    return (folder or cache_root() / "pretrained") / f"{part.name}-{part.key()}.zip"
 
 
 def _is_fitted(part: Part) -> bool:

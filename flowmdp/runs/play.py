@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from json import dumps
 from pathlib import Path
@@ -12,8 +13,10 @@ from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.inputs import check_device
 from flowmdp.agents.evaluation import evaluate
 from flowmdp.arguments import check_integers
+from flowmdp.cluster import Engine, check_engine, joined
 from flowmdp.envs.robots.outer import make_robot
 from flowmdp.errors import CheckpointError, ConfigurationError
+from flowmdp.robots import ClusterRobots, Robots
 from flowmdp.runs.config import MOST, Device, check_trust, get_algorithm, imports
 from flowmdp.runs.folder import RunFolder
 from flowmdp.runs.summary import outcome, print_table
@@ -87,6 +90,9 @@ def play(
     device: Device = "auto",
     trust: bool = False,
     json: bool = False,
+    engine: Engine = "local",
+    address: str | None = None,
+    jobs: int | None = None,
 ) -> None:
     """Play the robot with a trained agent and print returns and normalised scores.
 
@@ -97,6 +103,7 @@ def play(
       flowmdp eval runs/my-run --episodes 100 --seed 7
       flowmdp eval runs/my-run --behavior --noise-scale 0
       flowmdp eval runs/my-run --solver heun --flow-steps 5 --best-of 8
+      flowmdp eval runs/my-run --episodes 500 --engine ray
 
     Args:
         run_folder: Run folder, or a checkpoint file.
@@ -114,6 +121,11 @@ def play(
         device: auto takes the GPU when there is one.
         trust: Import, and so run, the code of others that the run names.
         json: Print the result as JSON instead of the table.
+        engine: local lets the robots play here, ray on the nodes of a Ray cluster: the policy acts
+            here in any case, and the numbers are the same.
+        address: HOST:PORT of the cluster's head; RAY_ADDRESS, or the cluster that this machine is a
+            node of, when not given.
+        jobs: With ray, CPUs at most; all that are free when not given.
 
     Raises:
         ConfigurationError: For a number out of range, or an option that the agent cannot take.
@@ -121,6 +133,8 @@ def play(
     """
     check_integers(1, MOST, **{"--episodes": episodes, "--best-of": best_of})
     check_integers(0, MOST, **{"--seed": seed})
+    check_integers(1, **{"--jobs": 1 if jobs is None else jobs})
+    check_engine(engine, address=address, jobs=jobs)
     agent = open_agent(run_folder, task, device, trust)
     if noise_scale is not None:
         agent.set_noise_scale(noise_scale)
@@ -135,14 +149,20 @@ def play(
         chosen["best_of"] = best_of
     policy = agent.behavior_policy(**chosen) if behavior else agent.outer_policy(**chosen)
     task = str(agent.spec.task)
-    result = evaluate(
-        policy,
-        partial(make_robot, task, agent.spec.source),
-        episodes,
-        seed,
-        deterministic=noise_scale is None and agent.acts_at_mean,
-        progress=not json,
-    )
+    with ExitStack() as stack:
+        robots: Any = Robots
+        if engine == "ray":
+            ray = stack.enter_context(joined(address))
+            robots = partial(ClusterRobots, ray=ray, jobs=jobs)
+        result = evaluate(
+            policy,
+            partial(make_robot, task, agent.spec.source),
+            episodes,
+            seed,
+            deterministic=noise_scale is None and agent.acts_at_mean,
+            progress=not json,
+            robots=robots,
+        )
     summary = outcome(task, result)
     if json:
         print(dumps({"task": task, "seed": seed, **summary}, indent=2))

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from flowmdp.cli import main
-from flowmdp.compare import runner
+from flowmdp.compare import process
+from flowmdp.compare.process import Process
 from flowmdp.compare.results import key_of
 from flowmdp.compare.runner import Bench, lock_log
 from flowmdp.compare.table import read_table
@@ -56,7 +57,7 @@ result = {**config, "mean_return": 7.0, "data": {"mean_return": 1.0}, "normalize
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """TABLE as a file in the current folder, with the stub for its jobs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "ENTRY", (sys.executable, "-S", "-c", STUB))
+    monkeypatch.setattr(process, "ENTRY", (sys.executable, "-S", "-c", STUB))
     path = Path("table.toml")
     path.write_text(TABLE)
     return path
@@ -154,16 +155,14 @@ def test_a_killed_job_is_continued(
 ) -> None:
     name = f"{DATA}_df-div_seed1"
     started: list[int] = []
-    start = Bench.start
+    begin = Process.__init__
 
-    def remember(self: Bench, *arguments: Any) -> Any:
-        process = start(self, *arguments)
-        assert process is not None
-        started.append(process.pid)
-        return process
+    def remember(self: Process, *arguments: Any) -> None:
+        begin(self, *arguments)
+        started.append(self.process.pid)
 
     monkeypatch.setenv("HANG", "1")
-    monkeypatch.setattr(Bench, "start", remember)
+    monkeypatch.setattr(Process, "__init__", remember)
     when(lambda: log_says(name, "training"), lambda: os.kill(started[0], signal.SIGKILL))
     assert main(["bench", "table.toml", "--only", "df-div_seed1"]) == 1
     assert f"failed {name}: killed by SIGKILL: training" in capsys.readouterr().err
@@ -213,13 +212,11 @@ def test_the_lock_outlives_a_killed_bench(table: Path, monkeypatch: pytest.Monke
     place, job = bench(table), read_table(table)[0]
     log = lock_log(place.log(job))
     assert log is not None
-    process = place.start(job, log)
-    assert process is not None
+    running = Process(place.cell(job), log)
     log.close()  # as the kernel does for a bench that is killed
     assert lock_log(place.log(job)) is None
-    with process:
-        process.kill()
-        process.wait()
+    running.process.kill()
+    running.wait()
     free = lock_log(place.log(job))
     assert free is not None
     free.close()
@@ -242,7 +239,7 @@ def test_a_finished_run_is_collected_without_a_process(
     assert main(["bench", "table.toml"]) == 0
     before = results()
     RESULTS.unlink()
-    monkeypatch.setattr(runner, "ENTRY", ("false",))
+    monkeypatch.setattr(process, "ENTRY", ("false",))
     assert main(["bench", "table.toml"]) == 0
     assert results() == before
 

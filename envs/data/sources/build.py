@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -18,10 +19,17 @@ from gymnasium.envs.registration import EnvSpec
 from tqdm import tqdm
 
 from flowmdp.arguments import check_integers
+from flowmdp.cluster import Engine, check_engine, check_room, joined
 from flowmdp.envs.data.sources import manipulation
 from flowmdp.envs.data.sources.behavior import BehaviorPolicy
 from flowmdp.envs.data.sources.collect import NUM_ENVS, Episode, collect_steps, roll_out
-from flowmdp.envs.data.sources.kept import cores, keep, kept, record
+from flowmdp.envs.data.sources.kept import (
+    cores,
+    keep,
+    kept,
+    record,
+    record_on_cluster,
+)
 from flowmdp.envs.data.sources.manipulation import expert_recipe, published_episodes, quiet
 from flowmdp.envs.data.sources.planner import plan_episodes, planner_recipe
 from flowmdp.envs.data.store import (
@@ -51,6 +59,8 @@ def build_dataset(
     force: bool = False,
     episodes: int | None = None,
     jobs: int | None = None,
+    engine: Engine = "local",
+    address: str | None = None,
 ) -> str:
     """Roll the task's behaviour out into its Minari dataset, or find it already built.
 
@@ -70,14 +80,16 @@ def build_dataset(
         force: Whether to replace a dataset that is already there.
         episodes: Of one of OGBench's scenes, at least 1; None takes as many as OGBench published.
         jobs: Processes that record one of OGBench's scenes, at least 1; None takes all cores.
+        engine: "local", or "ray" to record one of OGBench's scenes on a Ray cluster.
+        address: HOST:PORT of the cluster's head; None as in `flowmdp.cluster.joined`.
 
     Returns:
         The dataset's Minari id.
 
     Raises:
         UnknownTaskError: For an unknown task, or when its simulator is not installed.
-        ConfigurationError: For steps, episodes or jobs < 1, a negative seed, or steps where the
-            task counts episodes and the other way around.
+        ConfigurationError: For steps, episodes or jobs < 1, a negative seed, steps where the task
+            counts episodes and the other way around, or a cluster that cannot be used.
         DatasetError: When the task has no builtin data, another build of it is there already, or
             the store cannot be written.
         KeyboardInterrupt: When the user stopped it; how to go on is its text.
@@ -87,6 +99,9 @@ def build_dataset(
     size = _size(row, steps, episodes)
     check_integers(1, **size, **({} if jobs is None else {"jobs": jobs}))
     check_integers(0, seed=seed)
+    check_engine(engine, address=address)
+    if engine == "ray" and not row.ogbench:
+        raise ConfigurationError(f"{task} is recorded in one process: leave --engine ray out")
     recipe = build_recipe(row, size, seed)
     if not force and _is_built(dataset_id, recipe):
         return dataset_id
@@ -95,7 +110,13 @@ def build_dataset(
             return dataset_id
         if row.ogbench:
             env = stack.enter_context(make_recorded(row))
-            found = _experts_episodes(row, recipe, progress, force, jobs or cores())
+            recorder, most = record, cores()
+            if engine == "ray":
+                ray = stack.enter_context(joined(address))
+                check_room(ray, 1)
+                recorder = functools.partial(record_on_cluster, ray)
+                most = int(ray.cluster_resources()["CPU"])
+            found = _experts_episodes(row, recipe, progress, force, jobs or most, recorder)
             total, name = size["episodes"] * manipulation.TRANSITIONS, "OGBench's experts"
         else:
             number, total = 1 if row.planner else NUM_ENVS, size["steps"]
@@ -188,7 +209,12 @@ def _episodes(
 
 
 def _experts_episodes(
-    row: Task, recipe: dict[str, Any], progress: bool, force: bool, jobs: int
+    row: Task,
+    recipe: dict[str, Any],
+    progress: bool,
+    force: bool,
+    jobs: int,
+    record: Callable[[str, int, list[int], int], Generator[tuple[int, Episode]]],
 ) -> Iterator[Episode]:
     """Record what is missing of the experts' episodes, then give all of them in order."""
     dataset_id, episodes = row.dataset("builtin"), recipe["episodes"]

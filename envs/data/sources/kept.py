@@ -1,10 +1,11 @@
-"""Record episodes in several processes, and keep them until the dataset is whole.
+"""Record episodes in several processes or on a cluster, and keep them until the dataset is whole.
 
 A finished episode is a file of its own. A build that was stopped, however, goes on from there.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from flowmdp.cluster import unordered
 from flowmdp.envs.data.sources import manipulation
 from flowmdp.envs.data.sources.collect import Episode
 from flowmdp.envs.data.sources.manipulation import Experts, reward_free
@@ -92,6 +94,24 @@ def record(
             for process in beside:
                 process.kill()
                 process.communicate()
+
+
+def record_on_cluster(
+    ray: Any, name: str, seed: int, indices: Sequence[int], jobs: int
+) -> Generator[tuple[int, Episode]]:
+    """`record` by tasks of a Ray cluster, so many at once; `ray` is from `cluster.joined`."""
+    episode = functools.partial(_episode, name, seed, manipulation.TRANSITIONS)
+    yield from unordered(ray, episode, indices, jobs)
+
+
+@functools.cache
+def _experts(name: str) -> Experts:
+    return Experts(name)
+
+
+def _episode(name: str, seed: int, transitions: int, index: int) -> Episode:
+    """A task; its process keeps the scene for the next one."""
+    return _experts(name).record(seed, index, transitions)
 
 
 def keep(folder: Path, index: int, episode: Episode) -> None:
