@@ -212,15 +212,17 @@ def table(name: str, text: int) -> Callable[[Callable[[], Rows]], Callable[[], R
 @table("ogbench", text=2)
 def ogbench() -> Rows:
     """Success rates in percent; chunks of five actions."""
-    yield "", "", "seeds 1, 2, 3", "mean", "95 %, all episodes", "from x_0 = 0", "the data"
-    for dataset, labels in grouped("ogbench").items():
+    spans = "seeds 1, 2, 3", "mean", "95 %, all episodes"
+    yield "", "IFQL from noise of", *spans, "from x_0 = 0", "the data"
+    for dataset, labels in grouped("ogbench", "ogbench_cube").items():
         for label, results in labels.items():
             sampled, still, data = (
                 [100 * run["success_rate"] for run in played(labels, f"{label}{way}")]
                 for way in ("", "/noiseless", "/data")
             )
             means = spread(sampled, 1), report.success_span(results), spread(still, 1)
-            yield dataset.task, NAMES[label], each(sampled), *means, each(data[:1], 1)
+            noise = results[0]["flow"]["noise_scale"]
+            yield dataset.task, f"{noise:g}", each(sampled), *means, each(data[:1], 1)
 
 
 @table("top", text=1)
