@@ -31,8 +31,8 @@ class Ended(NamedTuple):
     fault: str
     """What went wrong, with the last line of the log; empty where nothing did."""
     seconds: float
-    result: dict[str, Any] | None = None
-    """Of a node: what its result.json holds, which a shared file system may show here later."""
+    results: tuple[dict[str, Any], ...] = ()
+    """Of a node: what each result.json holds, which a shared file system may show here later."""
 
 
 class Running(Protocol):
@@ -53,21 +53,21 @@ class Cell:
     Attributes:
         begin: The `flowmdp train` that begins the job.
         resume: The one that continues it.
-        folder: The job's run folder.
+        folders: The run folder of the job, or of each job in the process.
         log: What the job's processes say.
         environment: Variables on top of the machine's own.
     """
 
     begin: list[str]
     resume: list[str]
-    folder: Path
+    folders: tuple[Path, ...]
     log: Path
     environment: dict[str, str]
 
     @property
     def command(self) -> list[str]:
         """The words that continue the job where it was begun, or begin it."""
-        return self.resume if RunFolder(self.folder).config.exists() else self.begin
+        return self.resume if RunFolder(self.folders[0]).config.exists() else self.begin
 
 
 class Process:
@@ -121,7 +121,7 @@ def run_cell(cell: Cell) -> Ended:
         raise ConfigurationError(f"node {socket.gethostname()} does not see {cell.log.parent}")
     interrupt, until = Interrupt(), time.monotonic() + PATIENCE
     with listening(interrupt), cell.log.open("ab") as log:
-        while _is_locked(cell.folder) and interrupt.go_on() and time.monotonic() < until:
+        while any(map(_is_locked, cell.folders)) and interrupt.go_on() and time.monotonic() < until:
             time.sleep(0.5)
         if not interrupt.go_on():
             return Ended("interrupted", 0.0)
@@ -134,7 +134,8 @@ def run_cell(cell: Cell) -> Ended:
         ended = job.wait()
         if ended.fault:
             return ended
-        return ended._replace(result=read_json(RunFolder(cell.folder).result, Result))
+        results = (read_json(RunFolder(folder).result, Result) for folder in cell.folders)
+        return ended._replace(results=tuple(results))
 
 
 def _is_locked(folder: Path) -> bool:

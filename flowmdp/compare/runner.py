@@ -20,17 +20,17 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
 from flowmdp.arguments import check_integers, check_numbers
 from flowmdp.cluster import Engine, check_engine
-from flowmdp.compare.process import Cell, Process, Running
+from flowmdp.compare.process import Cell, Ended, Process, Running
 from flowmdp.compare.remote import on_cluster
-from flowmdp.compare.results import key_of, read_results
+from flowmdp.compare.results import Fields, key_of, read_results
 from flowmdp.compare.table import Job, read_table
 from flowmdp.errors import CheckpointError, ConfigurationError, FlowMDPError
 from flowmdp.files import check_writable, put_line, read_json
@@ -54,6 +54,7 @@ def run_bench(
     jobs: int | None = None,
     threads: int = 1,
     only: tuple[str, ...] = (),
+    together: bool = False,
     list: bool = False,
     engine: Engine = "local",
     address: str | None = None,
@@ -89,6 +90,7 @@ def run_bench(
       flowmdp bench table.toml --list
       flowmdp bench table.toml --jobs 2
       flowmdp bench table.toml --only seed1 --results results/first.jsonl
+      flowmdp bench table.toml --together --jobs 1
       flowmdp bench table.toml --engine ray --address 10.0.0.1:6379
 
     Args:
@@ -98,6 +100,8 @@ def run_bench(
         jobs: Processes at once; cores / threads when not given, with ray as many as have room.
         threads: Threads of each process.
         only: Only jobs whose name (dataset, label, seed; see --list) contains one of these texts.
+        together: One process for all seeds of a cell, as `flowmdp train --seeds`: for a GPU, which
+            then has all of them at the same time.
         list: Print every job, whether it is done, and its exact command; run nothing.
         engine: local runs the processes here, ray on the nodes of a Ray cluster.
         address: HOST:PORT of the cluster's head; RAY_ADDRESS, or the cluster that this machine is a
@@ -133,11 +137,11 @@ def run_bench(
         bench.print_list()
         return 0
     if engine == "local":
-        bench.run(jobs or max(1, len(os.sched_getaffinity(0)) // threads))
+        bench.run(jobs or max(1, len(os.sched_getaffinity(0)) // threads), together)
     else:
         devices = {job.config["device"] for job in chosen}
         with on_cluster(address, bench.runs, devices, threads, gpus) as start:
-            bench.run(jobs or HANDED_OVER, start)
+            bench.run(jobs or HANDED_OVER, together, start)
     if bench.interruptions:
         command = shlex.join(["flowmdp", *sys.argv[1:]])
         raise Stopped(bench.interrupted_by, f"continue with: {command}")
@@ -182,14 +186,19 @@ class Bench:
         """What the job's processes said."""
         return self.runs / f"{job.name}.log"
 
-    def cell(self, job: Job) -> Cell:
-        """What the job's process needs."""
-        folder = self.folder(job).path
-        trust = ["--trust"] * bool(imports(job.config))
+    def cell(self, jobs: list[Job]) -> Cell:
+        """What the process of these jobs needs: one, or those of a cell that are alike begun."""
+        folders = [self.folder(job).path for job in jobs]
+        trust = ["--trust"] * bool(imports(jobs[0].config))
         numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
-        begin = [*job.command, "--out", str(folder)]
-        resume = ["flowmdp", "train", "--resume", str(folder), *trust]
-        return Cell(begin, resume, folder, self.log(job), numbers)
+        begin = [*jobs[0].command, "--out", str(folders[0])]
+        if len(jobs) > 1:
+            seeds = [str(job.config["seed"]) for job in jobs]
+            at = begin.index("--seed")
+            begin[at:] = ["--seeds", *seeds, *begin[at + 2 : -1]]
+            begin.append(str(folders[0]).removesuffix(seeds[0]) + "{seed}")
+        resume = ["flowmdp", "train", "--resume", *map(str, folders), *trust]
+        return Cell(begin, resume, tuple(folders), self.log(jobs[0]), numbers)
 
     def print_list(self) -> None:
         """Every job: whether it is done, begun or missing, and its command."""
@@ -197,19 +206,31 @@ class Bench:
         for job in self.jobs:
             begun = "partial" if self.folder(job).config.exists() else "missing"
             states.append("done" if job.key in self.done else begun)
-            print(f"{states[-1]:8} {job.name}\n    {shlex.join(self.cell(job).command)}")
+            print(f"{states[-1]:8} {job.name}\n    {shlex.join(self.cell([job]).command)}")
         counts = (f"{states.count(state)} {state}" for state in ("done", "partial", "missing"))
         print(f"{len(states)} jobs: {', '.join(counts)}")
 
-    def run(self, at_once: int, start: Start = lambda _, cell, log: Process(cell, log)) -> None:
-        """Run that many jobs at once until all have ended; after a stopping signal begin none."""
-        waiting = [job for job in self.jobs if job.key not in self.done]
-        done = len(self.jobs) - len(waiting)
+    def run(
+        self,
+        at_once: int,
+        together: bool = False,
+        start: Start = lambda _, cell, log: Process(cell, log),
+    ) -> None:
+        """Run that many processes at once until all jobs have ended.
+
+        After a stopping signal none begins. `together`: all jobs of a cell in one process.
+        """
+        groups: dict[Any, list[Job]] = {}
+        for job in self.jobs:
+            if job.key not in self.done:
+                cell = job.key[:2], self.folder(job).config.exists()
+                groups.setdefault(cell if together else job.key, []).append(job)
+        done = len(self.jobs) - sum(map(len, groups.values()))
         pool = ThreadPoolExecutor(at_once)
         with listening(self.interrupt):
             try:
                 with tqdm(total=len(self.jobs), initial=done, desc="jobs") as bar:
-                    working = [pool.submit(self._do, job, start) for job in waiting]
+                    working = [pool.submit(self._do, jobs, start) for jobs in groups.values()]
                     for ended in as_completed(working):
                         bar.update(ended.result())
             except BaseException:  # whatever went wrong in here, nothing is left running
@@ -242,40 +263,47 @@ class Bench:
         print(f"results in {self.results}; compare them: {compare}")
         return 0
 
-    def _do(self, job: Job, start: Start) -> bool:
-        """Run a job, unless another bench has it or has done it; whether it is done."""
-        log = None if self.interruptions else lock_log(self.log(job))
-        if log is None:
-            self.elsewhere += [] if self.interruptions else [job]
+    def _do(self, jobs: list[Job], start: Start) -> int:
+        """Run jobs in one process, but for those that another bench has; how many are done."""
+        with ExitStack() as stack:
+            logs = [None if self.interruptions else lock_log(self.log(job)) for job in jobs]
+            mine = [job for job, log in zip(jobs, logs, strict=True) if log is not None]
+            if not self.interruptions:
+                self.elsewhere += [job for job in jobs if job not in mine]
+            files = [stack.enter_context(log) for log in logs if log is not None]
+            waiting = [job for job in mine if job.key not in read_results(self.results)]
+            missing = [job for job in waiting if not self._finished(job)]
+            # without one: a bench was killed just before it collected this
+            ended = Ended("", 0.0)
+            if missing:
+                with self.starting:
+                    if self.interruptions:
+                        return len(mine) - len(waiting)
+                    log = files[mine.index(missing[0])]
+                    running = start(missing[0], self.cell(missing), log)
+                    self.running.append(running)
+                ended = running.wait()
+            kept = dict(zip((job.key for job in missing), ended.results, strict=False))
+            found = [self._collect(job, ended, kept.get(job.key)) for job in waiting]
+            return len(mine) - len(waiting) + sum(found)
+
+    def _collect(self, job: Job, ended: Ended, found: Fields | None) -> bool:
+        """Put the result of a job into the table, and say so; whether there is one."""
+        try:
+            if ended.fault and found is None and not self._finished(job):
+                if self.interruptions:
+                    return False
+                raise FlowMDPError(ended.fault)
+            result = {"label": job.label, **(found or read_json(self.folder(job).result, Result))}
+            put_line(self.results, result, key_of)
+        except FlowMDPError as error:
+            self.failed.append(job)
+            _say(f"failed {job.name}: {error}")
             return False
-        with log:
-            try:
-                if job.key in read_results(self.results):
-                    return True
-                # a bench was killed just before it collected this
-                found, how = None, "found finished"
-                if not self._finished(job):
-                    with self.starting:
-                        if self.interruptions:
-                            return False
-                        running = start(job, self.cell(job), log)
-                        self.running.append(running)
-                    ended = running.wait()
-                    if ended.fault and self.interruptions:
-                        return False
-                    if ended.fault:
-                        raise FlowMDPError(ended.fault)
-                    found, how = ended.result, f"{ended.seconds:.0f} s"
-                found = found or read_json(self.folder(job).result, Result)
-                result = {"label": job.label, **found}
-                put_line(self.results, result, key_of)
-            except FlowMDPError as error:
-                self.failed.append(job)
-                _say(f"failed {job.name}: {error}")
-                return False
         score, rate = result.get("normalized_score"), result.get("success_rate")
         scored = "" if score is None else f", score {score:.1f}"
         scored = scored if rate is None else f", success {percent(rate)}"
+        how = f"{ended.seconds:.0f} s" if ended.seconds else "found finished"
         _say(f"done {job.name}: return {result['mean_return']:.0f}{scored}, {how}")
         return True
 

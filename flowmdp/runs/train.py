@@ -103,19 +103,19 @@ def train(
     Args:
         out: Run folder; runs/TASK/ALGORITHM-seedS when not given, or the next free one.
         seeds: One run for each of these seeds, all in this process, on a GPU at the same time; the
-            folders are OUT/seedS, or those of single runs.
+            folders are OUT/seedS, or OUT with S in the place of {seed}, or those of single runs.
         verbose: Print the logged numbers as tables too.
         **options: Of `make_config`.
     """
     start = time.perf_counter()
     configs = [make_config(**one) for one in _each_seed(seeds, options)]
-    defaults = [out / f"seed{seed}" if out else None for seed in seeds] or [out]
-    for config, path in zip(configs, defaults, strict=True):
+    paths = [_folder_of(seed, out) for seed in seeds] or [out]
+    for config, path in zip(configs, paths, strict=True):
         RunFolder(path or free_folder(default_folder(config))).check_free()
     data = make_data(configs[0])
     with make_env(configs[0], data) as env, ExitStack() as stack:
         runs = []
-        for config, path in zip(configs, defaults, strict=True):
+        for config, path in zip(configs, paths, strict=True):
             config["fingerprint"] = fingerprint(data)
             agent = make_agent(config, env)  # what cannot be is refused before there is a folder
             folder = RunFolder(path or free_folder(default_folder(config), make=True))
@@ -181,6 +181,13 @@ def _each_seed(seeds: Sequence[int], options: dict[str, Any]) -> list[dict[str, 
     if len(set(seeds)) < len(seeds) or options.get("seed"):
         raise ConfigurationError("give every seed once: --seeds 1 2 3, or --seed 1 for one run")
     return [{**options, "seed": seed} for seed in seeds]
+
+
+def _folder_of(seed: int, out: Path | None) -> Path | None:
+    """Where the run of a seed goes, as far as it was said."""
+    if out is None or "{seed}" not in str(out):
+        return out and out / f"seed{seed}"
+    return Path(str(out).replace("{seed}", str(seed)))
 
 
 def _unlike(one: dict[str, Any], other: dict[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from flowmdp.cli import main
+from flowmdp.cli import main, parse
 from flowmdp.compare import process
 from flowmdp.compare.process import Process
 from flowmdp.compare.results import key_of
@@ -31,25 +31,39 @@ STUB = """
 import json, os, pathlib, signal, sys, time
 words = sys.argv[1:]
 resumed = words[1] == "--resume"
-folder = pathlib.Path(words[-1])
-if not resumed:
+folders = [pathlib.Path(words[-1])]
+if resumed:
+    folders = [pathlib.Path(word) for word in words[2:]]
+elif "--seeds" in words:
+    seeds = words[words.index("--seeds") + 1 : words.index("--steps")]
+    folders = [pathlib.Path(words[-1].replace("{seed}", seed)) for seed in seeds]
+else:
+    seeds = [words[words.index("--seed") + 1]]
+for i, folder in enumerate(folders):
+    if resumed:
+        break
     if words[1] in os.environ.get("FAIL", ""):
         sys.exit("flowmdp: it cannot be")
     folder.mkdir(parents=True)
-    config = dict(algorithm=words[1], task=words[2], seed=int(words[words.index("--seed") + 1]),
+    config = dict(algorithm=words[1], task=words[2], seed=int(seeds[i]),
                   source="builtin", dataset_id="flowmdp/hopper/medium-v0",
                   steps=int(words[words.index("--steps") + 1]),
                   flow={"flow_steps": 10, "noise_scale": 1.0 if words[1] == "flow-bc" else 0.3},
                   config={"batch_size": 256})
     (folder / "config.json").write_text(json.dumps(config))
-    if "HANG" in os.environ:
-        signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
-        print("training", flush=True)
-        time.sleep(60)
-config = json.loads((folder / "config.json").read_text())
-result = {**config, "mean_return": 7.0, "data": {"mean_return": 1.0}, "normalized_score": None,
-          "resumed": resumed, "threads": os.environ["OMP_NUM_THREADS"], "pid": os.getpid()}
-(folder / "result.json").write_text(json.dumps(result))
+if not resumed and "HANG" in os.environ:
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    print("training", flush=True)
+    time.sleep(60)
+for folder in folders:
+    config = json.loads((folder / "config.json").read_text())
+    if f"seed{config['seed']}" in os.environ.get("DIVERGE", ""):
+        continue
+    result = {**config, "mean_return": 7.0, "data": {"mean_return": 1.0}, "normalized_score": None,
+              "resumed": resumed, "threads": os.environ["OMP_NUM_THREADS"], "pid": os.getpid()}
+    (folder / "result.json").write_text(json.dumps(result))
+if "DIVERGE" in os.environ:
+    sys.exit("flowmdp: training diverged")
 """
 
 
@@ -93,6 +107,26 @@ def log_says(name: str, text: str, runs: Path = Path("runs/bench/table")) -> boo
     """Whether a job's log holds a text."""
     path = runs / f"{name}.log"
     return path.exists() and text in path.read_text()
+
+
+def test_seeds_of_a_cell_in_one_process(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = bench(table).cell([job for job in bench(table).jobs if job.label == "clone"]).begin
+    _, arguments = parse(words[1:])
+    assert (arguments["seeds"], arguments["seed"]) == ((1, 2), 0)
+    assert str(arguments["out"]) == f"runs/bench/table/{DATA}_clone_seed{{seed}}"
+    monkeypatch.setenv("DIVERGE", "seed2")
+    assert main(["bench", "table.toml", "--together", "--only", "clone"]) == 1
+    assert set(results()) == {f"{DATA}_clone_seed1"}
+    said = capsys.readouterr().err
+    assert f"done {DATA}_clone_seed1" in said and f"failed {DATA}_clone_seed2" in said
+    monkeypatch.delenv("DIVERGE")
+    assert main(["bench", "table.toml", "--together"]) == 0
+    found = results()
+    assert len(found) == 4
+    assert found[f"{DATA}_df-div_seed1"]["pid"] == found[f"{DATA}_df-div_seed2"]["pid"]
+    assert found[f"{DATA}_clone_seed2"]["resumed"]
 
 
 def test_runs_what_is_missing(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,7 +246,7 @@ def test_the_lock_outlives_a_killed_bench(table: Path, monkeypatch: pytest.Monke
     place, job = bench(table), read_table(table)[0]
     log = lock_log(place.log(job))
     assert log is not None
-    running = Process(place.cell(job), log)
+    running = Process(place.cell([job]), log)
     log.close()  # as the kernel does for a bench that is killed
     assert lock_log(place.log(job)) is None
     running.process.kill()
