@@ -15,7 +15,7 @@ from flowmdp.errors import DatasetError
 from flowmdp.mdp.spec import FlowSpec
 from flowmdp.transitions import TransitionDataset
 
-BLOCK = 1 << 17
+BLOCK = 1 << 16
 """Transitions that are worked on at a time, which bounds what that takes of memory."""
 
 
@@ -244,7 +244,7 @@ def _backwards(constant: Tensor, factor: Tensor, following: NDArray[Any]) -> NDA
     lengths = np.diff(ends, prepend=-1)
     order = np.argsort(-lengths)
     ends, lengths = ends[order], lengths[order]
-    if 50 * lengths[0] > len(g):
+    if 20 * lengths[0] > len(g):
         values, factors = g.tolist(), f.tolist()
         for i in range(len(g) - 2, -1, -1):
             values[i] += factors[i] * values[i + 1]
