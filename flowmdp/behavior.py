@@ -175,10 +175,12 @@ class BehaviorFlow:
         if hasattr(t, "detach"):
             import torch
 
-            if t.device not in self._grids:  # once, since a GPU is waited for
-                grid = (torch.as_tensor(part, device=t.device) for part in (times, steps))
-                self._grids[t.device] = tuple(grid)
-            times, steps = self._grids[t.device]
+            grid = self._grids.get(t.device)
+            if grid is None:
+                grid = tuple(torch.as_tensor(part, device=t.device) for part in (times, steps))
+                if t.device.type != "cpu":  # which need not be waited for, and may be traced
+                    self._grids[t.device] = grid
+            times, steps = grid
             k = (t * self.flow_steps).round().long().clamp(0, self.flow_steps - 1)
         else:
             k = np.rint(t * self.flow_steps).astype(int).clip(0, self.flow_steps - 1)

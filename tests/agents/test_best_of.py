@@ -106,7 +106,7 @@ def test_the_target_is_the_best_of_the_policy_s_actions(
         if name == "fql":
             actions = field.actions(contexts, noises[:, i])
         else:
-            flow, steps = field or agent.policy.ema, 10 if name == "qc" else 3
+            flow, steps = field or agent.policy.ema, 10 if name == "qc" else agent.rollout_steps
             actions = integrate(partial(flow, contexts), noises[:, i], steps)
         candidates.append(actions.clamp(-1, 1))
     check(agent, observations, torch.stack(candidates, 1), seen["actions"])

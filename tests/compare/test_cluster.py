@@ -107,7 +107,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor": False}
         sooner = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
         head = {**small, "include_dashboard": False, "_system_config": sooner}
-        nodes = Cluster(initialize_head=True, head_node_args=head)
+        nodes: Any = Cluster(initialize_head=True, head_node_args=head)
         nodes.small = small
         nodes.add_node(**small)
         yield nodes

@@ -61,7 +61,7 @@ def test_the_listed_command_is_the_job(table: Path) -> None:
     for job in jobs:
         command, arguments = parse(shlex.split(shlex.join(job.command))[1:])
         assert command is train
-        for name in ("out", "verbose"):
+        for name in ("out", "seeds", "verbose"):
             arguments.pop(name)
         config = make_config(**arguments)
         assert {**config, "command": ""} == {**job.config, "command": ""}

@@ -215,7 +215,7 @@ def test_random_flow_actions_do_not_reach_the_level() -> None:
     assert mean_reward(None, toy_chains()) < -1.5 < float(aim(ORIGIN, ORIGIN)) < LEVEL
 
 
-@pytest.mark.parametrize("algorithm", [SAC, TD3, TQC])
+@pytest.mark.parametrize("algorithm", [SAC, TD3, pytest.param(TQC, marks=pytest.mark.slow)])
 def test_off_policy_learns_a_toy(algorithm: Any) -> None:
     # the default bonus for entropy, 1 at first, is larger than anything this toy pays
     bonus = {} if algorithm is TD3 else {"ent_coef": "auto_0.1"}

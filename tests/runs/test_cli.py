@@ -336,7 +336,7 @@ BAD = {
 def test_the_papers_setting_takes_one_word(name: str) -> None:
     def config(*words: str) -> dict[str, Any]:
         _, arguments = parse(["train", name, "hopper-medium", "--paper", *words])
-        del arguments["out"], arguments["verbose"]
+        del arguments["out"], arguments["seeds"], arguments["verbose"]
         return make_config(**arguments)
 
     paper, given = get_algorithm(name).paper, config("--rho", "3")

@@ -62,8 +62,8 @@ def test_each_run_is_what_it_is_alone(
 def test_ctrl_c_saves_all_and_one_command_continues(
     hopper_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    broken, whole, steps = tmp_path / "broken", tmp_path / "whole", 120
-    often = ("--eval-every", "60", "--save-every", "1000")
+    broken, whole, steps = tmp_path / "broken", tmp_path / "whole", 60
+    often = ("--eval-every", "30", "--save-every", "1000")
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, *seeds(broken, *often, steps=steps)],
         stderr=subprocess.PIPE,
