@@ -8,6 +8,7 @@ from flowmdp.agents.core.models import load_models as load_models
 from flowmdp.agents.core.models import models_of as models_of
 from flowmdp.agents.core.models import pretrained_path as pretrained_path
 from flowmdp.agents.core.saving import load_agent as load_agent
+from flowmdp.agents.core.together import together as together
 from flowmdp.agents.flow_bc import FlowBC as FlowBC  # isort: split
 
 from flowmdp.agents.df_dir import DFDir as DFDir  # isort: split

@@ -61,7 +61,7 @@ def share_of_rare_mode(name: str, pretrained: Path, **kwargs: Any) -> float:
 @pytest.mark.parametrize(
     ("name", "improving", "cloning"),
     [
-        ("iql", {"beta": 3.0}, {"beta": 0.0}),
+        pytest.param("iql", {"beta": 3.0}, {"beta": 0.0}, marks=pytest.mark.slow),
         ("rebrac", {"actor_bc": 0.1}, {"actor_bc": 1000.0}),
         ("fql", {"alpha": 0.1}, {"alpha": 1000.0}),
         ("ifql", {"samples": 32}, {"samples": 1}),

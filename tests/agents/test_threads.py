@@ -54,7 +54,7 @@ def said(code: str, **environment: str) -> str:
     [
         ("", {}, "{1} 2"),
         ("torch.set_num_threads(3)", {}, "{3} 3"),
-        ("", {"OMP_NUM_THREADS": "2"}, "{2} 2"),
+        pytest.param("", {"OMP_NUM_THREADS": "2"}, "{2} 2", marks=pytest.mark.slow),
     ],
 )
 def test_one_thread_unless_the_user_says_more(
@@ -65,4 +65,3 @@ def test_one_thread_unless_the_user_says_more(
 
 def test_the_command_takes_one_thread() -> None:
     assert said(COMMAND) == "1"
-    assert said(COMMAND, OMP_NUM_THREADS="2") == "2"

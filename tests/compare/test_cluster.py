@@ -272,6 +272,7 @@ def test_no_ray_and_no_cluster_are_one_line(
     assert 'pip install "flowmdp[ray]"' in failure(capsys, *bench)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_from_a_cluster(driver: None, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ogbench")
     monkeypatch.setattr(manipulation, "TRANSITIONS", 8)
