@@ -65,7 +65,10 @@ def share_of_rare_mode(name: str, pretrained: Path, **kwargs: Any) -> float:
         ("rebrac", {"actor_bc": 0.1}, {"actor_bc": 1000.0}),
         ("fql", {"alpha": 0.1}, {"alpha": 1000.0}),
         ("ifql", {"samples": 32}, {"samples": 1}),
-        ("rql", {"alpha": 0.003, "value_steps": 200}, {"alpha": 1000.0, "value_steps": 200}),
+        pytest.param(
+            *("rql", {"alpha": 0.003, "value_steps": 200}, {"alpha": 1000.0, "value_steps": 200}),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_rare_better_mode_is_found_unless_the_data_hold_it_back(

@@ -67,11 +67,11 @@ def bandit_agent(cls: type[DecisionFlow], pretrained: Path, **kwargs: Any) -> De
     ("cls", "kwargs"),
     [
         (DFDiv, {"critic": "iql"}),
-        (DFDiv, {"critic": "td"}),
+        pytest.param(DFDiv, {"critic": "td"}, marks=pytest.mark.slow),
         (DFDir, {"critic": "iql", "objective": "endpoint"}),
         (DFDir, {"critic": "iql", "objective": "endpoint", "path": "trigonometric"}),
         (DFDir, {"critic": "iql", "objective": "advantage"}),
-        (DFDir, {"critic": "iql", "objective": "direction"}),
+        pytest.param(DFDir, {"critic": "iql", "objective": "direction"}, marks=pytest.mark.slow),
     ],
 )
 def test_the_policy_moves_to_the_rare_better_mode(

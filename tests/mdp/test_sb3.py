@@ -20,6 +20,8 @@ from flowmdp.sb3 import FlowReplayBuffer, FlowVecEnv
 from flowmdp.vector import FlowMDPVectorEnv
 from tests.mdp.toys import PointRobot, aim, behavior, critic, toy_dataset
 
+SLOW_TQC = pytest.param(TQC, marks=pytest.mark.slow)
+
 
 def chains(num_envs: int = 4, **arguments: Any) -> FlowVecEnv:
     settings = {"autoreset_mode": "SameStep", "flow_steps": 3, "reward": "direction", **arguments}
@@ -122,14 +124,14 @@ def learned_value(algorithm: Any, replay_buffer_class: Any, **kwargs: Any) -> fl
     return float(np.mean([values.numpy() for values in answer]))
 
 
-@pytest.mark.parametrize("algorithm", [TD3, TQC])
+@pytest.mark.parametrize("algorithm", [TD3, SLOW_TQC])
 def test_learned_value_is_the_outer_one(algorithm: Any) -> None:
     """1 / (1 - 0.5) = 2, seen through two undiscounted flow steps."""
     value = learned_value(algorithm, FlowReplayBuffer, gamma=0.5)
     assert value == pytest.approx(2, abs=0.1)
 
 
-@pytest.mark.parametrize("algorithm", [TD3, TQC])
+@pytest.mark.parametrize("algorithm", [TD3, SLOW_TQC])
 def test_plain_buffer_learns_another_value(algorithm: Any) -> None:
     """Negative control: one gamma for every step is 0.5^3 outside, 0.5^2 / (1 - 0.5^3) = 0.286."""
     assert learned_value(algorithm, None) == pytest.approx(0.25 / 0.875, abs=0.1)
@@ -215,7 +217,7 @@ def test_random_flow_actions_do_not_reach_the_level() -> None:
     assert mean_reward(None, toy_chains()) < -1.5 < float(aim(ORIGIN, ORIGIN)) < LEVEL
 
 
-@pytest.mark.parametrize("algorithm", [SAC, TD3, pytest.param(TQC, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("algorithm", [SAC, TD3, SLOW_TQC])
 def test_off_policy_learns_a_toy(algorithm: Any) -> None:
     # the default bonus for entropy, 1 at first, is larger than anything this toy pays
     bonus = {} if algorithm is TD3 else {"ent_coef": "auto_0.1"}
