@@ -101,8 +101,8 @@ def _argument(parameter: inspect.Parameter, hint: Any) -> Any:
         hint = Annotated[hint, Positional]
         shown["metavar"] = parameter.name.upper() + " ..." * several
     elif several:  # the option may be repeated, with some words after it each time
+        shown["metavar"] = f"{METAVARS[get_args(hint)[0]]} ..."
         hint = Annotated[tuple[hint, ...], UseAppendAction]
-        shown["metavar"] = "STR ..."
     elif parameter.default is None:
         kind = get_args(hint)[0]
         shown["metavar"] = METAVARS.get(kind) or f"{{{','.join(get_args(kind))}}}"
