@@ -68,7 +68,7 @@ def _form(
             if name in groups:
                 arguments |= value if isinstance(value, dict) else _given(value)
             else:
-                arguments[name] = _flat(value)
+                arguments[name] = _flat(name, value)
         return arguments
 
     hints = get_type_hints(function)
@@ -112,15 +112,21 @@ def _argument(parameter: inspect.Parameter, hint: Any) -> Any:
 def _given(config: Any) -> dict[str, Any]:
     """The fields of a dataclass's instance by name."""
     for name, value in vars(config).items():
-        if value == ():
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigurationError(f"{option} has no value: write some after it, or leave it out")
+        _check_words(name, value)
     return {**vars(config)}
 
 
-def _flat(value: Any) -> Any:
+def _check_words(name: str, words: Any) -> None:
+    if words == ():
+        option = f"--{name.replace('_', '-')}"
+        raise ConfigurationError(f"{option} has no value: write some after it, or leave it out")
+
+
+def _flat(name: str, value: Any) -> Any:
     """The words of all occurrences of a repeated option, in their order."""
     if isinstance(value, tuple) and all(isinstance(words, tuple) for words in value):
+        for words in value:
+            _check_words(name, words)
         return tuple(chain.from_iterable(value))
     return value
 

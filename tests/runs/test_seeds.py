@@ -110,6 +110,8 @@ def test_what_cannot_run_together_is_refused(
     for more in (("--seeds", "1", "1"), ("--seeds", "1", "2", "--seed", "3")):
         assert "--seeds 1 2 3, or --seed 1" in failure(capsys, *words, *more)
     assert "--seeds" in failure(capsys, *words, "--seeds", "1", "two")
+    assert "--seeds has no value" in failure(capsys, *words, "--seeds")
+    assert "--resume has no value" in failure(capsys, "train", "--resume")
     assert not (tmp_path / "new").exists()
     both = map(str, (runs["df-div"], runs["fql"]))
     line = failure(capsys, "train", "--resume", *both, "--steps", "40")
