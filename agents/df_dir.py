@@ -12,8 +12,9 @@ with one of the objectives
 
     advantage   Q^f(s, x_t, u_theta, t) - stopgrad V^f(s, x_t, u_theta / |u_theta|, t)
     direction   V^f(s, x_t, u_theta / |u_theta|, t): the anchor alone holds the magnitude
-    endpoint    A(s, clip(x_t + (1 - t) u_theta)) [ours]: on the linear path the action is
-                x_t + (1 - t) u exactly, which makes this the closed form of Q^f on data pairs
+    endpoint    Q(s, clip(x_t + (1 - t) u_theta)) / nu [ours]: on the linear path the action is
+                x_t + (1 - t) u exactly, which makes this, less V(s) / nu, which does not depend on
+                u_theta, the closed form of Q^f on data pairs
 
 Ours: the flow critics learn on data pairs (points of the straight path to the dataset's action) and
 on on-policy pairs (points of roll-outs), because the policy asks for velocities that no data pair
@@ -112,9 +113,9 @@ def policy_loss(
 def endpoint_objective(
     networks: Networks, pairs: FlowPairs, velocity: Tensor, path: Path = PATHS["linear"]
 ) -> Tensor:
-    """A(s, clip(x_t + (1 - t) u)) on the straight path, shape (batch,) [ours]."""
-    actions = path.endpoint(pairs.points, velocity, pairs.t)
-    return networks.critic.advantages(pairs.observations, actions.clamp(-1, 1))
+    """Q(s, clip(x_t + (1 - t) u)) / nu on the straight path, shape (batch,) [ours]."""
+    actions = path.endpoint(pairs.points, velocity, pairs.t).clamp(-1, 1)
+    return networks.critic.values(pairs.observations, actions) / networks.critic.scale
 
 
 def critic_objective(
@@ -140,12 +141,17 @@ class DFDir(DecisionFlow[DFDirConfig], name="df-dir"):
     paper: ClassVar[dict[str, Any]] = {**DecisionFlow.paper, "objective": "advantage"}
     default_weight = 0.025  # DF-div keeps the same distance with a rho some 1.7 times smaller
 
+    @property
+    def reads_state_value(self) -> bool:
+        """The flow critics do."""
+        return self.config.objective != "endpoint"
+
     def build(self) -> None:
         """Add the flow critics, if the objective needs them."""
         super().build()
         self.path = PATHS[self.config.path]
         self.flow_critics: nn.ModuleDict | None = None
-        if self.config.objective != "endpoint":
+        if self.reads_state_value:
             spec, net_arch = self.spec, self.config.net_arch
             self.flow_critics = nn.ModuleDict(
                 {

@@ -32,7 +32,7 @@ from flowmdp.agents.core.config import (
     PolicyConfig,
     TargetConfig,
 )
-from flowmdp.agents.core.critics import smoothed, td_value_loss
+from flowmdp.agents.core.critics import smoothed, td_loss, td_value_loss
 from flowmdp.agents.core.networks import Info
 from flowmdp.agents.core.parts import Clone, ReturnCritic
 from flowmdp.arguments import AtLeast, Range
@@ -143,7 +143,8 @@ class DecisionFlow(FlowAlgorithm[Shared]):
         config = self.config
         clone = Clone(self)
         td = config.critic == "td"
-        self.critic_part = ReturnCritic(self, expectiles=not td, learns_on="qv" if td else "")
+        learns_on = ("qv" if self.reads_state_value else "q") if td else ""
+        self.critic_part = ReturnCritic(self, expectiles=not td, learns_on=learns_on)
         self.parts = clone, self.critic_part
         self.behavior, self.critic = clone.average, self.critic_part.critic
         self.policy_optimizer = self.policy_descent()
@@ -203,10 +204,16 @@ class DecisionFlow(FlowAlgorithm[Shared]):
             if self.config.smoothing > 0:
                 noise = self.noise_like(next_actions)
                 next_actions = smoothed(next_actions, noise, self.config.smoothing)
-            info = self.critic_part.learn(td_value_loss, batch, next_actions)
+            loss = td_value_loss if self.reads_state_value else td_loss
+            info = self.critic_part.learn(loss, batch, next_actions)
         rollout = rollout.first(chains)
         self.steer_anchor(rollout)
         return rollout, info
+
+    @property
+    def reads_state_value(self) -> bool:
+        """Whether an update asks for V(s); mode "td" teaches V only then."""
+        return True
 
     def phase(self) -> bool:
         """Whether this update moves rho."""

@@ -99,15 +99,19 @@ class GaussianField(nn.Module):
 
 
 class QuadraticCritic(nn.Module):
-    """A(s, a) = -curvature (a - best)^2, in advantage units."""
+    """Q(s, a) = A(s, a) = -curvature (a - best)^2; V is 0, and the advantage unit 1."""
+
+    scale = 1.0
 
     def __init__(self, best: float, curvature: float) -> None:
         super().__init__()
         self.best, self.curvature = best, curvature
 
-    def advantages(self, observations: Tensor, actions: Tensor) -> Tensor:
+    def values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Shape (batch,)."""
         return -self.curvature * (actions - self.best).square().sum(-1)
+
+    advantages = values
 
 
 def riccati_gains(
