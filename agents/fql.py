@@ -6,12 +6,13 @@ policy a(s, x_0), a single network, descends
     alpha ||a(s, x_0) - flow(s, x_0)||^2 - Q(s, a(s, x_0)) / mean |Q|
 
 with the squared distance averaged over dimensions, and the critic regresses to
-r + gamma mask mean Q'(s', a(s', x_0)).
+r + gamma mask Q'(s', a(s', x_0)).
 
-Differences [ours]: the flow is trained before the policy instead of beside it, and the critic
-starts from the data's returns; Q is always divided by mean |Q| (an option of the paper's code), so
-that alpha does not depend on the rewards' scale; the moving average of the policy's weights acts;
-noise of 0.3 instead of 1 throughout, see `DecisionFlow.environment`.
+Differences [ours]: the critic is the one of all agents (`paper` has the mean of two networks); it
+starts from the data's returns, and the flow is trained before the policy instead of beside it; Q is
+always divided by mean |Q| (an option of the paper's code), so that alpha does not depend on the
+rewards' scale; the moving average of the policy's weights acts; noise of 0.3 instead of 1
+throughout, see `DecisionFlow.environment`.
 
 Logged (train/):
     policy_loss, distill_loss, grad_norm: of the policy.
@@ -28,9 +29,14 @@ from torch import Tensor, nn
 
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.best_of import favourites
-from flowmdp.agents.core.config import CloneConfig, PolicyConfig, TargetConfig
-from flowmdp.agents.core.critics import Critic, td_loss
+from flowmdp.agents.core.config import (
+    MEAN_OF_TWO,
+    BestOfConfig,
+    CloneConfig,
+    PolicyConfig,
+    SmoothedConfig,
+)
+from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.networks import Info
 from flowmdp.agents.core.one_step import DistilledField, SampledField
 from flowmdp.agents.core.parts import Clone, ReturnCritic
@@ -38,11 +44,9 @@ from flowmdp.arguments import Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class FQLConfig(PolicyConfig, CloneConfig, TargetConfig):
+class FQLConfig(PolicyConfig, CloneConfig, SmoothedConfig, BestOfConfig):
     """Hyper-parameters of FQL."""
 
-    pessimism: Annotated[float, Range("(-inf, inf)")] | None = 0.0
-    """Q = mean - pessimism * std of the members; 0 is the mean (paper)."""
     alpha: Annotated[float, Range("[0, inf)")] = 1.0
     """Weight of the distillation (paper: searched for every dataset). The distance is averaged over
     the dimensions of one action and summed over a chunk's, so that an action weighs the same in
@@ -82,6 +86,7 @@ class FQL(FlowAlgorithm[FQLConfig], name="fql"):
     default_steps = 15_000
     only_flow_steps = 1
     environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
+    paper: ClassVar[dict[str, Any]] = MEAN_OF_TWO
 
     def make_field(self) -> DistilledField:
         """The policy."""
@@ -102,8 +107,7 @@ class FQL(FlowAlgorithm[FQLConfig], name="fql"):
         """One step of the critic, one of the policy."""
         batch, field = self.sample(), self.policy.field
         assert isinstance(field, DistilledField)
-        next_actions = self.next_actions(field, batch)
-        info = self.critic_part.learn(td_loss, batch, next_actions)
+        info = self.critic_part.follow(batch, self.next_actions(field, batch))
         networks = Networks(field, self.teacher, self.critic)
         x_0 = self.starts_like(batch.actions)
         return info | self.minimize(
@@ -117,10 +121,9 @@ class FQL(FlowAlgorithm[FQLConfig], name="fql"):
 
     @torch.no_grad()
     def next_actions(self, field: DistilledField, batch: Batch) -> Tensor:
-        """The policy's action at s', or the best of `best_of`, shape (batch, action_dim)."""
+        """The policy's actions at s', shape (batch, best_of, action_dim)."""
         n = self.config.best_of
         with self.autocast():
             x_0 = self.starts_like(batch.actions.repeat_interleave(n, 0))
             actions = field.actions(batch.next_contexts.repeat_interleave(n, 0), x_0).clamp(-1, 1)
-            candidates = actions.unflatten(0, (-1, n))
-            return favourites(self.critic, batch.next_observations, candidates, target=True)
+        return actions.reshape(-1, n, actions.shape[1])

@@ -19,23 +19,16 @@ Logged (train/):
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 from flowmdp.agents.core.best_of import BestOf, SamplesConfig
-from flowmdp.agents.core.config import ExpectileConfig
+from flowmdp.agents.core.config import ImplicitConfig
 from flowmdp.agents.core.critics import expectile_loss
 from flowmdp.agents.core.networks import Info
-from flowmdp.arguments import AtLeast, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class IFQLConfig(SamplesConfig, ExpectileConfig):
+class IFQLConfig(ImplicitConfig, SamplesConfig):
     """Hyper-parameters of IFQL."""
-
-    expectile: Annotated[float, Range("[0.5, 1)")] = 0.7
-    """Of V's regression to Q (paper: 0.9) [ours: 0.7]."""
-    critic_steps: Annotated[int, AtLeast(0)] = 10_000
-    """Gradient steps of the critic before `learn`, half on returns, half by expectiles [ours]."""
 
 
 class IFQL(BestOf[IFQLConfig], name="ifql"):

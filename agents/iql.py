@@ -26,28 +26,24 @@ from torch import Tensor
 
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.config import ExpectileConfig, PolicyConfig
+from flowmdp.agents.core.config import ImplicitConfig, PolicyConfig
 from flowmdp.agents.core.critics import Critic, expectile_loss
 from flowmdp.agents.core.networks import Info
 from flowmdp.agents.core.one_step import GaussianField
 from flowmdp.agents.core.parts import ReturnCritic
-from flowmdp.arguments import AtLeast, Range
+from flowmdp.arguments import Range
 
 MAX_WEIGHT = 100.0
 """Weights are clipped here, as in the paper's code."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class IQLConfig(PolicyConfig, ExpectileConfig):
+class IQLConfig(PolicyConfig, ImplicitConfig):
     """Hyper-parameters of IQL."""
 
-    expectile: Annotated[float, Range("[0.5, 1)")] = 0.7
-    """Of V's regression to Q (paper: 0.7 on Gym-MuJoCo, 0.9 on AntMaze)."""
     beta: Annotated[float, Range("[0, inf)")] = 1.0
     """Inverse temperature, in units of the mean absolute advantage [ours] (paper: 3, in the
     reward's)."""
-    critic_steps: Annotated[int, AtLeast(0)] = 10_000
-    """Gradient steps of the critic alone, half on returns and half by expectiles [ours]."""
 
 
 class Networks(NamedTuple):

@@ -9,12 +9,12 @@ The paper's actions are chunks of five robot actions: take an environment with `
 the chunk's discounted reward and gamma its `chunk`-th power. Without chunks it is best-of-N
 Q-learning on single actions (Ghasemipour et al. 2021, EMaQ, arXiv:2007.11091, with a flow).
 
-As in the paper: N = 32, the mean of two Q networks with a target of Polyak rate 0.005, gamma 0.99,
-batches of 256, Adam at 3e-4 for the critic, flows of ten steps.
+As in the paper: N = 32, a Polyak rate of 0.005, gamma 0.99, batches of 256, Adam at 3e-4 for the
+critic, flows of ten steps, and with `paper` the mean of two Q networks.
 
-Differences [ours]: offline only; the flow is trained before the critic instead of beside it, and
-the critic starts from the data's returns, hence far fewer steps (paper: a million); networks of
-256x3 instead of 512x4; the critic's rewards are scaled to returns of order one; noise of 0.3
+Differences [ours]: the critic is the one of all agents; offline only; the flow is trained before
+the critic, which starts from the data's returns, hence far fewer steps (paper: a million); networks
+of 256x3 instead of 512x4; the critic's rewards are scaled to returns of order one; noise of 0.3
 instead of 1, see `DecisionFlow.environment`; the N noises are shifted copies of one, as IFQL's, in
 the target as well, so that the target evaluates the policy that acts.
 
@@ -25,22 +25,18 @@ Logged (train/):
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Any, ClassVar
 
 import torch
 
 from flowmdp.agents.core.best_of import BestOf, SamplesConfig
-from flowmdp.agents.core.critics import td_loss
+from flowmdp.agents.core.config import MEAN_OF_TWO, SmoothedConfig
 from flowmdp.agents.core.networks import Info
-from flowmdp.arguments import Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class QCConfig(SamplesConfig):
+class QCConfig(SamplesConfig, SmoothedConfig):
     """Hyper-parameters of QC."""
-
-    pessimism: Annotated[float, Range("(-inf, inf)")] | None = 0.0
-    """Q = mean - pessimism * std of the members; 0 is the mean (paper)."""
 
 
 class QC(BestOf[QCConfig], name="qc"):
@@ -49,11 +45,12 @@ class QC(BestOf[QCConfig], name="qc"):
     config_class = QCConfig
     default_steps = 5_000
     expectiles = False
+    paper: ClassVar[dict[str, Any]] = MEAN_OF_TWO
 
     def update(self) -> Info:
         """One step of the critic."""
         batch = self.sample()
         with torch.no_grad(), self.autocast():
             x_0 = self.starts_like(batch.actions)
-            next_actions = self.choice.actions(batch.next_contexts, x_0, target=True)
-        return self.critic_part.learn(td_loss, batch, next_actions)
+            chosen = self.choice.actions(batch.next_contexts, x_0, target=True)
+        return self.critic_part.follow(batch, chosen[:, None])

@@ -4,15 +4,16 @@ Source: Tarasov et al. 2023, "Revisiting the Minimalist Approach to Offline Rein
 arXiv:2305.09836, which extends TD3+BC (Fujimoto and Gu 2021, arXiv:2106.06860). The policy a(s) is
 deterministic.
 
-    critic   Q(s, a) regresses to r + gamma mask (min Q'(s', a') - critic_bc ||a' - a'_data||^2)
+    critic   Q(s, a) regresses to r + gamma mask (Q'(s', a') - critic_bc ||a' - a'_data||^2)
              with a' = clip(a_target(s') + clipped noise) and a'_data the data's next action
     policy   every second step, down actor_bc ||a(s) - a_data||^2 - Q(s, a(s)) / mean |Q|
 
-Differences [ours]: the critic starts from the data's returns, and learns returns scaled to order
-one, in which `critic_bc` still counts unscaled reward, as in the paper; at an episode's last step
-no next action is recorded and the penalty is left out; batch size, learning rate and widths are
-those of the other agents here (paper: 1024, 1e-3, 256x3); the moving average of the policy's
-weights, the paper's target actor, is what acts.
+Differences [ours]: the critic is the one of all agents (`paper` has the minimum of two networks);
+it starts from the data's returns, and learns returns scaled to order one, in which `critic_bc`
+still counts unscaled reward, as in the paper; at an episode's last step no next action is recorded
+and the penalty is left out; batch size, learning rate and widths are those of the other agents here
+(paper: 1024, 1e-3, 256x3); the moving average of the policy's weights, the paper's target actor, is
+what acts.
 
 Logged (train/):
     policy_loss, bc_loss, grad_norm: of the policy.
@@ -22,27 +23,26 @@ Logged (train/):
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.batch import Batch, taken
-from flowmdp.agents.core.config import CriticConfig, PolicyConfig
-from flowmdp.agents.core.critics import Critic, smoothed, td_loss
+from flowmdp.agents.core.config import PolicyConfig, SmoothedConfig
+from flowmdp.agents.core.critics import Critic, td_loss
 from flowmdp.agents.core.networks import Info
 from flowmdp.agents.core.one_step import DeterministicField
 from flowmdp.agents.core.parts import ReturnCritic
 from flowmdp.arguments import Range
 
 POLICY_DELAY = 2
-SMOOTHING = 0.2
-"""Noise of the target policy; this and the delay as in TD3 and in the paper."""
+"""As in TD3 and in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReBRACConfig(PolicyConfig, CriticConfig):
+class ReBRACConfig(PolicyConfig, SmoothedConfig):
     """Hyper-parameters of ReBRAC."""
 
     actor_bc: Annotated[float, Range("[0, inf)")] = 0.1
@@ -75,6 +75,7 @@ class ReBRAC(FlowAlgorithm[ReBRACConfig], name="rebrac"):
 
     config_class = ReBRACConfig
     default_steps = 30_000
+    paper: ClassVar[dict[str, Any]] = {"critic_members": 2, "pessimism": None}
     only_flow_steps = 1
     acts_at_mean = True
 
@@ -115,9 +116,9 @@ class ReBRAC(FlowAlgorithm[ReBRACConfig], name="rebrac"):
         """
         field: Any = self.policy.ema
         data = self.data
-        noise = self.noise_like(batch.actions)
         with self.autocast():
-            actions = smoothed(field.mean(batch.next_contexts), noise, SMOOTHING)
+            means = field.mean(batch.next_contexts)
+        actions = self.critic_part.next_actions(batch, means[:, None])
         following = data.following(batch.rows)
         errors = (actions - data.chunks(following)).square()
         distance = taken(errors, data.valid(following)).sum(-1)

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.config import CloneConfig, PolicyConfig, TargetConfig
+from flowmdp.agents.core.config import BestOfConfig, CloneConfig, PolicyConfig
 from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.flow_matching import FlowNoise, flow_matching_loss
 from flowmdp.agents.core.networks import EnsembleMlp, Info, frozen_copy, polyak
@@ -49,7 +49,7 @@ TAU = 0.005  # Polyak rate of V'
 
 
 @dataclass(frozen=True, kw_only=True)
-class RQLConfig(PolicyConfig, CloneConfig, TargetConfig):
+class RQLConfig(PolicyConfig, CloneConfig, BestOfConfig):
     """Hyper-parameters of RQL."""
 
     pessimism: Annotated[float, Range("(-inf, inf)")] | None = 0.0

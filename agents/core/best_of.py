@@ -15,31 +15,10 @@ from typing_extensions import TypeVar
 
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.config import CloneConfig, CriticConfig
-from flowmdp.agents.core.critics import Critic
+from flowmdp.agents.core.critics import Critic, favourites
 from flowmdp.agents.core.one_step import SampledField
 from flowmdp.agents.core.parts import Clone, ReturnCritic
 from flowmdp.arguments import AtLeast
-
-
-def favourites(
-    critic: Critic, observations: Tensor, candidates: Tensor, target: bool = False
-) -> Tensor:
-    """The candidate of the highest Q in every state, shape (batch, action_dim).
-
-    Args:
-        critic: Its pessimistic `values` choose.
-        observations: Shape (batch, observation_dim).
-        candidates: Actions in [-1, 1], shape (batch, n, action_dim).
-        target: Whether the target networks choose.
-    """
-    n = candidates.shape[1]
-    if n == 1:
-        return candidates[:, 0]
-    values = critic.values(observations.repeat_interleave(n, 0), candidates.flatten(0, 1), target)
-    best = values.unflatten(0, (-1, n)).argmax(1)
-    rows = torch.arange(best.shape[0], device=best.device)
-    chosen: Tensor = candidates[rows, best]
-    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)

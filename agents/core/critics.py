@@ -219,6 +219,29 @@ def value_loss(critic: Critic, batch: Batch, targets: Tensor) -> Tensor:
     return (weights * residual.square()).mean()
 
 
+def favourites(
+    critic: Critic, observations: Tensor, candidates: Tensor, target: bool = False
+) -> Tensor:
+    """The candidate of the highest Q in every state, shape (batch, action_dim).
+
+    Li et al. 2025, arXiv:2507.07969, put it in a critic's target.
+
+    Args:
+        critic: Its pessimistic `values` choose.
+        observations: Shape (batch, observation_dim).
+        candidates: Actions in [-1, 1], shape (batch, n, action_dim).
+        target: Whether the target networks choose.
+    """
+    n = candidates.shape[1]
+    if n == 1:
+        return candidates[:, 0]
+    values = critic.values(observations.repeat_interleave(n, 0), candidates.flatten(0, 1), target)
+    best = values.unflatten(0, (-1, n)).argmax(1)
+    rows = torch.arange(best.shape[0], device=best.device)
+    chosen: Tensor = candidates[rows, best]
+    return chosen
+
+
 def smoothed(actions: Tensor, noise: Tensor, scale: float) -> Tensor:
     """Target policy smoothing [Fujimoto et al. 2018, TD3, arXiv:1802.09477].
 

@@ -25,14 +25,14 @@ from typing_extensions import TypeVar
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.anchor import Anchor
 from flowmdp.agents.core.batch import Batch
-from flowmdp.agents.core.best_of import favourites
 from flowmdp.agents.core.config import (
+    BestOfConfig,
     CloneConfig,
     ExpectileConfig,
     PolicyConfig,
-    TargetConfig,
+    SmoothedConfig,
 )
-from flowmdp.agents.core.critics import smoothed, td_loss, td_value_loss
+from flowmdp.agents.core.critics import td_loss, td_value_loss
 from flowmdp.agents.core.networks import Info
 from flowmdp.agents.core.parts import Clone, ReturnCritic
 from flowmdp.arguments import AtLeast, Range
@@ -45,20 +45,12 @@ STEER_INTERVAL = 10  # policy steps between two movements of rho
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionFlowConfig(PolicyConfig, CloneConfig, TargetConfig, ExpectileConfig):
+class DecisionFlowConfig(PolicyConfig, CloneConfig, SmoothedConfig, BestOfConfig, ExpectileConfig):
     """What DF-dir and DF-div share."""
 
     critic: Literal["td", "iql"] = "td"
     """td learns on under the policy [ours]; iql never asks for an action outside the data, and is
     frozen once the policy moves (paper)."""
-    critic_members: Annotated[int, AtLeast(1, 1_000)] = 5
-    """Q networks in the ensemble [ours: two let every policy run into what the critic has not
-    seen]."""
-    pessimism: Annotated[float, Range("(-inf, inf)")] | None = 2.0
-    """Q = mean - pessimism * std of the members; None takes their minimum [ours]."""
-    smoothing: Annotated[float, Range("[0, inf)")] = 0.2
-    """Standard deviation of the noise on the policy's actions in the td critic's target, TD3's
-    target policy smoothing [ours for flow policies]; 0 adds none."""
     rho: Annotated[float, Range("(0, inf)")] | None = None
     """Weight of staying with the behaviour, in advantage units; where it starts if there is a
     budget. None: by behavior_weight, and with a budget 100, so that the policy leaves its clone
@@ -197,15 +189,8 @@ class DecisionFlow(FlowAlgorithm[Shared]):
         info: Info = {}
         if learns:
             candidates = rollout.actions.unflatten(0, (n, -1)).transpose(0, 1)
-            with torch.no_grad(), self.autocast():
-                next_actions = favourites(
-                    self.critic, batch.flow_states[0], candidates, target=True
-                )
-            if self.config.smoothing > 0:
-                noise = self.noise_like(next_actions)
-                next_actions = smoothed(next_actions, noise, self.config.smoothing)
             loss = td_value_loss if self.reads_state_value else td_loss
-            info = self.critic_part.learn(loss, batch, next_actions)
+            info = self.critic_part.follow(batch, candidates, loss)
         rollout = rollout.first(chains)
         self.steer_anchor(rollout)
         return rollout, info

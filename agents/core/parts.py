@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 import flowmdp
 from flowmdp.agents.core import checkpoint
@@ -26,8 +26,11 @@ from flowmdp.agents.core.critics import (
     ReturnTargets,
     average_value,
     expectile_loss,
+    favourites,
     return_loss,
     return_targets,
+    smoothed,
+    td_loss,
 )
 from flowmdp.agents.core.flow_matching import FlowNoise, flow_matching_loss
 from flowmdp.agents.core.networks import Descent, Info, frozen_copy
@@ -230,6 +233,7 @@ class ReturnCritic(Part):
         "gamma",
         "critic_members",
         "pessimism",
+        "tau",
         "critic_learning_rate",
         "critic_steps",
     )
@@ -251,6 +255,7 @@ class ReturnCritic(Part):
                 config.net_arch,
                 members=config.critic_members,
                 pessimism=config.pessimism,
+                tau=config.tau,
                 gamma=config.gamma**spec.chunk,
                 expectile=expectile,
             ).to(agent.device)
@@ -296,6 +301,23 @@ class ReturnCritic(Part):
         info = self.agent.minimize(self.descent, loss, self.critic, batch, drawn)
         self.critic.update_target()
         return {f"critic_{key}": value for key, value in info.items()}
+
+    @torch.no_grad()
+    def next_actions(self, batch: Batch, candidates: Tensor) -> Tensor:
+        """Those of a critic's target at s', (batch, action_dim): the best, with smoothing's noise.
+
+        Args:
+            batch: Transitions.
+            candidates: The policy's actions at s' in [-1, 1], shape (batch, n, action_dim).
+        """
+        agent, smoothing = self.agent, self.agent.config.smoothing
+        with agent.autocast():
+            best = favourites(self.critic, batch.flow_states[0], candidates, target=True)
+        return smoothed(best, agent.noise_like(best), smoothing) if smoothing > 0 else best
+
+    def follow(self, batch: Batch, candidates: Tensor, loss: Any = td_loss) -> Info:
+        """One step of temporal differences under a policy with these `candidates` at s'."""
+        return self.learn(loss, batch, self.next_actions(batch, candidates))
 
     def forget_data(self) -> None:
         """Drop the targets."""

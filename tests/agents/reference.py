@@ -36,10 +36,13 @@ CASES: dict[str, dict[str, Any]] = {
     "df-div previous": {"pessimism": None, "smoothing": 0.0},
     "iql": {},
     "rebrac": {},
+    "rebrac paper": {"critic_members": 2, "pessimism": None},
     "fql": {},
+    "fql paper": {"critic_members": 2, "pessimism": 0.0, "smoothing": 0.0},
     "ifql": {"samples": 4},
     "rql": {"value_steps": 100},
     "qc": {"samples": 4},
+    "qc paper": {"samples": 4, "critic_members": 2, "pessimism": 0.0, "smoothing": 0.0},
 }
 """Name of the algorithm, and what distinguishes the case -> hyper-parameters."""
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowmdp.agents.core.best_of import favourites, shifted_noises
+from flowmdp.agents.core.best_of import shifted_noises
+from flowmdp.agents.core.critics import favourites
 from flowmdp.mdp.solver import integrate
 from flowmdp.runs.config import get_algorithm
 from tests.agents.test_contract import few, make
@@ -53,9 +54,7 @@ def test_the_target_is_the_best_of_the_policy_s_actions(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     option: dict[str, Any] = {"samples": N} if name == "qc" else {"best_of": N}
-    still: dict[str, Any] = (
-        {"value_steps": 0} if name == "rql" else {"smoothing": 0.0} if "df" in name else {}
-    )
+    still: dict[str, Any] = {"value_steps": 0} if name == "rql" else {"smoothing": 0.0}
     agent = make(name, batch_size=BATCH, **option, **still)
     with torch.enable_grad():
         agent.learn(2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flowmdp.agents import ALGORITHMS, load_agent
-from flowmdp.agents.core.config import TargetConfig
+from flowmdp.agents.core.config import BestOfConfig
 from flowmdp.agents.iql import Networks as IQLNetworks
 from flowmdp.agents.iql import policy_loss as iql_loss
 from flowmdp.agents.rebrac import Networks as ReBRACNetworks
@@ -42,7 +42,7 @@ def make(name: str, chunk: int = CHUNK, data: TransitionDataset = DATA, **kwargs
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_agent_learns_acts_and_is_saved(name: str, tmp_path: Path) -> None:
     options: dict[str, Any] = (
-        {"best_of": 2} if issubclass(ALGORITHMS[name].config_class, TargetConfig) else {}
+        {"best_of": 2} if issubclass(ALGORITHMS[name].config_class, BestOfConfig) else {}
     )
     agent = make(name, **options).learn(3, log_interval=0)
     states = DATA.observations[:4]
