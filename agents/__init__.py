@@ -26,3 +26,5 @@ from flowmdp.agents.ifql import IFQL as IFQL  # isort: split
 from flowmdp.agents.qc import QC as QC  # isort: split
 
 from flowmdp.agents.rql import RQL as RQL  # isort: split
+
+from flowmdp.agents.dsrl import DSRL as DSRL  # isort: split

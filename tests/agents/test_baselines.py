@@ -64,6 +64,7 @@ def share_of_rare_mode(name: str, pretrained: Path, **kwargs: Any) -> float:
         pytest.param("iql", {"beta": 3.0}, {"beta": 0.0}, marks=pytest.mark.slow),
         ("rebrac", {"actor_bc": 0.1}, {"actor_bc": 1000.0}),
         ("fql", {"alpha": 0.1}, {"alpha": 1000.0}),
+        ("dsrl", {"noise_bound": 2.0}, {"noise_bound": 0.1}),
         ("ifql", {"samples": 32}, {"samples": 1}),
         pytest.param(
             *("rql", {"alpha": 0.003, "value_steps": 200}, {"alpha": 1000.0, "value_steps": 200}),

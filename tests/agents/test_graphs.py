@@ -27,6 +27,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("iql", {}),
     ("rebrac", {}),
     ("fql", {"best_of": 2}),
+    ("dsrl", {"best_of": 2}),
     ("ifql", {}),
     ("qc", {"samples": 4}),
     ("rql", {"value_steps": 20, "best_of": 2}),

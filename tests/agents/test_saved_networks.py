@@ -23,12 +23,13 @@ CLONE = {"flow", "optimizer.behavior"}
 FROZEN = {"critic/target_v", "critic/target_q", "optimizer.critic", "optimizer.critic of v"}
 LEFT_OUT: dict[str, set[str]] = {
     "flow-bc": set(),
-    "df-dir": {*CLONE, "critic/target_v"},
+    "df-dir": {*CLONE, "critic/target_v", "optimizer.critic of v"},
     "df-div": {*CLONE, "critic/target_v"},
     "df-dir iql": CLONE | FROZEN,
     "df-dir advantage": {*CLONE, "critic/target_v"},
     "iql": {"critic/target_v"},
     "rebrac": {"critic/target_v", "optimizer.critic of v"},
+    "dsrl": {*CLONE, "critic/target_v", "optimizer.critic of v"},
     "fql": {*CLONE, "critic/target_v", "optimizer.critic of v"},
     "ifql": {*CLONE, "critic/target_v"},
     "qc": {*CLONE, "critic/target_v", "optimizer.critic of v"},
