@@ -60,7 +60,7 @@ class RQLConfig(PolicyConfig, CloneConfig, TargetConfig):
     humanoid mazes)."""
     ema_rate: Annotated[float, Range("[0, 1]")] = 0.001
     """Weight of the new parameters in the moving average that acts (paper)."""
-    expectile: Annotated[float, Range("[0.5, 1)")] = 0.5
+    expectile: Annotated[float, Range("[0.5, 1)")] = 0.7
     """Of V's regression (paper: 0.5 on mazes, 0.7 or 0.9 on manipulation)."""
     alpha: Annotated[float, Range("[0, inf)")] = 0.003
     """Weight of flow matching, summed over dimensions, against V / mean |V| [ours]. A published

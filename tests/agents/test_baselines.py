@@ -159,7 +159,7 @@ def test_reversed_points_lead_to_the_action() -> None:
 def rql(dataset: TransitionDataset, **kwargs: Any) -> RQL:
     """An RQL agent whose policy starts as `FLOW`, with steps as small as backward steps need."""
     own = as_behavior(lambda s, x_t, t: FLOW(s, x_t, t), flow_steps=20)
-    few = known(RQL, {**SMALL, "critic_steps": 0, "critic_members": 2, "pessimism": 0.0})
+    few = known(RQL, {**SMALL, "critic_steps": 0, "critic_members": 2, "expectile": 0.5})
     env = flow_env(dataset, flow_steps=20)
     return RQL("MlpPolicy", env, behavior=own, **{**few, **kwargs})
 
