@@ -5,14 +5,24 @@ policy a(s, x_0), a single network, descends
 
     alpha ||a(s, x_0) - flow(s, x_0)||^2 - Q(s, a(s, x_0)) / mean |Q|
 
-with the squared distance averaged over dimensions, and the critic regresses to
-r + gamma mask Q'(s', a(s', x_0)).
+with the squared distance averaged over the dimensions of one action and summed over a chunk's, and
+the critic regresses to r + gamma mask Q'(s', a(s', x_0)).
 
-Differences [ours]: the critic is the one of all agents (`paper` has the mean of two networks); it
-starts from the data's returns, and the flow is trained before the policy instead of beside it; Q is
-always divided by mean |Q| (an option of the paper's code), so that alpha does not depend on the
-rewards' scale; the moving average of the policy's weights acts; noise of 0.3 instead of 1
-throughout, see `DecisionFlow.environment`.
+Published alphas are of other conventions: the paper's code averages over all of a chunk's
+dimensions, and divides Q only by an option, normalize_q_loss. Its alpha is `chunk` times ours with
+that option (it advises to try 0.03 to 10), and `chunk` times mean |Q|, of the rewards as they are,
+times ours without it (3 to 1,000 on mazes and OGBench, 3,000 to 30,000 on Adroit).
+
+As in their code: flows of ten steps, their actions and those that Q sees clipped, a target of
+Polyak rate 0.005, gamma 0.99, batches of 256, Adam at 3e-4.
+
+Differences [ours]: the critic is the one of all agents (`paper` has the mean of two networks); the
+flow is trained before the policy instead of beside it, and the critic starts from the data's
+returns, hence far fewer steps (paper: half a million to a million); Q is always divided by mean
+|Q|, so that alpha does not depend on the rewards' scale; `pessimism` holds for the policy too
+(their code has the minimum of two in the target on Adroit and two mazes, the mean for the policy);
+networks of 256x3 instead of 512x4; the moving average of the policy's weights acts; noise of 0.3
+instead of 1 throughout, see `DecisionFlow.environment`.
 
 Logged (train/):
     policy_loss, distill_loss, grad_norm: of the policy.
@@ -50,7 +60,8 @@ class FQLConfig(PolicyConfig, CloneConfig, SmoothedConfig, BestOfConfig):
     alpha: Annotated[float, Range("[0, inf)")] = 1.0
     """Weight of the distillation (paper: searched for every dataset). The distance is averaged over
     the dimensions of one action and summed over a chunk's, so that an action weighs the same in
-    every chunk [ours]; an alpha that was published for means over chunks of h is h times ours."""
+    every chunk [ours]. A published alpha is `chunk` times ours, and mean |Q| times that where Q was
+    not divided by it."""
 
 
 class Networks(NamedTuple):

@@ -13,10 +13,12 @@ As in the paper: N = 32, a Polyak rate of 0.005, gamma 0.99, batches of 256, Ada
 critic, flows of ten steps, and with `paper` the mean of two Q networks.
 
 Differences [ours]: the critic is the one of all agents; offline only; the flow is trained before
-the critic, which starts from the data's returns, hence far fewer steps (paper: a million); networks
-of 256x3 instead of 512x4; the critic's rewards are scaled to returns of order one; noise of 0.3
-instead of 1, see `DecisionFlow.environment`; the N noises are shifted copies of one, as IFQL's, in
-the target as well, so that the target evaluates the policy that acts.
+the critic instead of beside it, and the critic starts from the data's returns, hence far fewer
+steps (paper: a million); networks of 256x3 instead of 512x4; the critic's rewards are scaled to
+returns of order one; Q' itself chooses a' (in their code Q does, and Q' values the choice); the
+critic learns from chunks that the data did not finish, too (their code leaves them out); noise of
+0.3 instead of 1, see `DecisionFlow.environment`; the N noises are shifted copies of one, as IFQL's,
+in the target as well, so that the target evaluates the policy that acts.
 
 Logged (train/):
     critic_q_loss, critic_q_data, critic_grad_norm: of the critic.

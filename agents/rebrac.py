@@ -11,9 +11,9 @@ deterministic.
 Differences [ours]: the critic is the one of all agents (`paper` has the minimum of two networks);
 it starts from the data's returns, and learns returns scaled to order one, in which `critic_bc`
 still counts unscaled reward, as in the paper; at an episode's last step no next action is recorded
-and the penalty is left out; batch size, learning rate and widths are those of the other agents here
-(paper: 1024, 1e-3, 256x3); the moving average of the policy's weights, the paper's target actor, is
-what acts.
+and the penalty is left out; Q' moves at every step (in their code with the policy, every second
+one); batch size, learning rate and widths are those of the other agents here (paper: 1024, 1e-3,
+256x3); the moving average of the policy's weights, the paper's target actor, is what acts.
 
 Logged (train/):
     policy_loss, bc_loss, grad_norm: of the policy.

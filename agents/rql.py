@@ -1,25 +1,30 @@
 """RQL: reversal Q-learning, the closest relative of Decision Flow, a baseline.
 
-Source: Oberai, Park and Levine 2026, "Reversal Q-Learning", arXiv:2606.17551. Like Decision Flow it
-takes every flow step as a decision; its chains come from the data instead of roll-outs. The
-flow is followed backward from the data's action a to the points x_k that lead to it, so the return
-of each point is known without noise:
+Source: Oberai, Park and Levine 2026, "Reversal Q-Learning", arXiv:2606.17551, and their code. Like
+Decision Flow it takes every flow step as a decision, but its chains come from the data instead of
+roll-outs: the policy's flow is followed backward from the data's action (t = 1) to a point x_t. The
+steps from there to the action are certain and pay nothing, so x_t has the return of the data.
 
-    value    V(s, x_k, t_k), k = 0..flow_steps, regresses to r + gamma mask V'(s', z, 0), z Gaussian
-             (with `best_of` the best of several: V at a noise is Q at the action it becomes)
-    policy   descends alpha ||u_theta - (a - x_0)||^2 (flow matching)
-             - flow_steps V(s, x_k + u_theta / flow_steps, t_{k+1}) / mean |V|
+    value    V(s, x_t, t) regresses to r + gamma mask V'(s', z, 0), z Gaussian, by expectiles; V' is
+             mean - pessimism * std of the members (with `best_of` the best of several z: V at a
+             noise is Q at the action it becomes)
+    policy   descends alpha ||u - dx_t/dt||^2 - mean V(s, x_t + h u, t + h) / mean |V| at points x_t
+             between noise and the data's action, with h = min(1 / flow_steps, 1 - t)
 
-What is ours, the paper's abstract and project page being all that was at hand: backward Euler steps
-read the field at the left end of each step, as forward ones do; the policy starts as the behaviour
-flow and V, for the first `value_steps`, regresses to r + gamma mask V_data(s') of a critic that was
-fitted to the data's returns, while the policy waits; the factor flow_steps and the division by
-mean |V|, which make alpha independent of both; noise of 0.3 instead of 1, see
-`DecisionFlow.environment`. Reversed chains begin where the data lead, which is noise of about 1: at
-the starts it acts from, V and the policy have seen the inside of that cloud only.
+As in their code: half of the batch is followed to a time uniform in [0, 1], half to one of the
+times 0, 1/F, ..., 1 at which chains stand, the noise and the action among them, always in F Euler
+steps that read the field where they begin; the policy climbs the mean of the members; a target of
+Polyak rate 0.005, a moving average of weight 0.999, noise of 1, gamma 0.99, Adam at 3e-4. They have
+chunks of five actions on manipulation tasks.
 
-Chains are reversed from whole chunks, also from one that the data did not finish: what stands in
-the place of its last actions is one more chunk of the same return. Flow matching leaves it out.
+Differences [ours]: the ensemble is that of all agents' critics (`paper` has ten members and a
+pessimism of 0.5; 0 on humanoid mazes); V is divided by mean |V|, so that alpha does not depend on
+the rewards' scale, and the squared distance is summed over dimensions instead of averaged; the
+policy starts as the behaviour flow, and V, for the first `value_steps`, regresses to r + gamma mask
+V_data(s') of a critic that was fitted to the data's returns, while the policy waits, hence far
+fewer steps (paper: a million); networks of 256x3 instead of 512x4; V learns from chunks that the
+data did not finish, too: what stands in the place of the last actions is one more chunk of the same
+return.
 
 Logged (train/):
     value_loss, value_mean: of V.
@@ -35,27 +40,27 @@ import torch
 from torch import Tensor, nn
 
 from flowmdp.agents.core.algorithm import FlowAlgorithm
-from flowmdp.agents.core.batch import Batch
+from flowmdp.agents.core.batch import Batch, taken
 from flowmdp.agents.core.config import BestOfConfig, CloneConfig, PolicyConfig
-from flowmdp.agents.core.critics import Critic
-from flowmdp.agents.core.flow_matching import FlowNoise, flow_matching_loss
+from flowmdp.agents.core.flow_matching import FlowNoise
 from flowmdp.agents.core.networks import EnsembleMlp, Info, frozen_copy, polyak
 from flowmdp.agents.core.parts import Clone, ReturnCritic
 from flowmdp.arguments import AtLeast, Range
 from flowmdp.mdp.path import PATHS, Path
-from flowmdp.mdp.transition import flow_step, flow_time
-
-TAU = 0.005  # Polyak rate of V'
 
 
 @dataclass(frozen=True, kw_only=True)
 class RQLConfig(PolicyConfig, CloneConfig, BestOfConfig):
     """Hyper-parameters of RQL."""
 
-    pessimism: Annotated[float, Range("(-inf, inf)")] | None = 0.0
-    """V = mean - pessimism * std of the members; 0 is the mean, as in FQL."""
-    alpha: Annotated[float, Range("[0, inf)")] = 0.03
-    """Weight of flow matching."""
+    ema_rate: Annotated[float, Range("[0, 1]")] = 0.001
+    """Weight of the new parameters in the moving average that acts (paper)."""
+    expectile: Annotated[float, Range("[0.5, 1)")] = 0.7
+    """Of V's regression (paper: 0.5 on mazes, 0.7 or 0.9 on manipulation)."""
+    alpha: Annotated[float, Range("[0, inf)")] = 0.003
+    """Weight of flow matching, summed over dimensions, against V / mean |V| [ours]. A published
+    alpha (0.1 to 10, by task) is the width of an action or chunk times mean |V|, with the rewards
+    as they are, times ours."""
     best_of: Annotated[int, AtLeast(1, 10_000)] = 1
     """Noises z at s', of which V's target takes the one that V' values most, in the place of
     actions (Li et al. 2025, arXiv:2507.07969: 32 actions): no chain is rolled out."""
@@ -63,39 +68,39 @@ class RQLConfig(PolicyConfig, CloneConfig, BestOfConfig):
     """Gradient steps at the start of `learn` in which only V learns [ours]."""
 
 
-class ReversedRows(NamedTuple):
-    """Points of reversed chains, one per transition."""
+class Reversed(NamedTuple):
+    """Points that lead to the data's actions, one per transition."""
 
-    batch: Batch
-    points: Tensor  # x_k, (batch, action_dim)
-    t: Tensor  # t_k, (batch, 1)
-    t_next: Tensor  # t_{k+1}, (batch, 1)
-    targets: Tensor | None = None  # of V, (batch,)
+    contexts: Tensor  # (batch, context_dim)
+    points: Tensor  # x_t, (batch, action_dim)
+    t: Tensor  # (batch, 1)
+    targets: Tensor  # of V, (batch,)
 
 
 class Networks(NamedTuple):
-    """What the losses read."""
+    """What the policy's loss reads."""
 
     policy: nn.Module  # u_theta
     value: nn.Module  # the members of V(s, x_t, t)
-    critic: Critic  # its rule aggregates them
 
 
 @torch.no_grad()
-def reverse(field: nn.Module, contexts: Tensor, x_1: Tensor, flow_steps: int) -> Tensor:
-    """Points of the chains that end at x_1, shape (flow_steps + 1, batch, action_dim), x_0 first.
+def reverse(
+    field: nn.Module, contexts: Tensor, actions: Tensor, t: Tensor, flow_steps: int
+) -> Tensor:
+    """The points at times t of the flow's chains that end at `actions`, shaped as these.
 
     Args:
         field: The velocity field to follow backward.
         contexts: Shape (batch, context_dim).
-        x_1: Actions, shape (batch, action_dim).
-        flow_steps: Number of steps.
+        actions: Shape (batch, action_dim).
+        t: In [0, 1], shape (batch, 1).
+        flow_steps: Euler steps on the way, all of (1 - t) / flow_steps.
     """
-    points = [x_1]
-    for k in reversed(range(flow_steps)):
-        velocity = field(contexts, points[-1], flow_time(k, flow_steps))
-        points.append(flow_step(points[-1], -velocity, flow_steps))
-    return torch.stack(points[::-1])
+    points, step = actions, (1 - t) / flow_steps
+    for k in range(flow_steps):
+        points = points - step * field(contexts, points, 1 - k * step)
+    return points
 
 
 def members(value: nn.Module, contexts: Tensor, points: Tensor, t: Tensor) -> Tensor:
@@ -104,32 +109,34 @@ def members(value: nn.Module, contexts: Tensor, points: Tensor, t: Tensor) -> Te
     return values
 
 
-def value_loss(networks: Networks, rows: ReversedRows, noise: None = None) -> tuple[Tensor, Info]:
-    """Squared error of every member of V against the rows' targets, summed over members."""
-    assert rows.targets is not None
-    values = members(networks.value, rows.batch.contexts, rows.points, rows.t)
-    loss = (values - rows.targets).square().mean(-1).sum()
+def value_loss(
+    value: nn.Module, rows: Reversed, noise: None = None, *, expectile: float
+) -> tuple[Tensor, Info]:
+    """|expectile - 1(residual < 0)| residual^2 against the targets, summed over members."""
+    residual = rows.targets - members(value, rows.contexts, rows.points, rows.t)
+    weights = (expectile - (residual < 0).float()).abs()
+    loss = (weights * residual.square()).mean(-1).sum()
     return loss, {"value_loss": loss.detach(), "value_mean": rows.targets.mean()}
 
 
 def policy_loss(
     networks: Networks,
-    rows: ReversedRows,
+    batch: Batch,
     noise: FlowNoise,
     *,
     alpha: float,
     flow_steps: int,
     path: Path = PATHS["linear"],
 ) -> tuple[Tensor, Info]:
-    """Alpha times flow matching, minus V after the step from x_k."""
-    contexts = rows.batch.contexts
-    velocity = networks.policy(contexts, rows.points, rows.t)
-    following = flow_step(rows.points, velocity, flow_steps)
-    following = torch.where(rows.t_next == 1, following.clamp(-1, 1), following)
-    gain = networks.critic.aggregate(members(networks.value, contexts, following, rows.t_next))
-    bc, _ = flow_matching_loss(networks.policy, rows.batch, noise, path=path)
-    unit = gain.detach().abs().mean().clamp_min(1e-8)
-    loss = alpha * bc - flow_steps * gain.mean() / unit
+    """Alpha times flow matching, minus V / mean |V| after a step from the same points."""
+    (x_0, t), x_1 = noise, batch.actions
+    x_t = path.point(x_0, x_1, t)
+    velocity = networks.policy(batch.contexts, x_t, t)
+    error = (velocity - path.velocity(x_0, x_1, t)).square()
+    bc = taken(error, batch.valid).sum(-1).mean()
+    step = (1 - t).clamp_max(1 / flow_steps)
+    gain = members(networks.value, batch.contexts, x_t + step * velocity, t + step).mean(0)
+    loss = alpha * bc - gain.mean() / gain.detach().abs().mean().clamp_min(1e-8)
     return loss, {"policy_loss": loss.detach(), "bc_loss": bc.detach()}
 
 
@@ -138,7 +145,7 @@ class RQL(FlowAlgorithm[RQLConfig], name="rql"):
 
     config_class = RQLConfig
     default_steps = 6_000
-    environment: ClassVar[dict[str, Any]] = {"noise_scale": 0.3}
+    paper: ClassVar[dict[str, Any]] = {"critic_members": 10, "pessimism": 0.5}
 
     def make_field(self) -> nn.Module:
         """The policy, which starts as the behaviour flow."""
@@ -171,33 +178,39 @@ class RQL(FlowAlgorithm[RQLConfig], name="rql"):
         return bool(self._n_updates < self.config.value_steps)
 
     def update(self) -> Info:
-        """One step of V on reversed chains, then one of the policy, at another step of each."""
-        batch, flow_steps, config = self.sample(), self.spec.flow_steps, self.config
-        with self.autocast():
-            points = reverse(self.policy.ema, batch.contexts, batch.actions, flow_steps)
-        networks = Networks(self.policy.field, self.value, self.critic)
-        chain = torch.arange(len(batch.actions), device=self.device)
-
-        def at(steps: Tensor, targets: Tensor | None = None) -> ReversedRows:
-            t, t_next = ((k / flow_steps)[:, None] for k in (steps, steps + 1))
-            return ReversedRows(batch, points[steps, chain], t, t_next, targets)
-
-        rows = at(chain % (flow_steps + 1), self.targets(batch))
-        info = self.minimize(self.value_optimizer, value_loss, networks, rows)
-        polyak(self.value.parameters(), self.target_value.parameters(), TAU)
+        """One step of V on reversed chains, then one of the policy on the same transitions."""
+        batch, config = self.sample(), self.config
+        info = self.minimize(
+            self.value_optimizer,
+            value_loss,
+            self.value,
+            self.reversal(batch),
+            expectile=config.expectile,
+        )
+        polyak(self.value.parameters(), self.target_value.parameters(), config.tau)
         if self.phase():
             waiting = torch.zeros((), device=self.device)
             return info | dict.fromkeys(("policy_loss", "bc_loss", "grad_norm"), waiting)
         return info | self.minimize(
             self.policy_optimizer,
             policy_loss,
-            networks,
-            at(chain % flow_steps),
+            Networks(self.policy.field, self.value),
+            batch,
             FlowNoise.draw(batch.actions, self.generator),
             alpha=config.alpha,
-            flow_steps=flow_steps,
+            flow_steps=self.spec.flow_steps,
             path=PATHS[config.path],
         )
+
+    def reversal(self, batch: Batch) -> Reversed:
+        """A point on the way to every action, and what V regresses to there."""
+        n, flow_steps = len(batch.actions), self.spec.flow_steps
+        t = torch.rand((n, 1), generator=self.generator, device=self.device)
+        rows = torch.arange(n, device=self.device)[:, None]
+        t = torch.where(rows < n // 2, t, rows % (flow_steps + 1) / flow_steps)
+        with self.autocast():
+            points = reverse(self.policy.field, batch.contexts, batch.actions, t, flow_steps)
+        return Reversed(batch.contexts, points, t, self.targets(batch))
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:

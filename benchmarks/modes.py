@@ -83,7 +83,7 @@ METHODS = {
     "IFQL, N=4": Method("ifql", BEST_OF | {"samples": 4}, (), 0),
     "IFQL, N=32": Method("ifql", BEST_OF | {"samples": 32}, (), 0),
     "RQL": Method(
-        "rql", {"value_steps": 300}, grid("alpha", 0.003, 0.03, 0.3, 3.0, 30.0), STEPS + 300
+        "rql", {"value_steps": 300}, grid("alpha", 0.0003, 0.003, 0.03, 0.3, 3.0), STEPS + 300
     ),
     "DF-dir": Method("df-dir", FREE, grid("rho", *DECADES)),
     "DF-div": Method("df-div", FREE, grid("rho", *DECADES)),

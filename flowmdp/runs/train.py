@@ -84,10 +84,10 @@ def train(
     curves.png, result.json, and TensorBoard files where tensorboard is installed.
 
     With the name of an algorithm before its --help, as in `flowmdp train df-div --help`, this text
-    shows its hyper-parameters too. df-dir, df-div, fql, ifql, qc and rql start their flows from
-    noise of 0.3; --noise-scale 1.0 takes the full Gaussian. Ctrl-C saves and prints the command
-    that continues: `flowmdp train --resume DIR`, which takes a higher --steps, another --device,
-    and also --verbose.
+    shows its hyper-parameters too. df-dir, df-div, fql, ifql and qc start their flows from noise of
+    0.3; --noise-scale 1.0 takes the full Gaussian. Ctrl-C saves and prints the command that
+    continues: `flowmdp train --resume DIR`, which takes a higher --steps, another --device, and
+    also --verbose.
 
     For example:
       flowmdp train df-div hopper-medium --quick

@@ -41,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fql paper": {"critic_members": 2, "pessimism": 0.0, "smoothing": 0.0},
     "ifql": {"samples": 4},
     "rql": {"value_steps": 100},
+    "rql paper": {"value_steps": 100, "critic_members": 10, "pessimism": 0.5},
     "dsrl": {},
     "qc": {"samples": 4},
     "qc paper": {"samples": 4, "critic_members": 2, "pessimism": 0.0, "smoothing": 0.0},

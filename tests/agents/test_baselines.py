@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from flowmdp.agents import FQL, IFQL, IQL, QC, ReBRAC
+from flowmdp.agents import FQL, IFQL, IQL, QC, RQL, ReBRAC
 from flowmdp.agents.core.best_of import BestOfField, shifted_noises
+from flowmdp.agents.core.flow_matching import FlowNoise
 from flowmdp.agents.core.one_step import GaussianField, SampledField
 from flowmdp.agents.iql import MAX_WEIGHT, advantage_weights
-from flowmdp.agents.rql import reverse
+from flowmdp.agents.rql import Networks as RQLNetworks
+from flowmdp.agents.rql import Reversed, policy_loss, reverse, value_loss
+from flowmdp.behavior import as_behavior
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ConfigurationError
+from flowmdp.mdp.path import PATHS
 from flowmdp.runs.config import get_algorithm
+from flowmdp.transitions import TransitionDataset
 from tests.agents import toys as agent_toys
-from tests.agents.toys import STEPS, flow_env, noise, pretrain, two_modes
+from tests.agents.toys import STEPS, bandit, flow_env, noise, pretrain, two_modes
 from tests.mdp.toys import PointRobot, toy_dataset
 
 SMALL: dict[str, Any] = {
@@ -33,6 +39,7 @@ SMALL: dict[str, Any] = {
     "critic_steps": 400,
     "ema_rate": 0.01,
 }
+FLOW = agent_toys.GaussianField(mean=0.2, std=0.2)
 
 
 def known(cls: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -133,18 +140,111 @@ def test_best_of_n_chooses_among_samples_of_the_noise_that_is_set() -> None:
     assert not torch.allclose(field.actions(contexts, x_0), one_sample)
 
 
-def test_the_reversed_flow_ends_where_the_flow_began() -> None:
-    """Backward Euler steps undo forward ones, up to the error of the step."""
-    flow, errors = agent_toys.GaussianField(mean=0.4, std=0.3), []
-    x_0 = torch.linspace(-2, 2, 50)[:, None]
+def points_before(actions: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Where the chains of `FLOW` that end at the actions are at times t."""
+    width = ((1 - t) ** 2 + (t * FLOW.std) ** 2).sqrt()
+    return FLOW.mean * t + width * (actions - FLOW.mean) / FLOW.std
+
+
+def test_reversed_points_lead_to_the_action() -> None:
+    """Backward Euler steps find the exact flow's points, up to the error of the step."""
+    actions, t = torch.linspace(-0.4, 0.8, 50)[:, None], torch.linspace(0, 1, 50)[:, None]
+    errors = []
     for steps in (20, 40, 80):
-        x_1 = x_0
-        for k in range(steps):
-            x_1 = x_1 + flow(x_0, x_1, k / steps) / steps
-        points = reverse(flow, x_0, x_1, steps)
-        assert points.shape == (steps + 1, 50, 1) and torch.equal(points[-1], x_1)
-        errors.append((points[0] - x_0).abs().mean().item())
-    assert errors[0] > 1.6 * errors[1] > 2.5 * errors[2]  # first order
+        points = reverse(FLOW, actions, actions, t, steps)
+        assert torch.equal(points[-1], actions[-1]), "no step is left at t = 1"
+        errors.append((points - points_before(actions, t)).abs().mean().item())
+    assert 0.2 > errors[0] > 1.6 * errors[1] > 2.5 * errors[2]  # first order
+
+
+def rql(dataset: TransitionDataset, **kwargs: Any) -> RQL:
+    """An RQL agent whose policy starts as `FLOW`, with steps as small as backward steps need."""
+    own = as_behavior(lambda s, x_t, t: FLOW(s, x_t, t), flow_steps=20)
+    few = known(RQL, {**SMALL, "critic_steps": 0, "critic_members": 2, "expectile": 0.5})
+    env = flow_env(dataset, flow_steps=20)
+    return RQL("MlpPolicy", env, behavior=own, **{**few, **kwargs})
+
+
+def test_the_value_of_a_point_is_q_of_the_action_it_becomes() -> None:
+    actions = FLOW.mean + FLOW.std * np.random.default_rng(0).standard_normal((2000, 1))
+    agent = rql(bandit(actions, -((actions[:, 0] - 0.7) ** 2)), value_steps=500)
+    agent.learn(500, log_interval=0)
+    wanted = torch.linspace(-0.2, 0.6, 40)[:, None]
+    q = -agent.data.reward_scale * (wanted - 0.7).square()
+    for time in (0.0, 0.5, 0.95, 1.0):
+        t = torch.full_like(wanted, time)
+        inputs = torch.cat([torch.zeros_like(wanted), points_before(wanted, t), t], 1)
+        found = agent.value(inputs).mean(0)
+        assert (found - q).abs().mean() < 0.15 * q.std(), time
+
+
+def test_half_of_the_batch_is_reversed_to_where_chains_stand() -> None:
+    agent = rql(two_modes(), batch_size=2000)
+    batch = agent.sample()
+    rows = agent.reversal(batch)
+    free, grid = rows.t[:1000, 0].sort().values, 20 * rows.t[1000:, 0]
+    torch.testing.assert_close(free, torch.linspace(0, 1, 1000), atol=0.06, rtol=0)
+    torch.testing.assert_close(grid.unique(), torch.arange(21.0))
+    assert torch.equal(rows.points[1000:][grid == 20], batch.actions[1000:][grid == 20])
+
+
+@pytest.mark.parametrize("expectile", [0.5, 0.9])
+def test_every_value_network_finds_the_expectile_of_its_targets(expectile: float) -> None:
+    class Constants(torch.nn.Module):
+        """Three values, whatever the point."""
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return values[:, None, None].expand(-1, len(inputs), 1)
+
+    targets, one = torch.arange(5.0), torch.zeros(5, 1)
+    values = torch.tensor([0.0, 1.0, 4.0], requires_grad=True)
+    optimizer = torch.optim.SGD([values], lr=0.5)
+    for _ in range(300):
+        loss, _ = value_loss(Constants(), Reversed(one, one, one, targets), expectile=expectile)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    above, below = (targets - values[:, None]).relu(), (values[:, None] - targets).relu()
+    torch.testing.assert_close(expectile * above.sum(1), (1 - expectile) * below.sum(1))
+    torch.testing.assert_close(values, values[:1].expand(3), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_policy_climbs_from_points_of_the_path_while_it_matches_the_flow(path: str) -> None:
+    """Against the gradient of alpha ||u - dx_t/dt||^2 - V(x_t + h u) / mean |V| by hand."""
+
+    class Quadratic(torch.nn.Module):
+        """V is -(x - 0.7)^2 - t, by two members that are one too high and one too low."""
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            value = -(inputs[:, 1:3] - 0.7).square().sum(1, keepdim=True) - inputs[:, 3:]
+            return torch.stack([value + 1, value - 1])
+
+    class Given(torch.nn.Module):
+        """The velocities below."""
+
+        def forward(self, context: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> Any:
+            return velocity
+
+    generator = torch.Generator().manual_seed(0)
+    velocity, x_0, x_1 = torch.randn((3, 64, 2), generator=generator)
+    velocity.requires_grad_()
+    t = torch.linspace(0, 1, 64)[:, None]
+    valid = torch.ones(64, 2)
+    valid[::2, 1] = 0  # every second chunk lacks its last action
+    batch: Any = SimpleNamespace(contexts=torch.zeros(64, 1), actions=x_1, valid=valid)
+    networks = RQLNetworks(Given(), Quadratic())
+    loss, info = policy_loss(
+        networks, batch, FlowNoise(x_0, t), alpha=0.3, flow_steps=5, path=PATHS[path]
+    )
+    loss.backward()
+    h = torch.minimum(torch.tensor(0.2), 1 - t)
+    following = PATHS[path].point(x_0, x_1, t) + h * velocity
+    away = valid * (velocity - PATHS[path].velocity(x_0, x_1, t))
+    scale = ((following - 0.7).square().sum(1) + (t + h)[:, 0]).mean()
+    expected = (0.3 * 2 * away + 2 * h * (following - 0.7) / scale) / 64
+    torch.testing.assert_close(velocity.grad, expected)
+    torch.testing.assert_close(info["bc_loss"], away.square().sum(1).mean())
 
 
 def test_rebrac_pays_for_leaving_the_recorded_next_action() -> None:
@@ -196,6 +296,7 @@ def test_one_step_agents_want_one_flow_step(cls: Any) -> None:
         ("df-dir", {"critic": "iql", "best_of": 2}),
         ("rql", {"alpha": -1.0}),
         ("rql", {"value_steps": -1}),
+        ("rql", {"expectile": 0.4}),
         ("rql", {"critic_members": 1, "pessimism": 1.0}),
     ],
 )
