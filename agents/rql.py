@@ -145,6 +145,7 @@ class RQL(FlowAlgorithm[RQLConfig], name="rql"):
 
     config_class = RQLConfig
     default_steps = 6_000
+    chooses_actions = False
     paper: ClassVar[dict[str, Any]] = {"critic_members": 10, "pessimism": 0.5}
 
     def make_field(self) -> nn.Module:

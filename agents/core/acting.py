@@ -127,12 +127,15 @@ class OuterPolicy:
             )
 
     def _plan(self, batch: Array, previous: Array | None, deterministic: bool) -> Array:
-        """Whole chains: the next actions, shape (n, action_dim), in [-1, 1]."""
-        chains = len(batch) * self.options.get("best_of", 1), self.agent.spec.action_dim
-        noise = np.zeros(chains, np.float32) if deterministic else None
-        return self.agent.act(
-            batch, noise=noise, previous=previous, field=self.field, **self.options
-        )
+        """Whole chains: the next actions, shape (n, action_dim), in [-1, 1].
+
+        From zero noise there is one chain, whatever `best_of`.
+        """
+        noise, options = None, self.options
+        if deterministic:
+            noise = np.zeros((len(batch), self.agent.spec.action_dim), np.float32)
+            options = {**options, "best_of": 1}
+        return self.agent.act(batch, noise=noise, previous=previous, field=self.field, **options)
 
 
 class Acting(BaseAlgorithm):
@@ -145,6 +148,8 @@ class Acting(BaseAlgorithm):
     critic: Critic
     """Set by the algorithms that have one."""
     act_generator: torch.Generator
+    acting: Mapping[str, Any] = {}
+    """Options of `outer_policy` where none are given."""
     only_flow_steps: ClassVar[int | None] = None
     """The flow steps that the algorithm needs; None where any number will do."""
 
@@ -309,8 +314,11 @@ class Acting(BaseAlgorithm):
         self.spec = self.policy.spec = dataclasses.replace(self.spec, noise_scale=noise_scale)
 
     def outer_policy(self, **options: Any) -> OuterPolicy:
-        """The agent as a policy for the bare robot; see `OuterPolicy` for the options."""
-        return OuterPolicy(self, self.policy.ema, **options)
+        """The agent as a policy for the bare robot; see `OuterPolicy` for the options.
+
+        Where the critic's target takes the best of N actions, N is what `best_of` is if not given.
+        """
+        return OuterPolicy(self, self.policy.ema, **{**self.acting, **options})
 
     def behavior_policy(self, **options: Any) -> OuterPolicy:
         """The cloned behaviour as a policy for the bare robot.

@@ -98,6 +98,8 @@ class FlowAlgorithm(Acting, Saving, Logging, Generic[Config]):
     """Whether its paper evaluates it without noise (x_0 = 0) instead of with sampled noise."""
     shows_behavior: ClassVar[bool] = False
     """Whether a run plays the cloned behaviour too, to show what the policy adds."""
+    chooses_actions: ClassVar[bool] = True
+    """Whether `best_of` is of actions, which the critic can choose among when acting, too."""
     environment: ClassVar[dict[str, Any]] = {}
     """Settings of the flow environment that belong to the default hyper-parameters."""
     paper: ClassVar[dict[str, Any]] = {}
@@ -170,6 +172,8 @@ class FlowAlgorithm(Acting, Saving, Logging, Generic[Config]):
             supported_action_spaces=(spaces.Box,),
         )
         self.precision = choose_precision(self.config.precision, self.device)
+        if self.chooses_actions and (n := getattr(self.config, "best_of", 1)) > 1:
+            self.acting = {"best_of": n}
         self._given = self._dataset = dataset
         if _init_setup_model:
             self._setup_model()

@@ -134,7 +134,8 @@ class BestOfConfig(CriticConfig):
 
     best_of: Annotated[int, AtLeast(1, 10_000)] = 1
     """Actions of the policy at s', of which the critic's target takes the one that Q' values most
-    (Li et al. 2025, arXiv:2507.07969: 32); an update's cost grows with them."""
+    (Li et al. 2025, arXiv:2507.07969: 32); an update's cost grows with them. The agent then acts by
+    the best of as many."""
 
 
 @dataclass(frozen=True, kw_only=True)

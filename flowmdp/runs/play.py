@@ -85,7 +85,7 @@ def play(
     flow_steps: int | None = None,
     solver: Literal["euler", "midpoint", "heun"] = "euler",
     noise_scale: float | None = None,
-    best_of: int = 1,
+    best_of: int | None = None,
     replan: int | None = None,
     device: Device = "auto",
     trust: bool = False,
@@ -115,7 +115,8 @@ def play(
         solver: How the flow is integrated.
         noise_scale: Standard deviation of the noise that chains start from; as trained when not
             given, 0 for none.
-        best_of: Draw so many actions per state and take the one the critic rates highest.
+        best_of: Draw so many actions per state and take the one the critic rates highest; as in the
+            critic's target when not given.
         replan: Actions of a chunk that are executed before the next one is planned; the whole chunk
             when not given.
         device: auto takes the GPU when there is one.
@@ -131,7 +132,9 @@ def play(
         ConfigurationError: For a number out of range, or an option that the agent cannot take.
         CheckpointError: When the checkpoint cannot be used.
     """
-    check_integers(1, MOST, **{"--episodes": episodes, "--best-of": best_of})
+    check_integers(
+        1, MOST, **{"--episodes": episodes, "--best-of": 1 if best_of is None else best_of}
+    )
     check_integers(0, MOST, **{"--seed": seed})
     check_integers(1, **{"--jobs": 1 if jobs is None else jobs})
     check_engine(engine, address=address, jobs=jobs)
@@ -143,8 +146,8 @@ def play(
     if replan is not None:
         check_replan(replan, agent)
         chosen["replan"] = replan
-    if best_of > 1:
-        if not hasattr(agent, "critic"):
+    if best_of is not None:
+        if best_of > 1 and not hasattr(agent, "critic"):
             raise ConfigurationError(f"--best-of: {agent.name} has no critic to ask: leave it out")
         chosen["best_of"] = best_of
     policy = agent.behavior_policy(**chosen) if behavior else agent.outer_policy(**chosen)

@@ -315,6 +315,18 @@ def test_best_of_takes_what_the_critic_values(name: str) -> None:
     np.testing.assert_allclose(played, agent.act(observations, noise=np.zeros((6, 2))), atol=1e-6)
 
 
+def test_an_agent_acts_by_as_many_as_its_critics_target_follows() -> None:
+    agent = make("fql", best_of=3).learn(1)
+    observations = np.random.default_rng(0).standard_normal((6, 2)).astype(np.float32)
+    played = {}
+    for name, options in {"as it is": {}, "three": {"best_of": 3}, "one": {"best_of": 1}}.items():
+        agent.act_generator.manual_seed(0)
+        played[name], _ = agent.outer_policy(**options).predict(observations)
+    np.testing.assert_array_equal(played["as it is"], played["three"])
+    assert np.abs(played["as it is"] - played["one"]).max() > 1e-3
+    assert make("rql", best_of=3).acting == make("fql").acting == {}
+
+
 def test_bfloat16_learns_the_same_within_its_rounding() -> None:
     errors = []
     for precision in ("float32", "bfloat16"):
