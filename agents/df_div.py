@@ -45,6 +45,8 @@ from torch import Tensor, nn
 from flowmdp.agents.core.adjoint import (
     NOISY_CHAINS,
     PathAnchor,
+    check_config,
+    check_flow,
     matching_loss,
     noisy_chains,
     noisy_steps,
@@ -76,17 +78,8 @@ class DFDivConfig(DecisionFlowConfig):
     def __post_init__(self) -> None:
         """Check what the adjoint excludes, too."""
         super().__post_init__()
-        if self.flow_value != "adjoint":
-            return
-        if self.divergence != "squared":
-            raise ConfigurationError(
-                f'flow_value="adjoint" pays the KL of paths, not {self.divergence}: leave '
-                "divergence out"
-            )
-        if self.path != "linear":
-            raise ConfigurationError(
-                f'flow_value="adjoint" needs path="linear", not {self.path!r}: leave path out'
-            )
+        if self.flow_value == "adjoint":
+            check_config(self.divergence, self.path)
 
 
 class FlowRows(NamedTuple):
@@ -172,17 +165,8 @@ class DFDiv(DecisionFlow[DFDivConfig], name="df-div"):
     @classmethod
     def check_flow(cls, config: DFDivConfig, flow: FlowSettings | FlowSpec) -> None:
         """The adjoint needs noise of 1, and a step before the last."""
-        if config.flow_value != "adjoint":
-            return
-        if flow.noise_scale != 1:
-            raise ConfigurationError(
-                f'flow_value="adjoint" needs noise_scale=1, not {flow.noise_scale:g}: make the '
-                "environment with noise_scale=1 (--noise-scale 1)"
-            )
-        if flow.flow_steps < 2:
-            raise ConfigurationError(
-                'flow_value="adjoint" needs flow_steps of at least 2, not 1: the last has no noise'
-            )
+        if config.flow_value == "adjoint":
+            check_flow(flow)
 
     def build(self) -> None:
         """Add the flow value, or what takes its place."""

@@ -22,9 +22,10 @@ where steps are few. Here x_{k+1} is drawn as it lies between x_k and the endpoi
 on straight paths; the endpoint is uncertain as that of a Gaussian of the variance of the
 behaviour's actions at one state. Chains of such a behaviour then have the marginals of the path
 whatever the number of steps, and a step's KL is that of two Gaussians of one deviation,
-||move (u - u_v)||^2 / (2 noise^2), which tends to Girsanov's. The last step is made by u_v without
-noise and goes to the endpoint itself. At t = 0, eta is infinite and p is 0; their product is the
-one that x_1 gives.
+||move (u - u_v)||^2 / (2 noise^2), which tends to Girsanov's. The last step goes to the endpoint
+itself: noise would ask Q for actions that no policy takes. It is u_theta's, where the papers take
+u_v's: what is learned there must answer for the action that it leads to, or it grows as 1 / lambda.
+At t = 0, eta is infinite and p is 0; their product is the one that x_1 gives.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from torch import Tensor, nn
 from flowmdp.agents.core.anchor import Anchor
 from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.networks import Info
+from flowmdp.errors import ConfigurationError
+from flowmdp.mdp.spec import FlowSettings, FlowSpec
 from flowmdp.mdp.transition import flow_time
 
 if TYPE_CHECKING:
@@ -49,6 +52,31 @@ PATH_KL = 2.5
 from it, 2.5 for N = 32, as many as IFQL chooses among. [ours, untuned]"""
 FIRST_RHO = 10.0
 """Of a budget: exp(A / 10) tilts the behaviour by about a hundredth of a nat."""
+
+
+def check_config(divergence: str, path: str) -> None:
+    """Raise ConfigurationError for what has another divergence or path in mind."""
+    if divergence != "squared":
+        raise ConfigurationError(
+            f'flow_value="adjoint" pays the KL of paths, not {divergence}: leave divergence out'
+        )
+    if path != "linear":
+        raise ConfigurationError(
+            f'flow_value="adjoint" needs path="linear", not {path!r}: leave path out'
+        )
+
+
+def check_flow(flow: FlowSettings | FlowSpec) -> None:
+    """Raise ConfigurationError for other noise than that of the path, or for a single step."""
+    if flow.noise_scale != 1:
+        raise ConfigurationError(
+            f'flow_value="adjoint" needs noise_scale=1, not {flow.noise_scale:g}: make the '
+            "environment with noise_scale=1 (--noise-scale 1)"
+        )
+    if flow.flow_steps < 2:
+        raise ConfigurationError(
+            'flow_value="adjoint" needs flow_steps of at least 2, not 1: the last has no noise'
+        )
 
 
 class NoisyChains(NamedTuple):
@@ -65,13 +93,13 @@ class NoisySteps(NamedTuple):
 
     keep: Tensor
     move: Tensor
-    noise: Tensor  # a standard deviation; 0 at the last step
+    noise: Tensor  # a standard deviation
     eta: Tensor  # half the squared diffusion at t_k
 
     @property
     def cost(self) -> Tensor:
-        """KL of a step for ||u - u_v||^2 = 1, shape (flow_steps - 1,); the last has none."""
-        return 0.5 * (self.move[:-1] / self.noise[:-1]).square()
+        """KL of a step for ||u - u_v||^2 = 1."""
+        return 0.5 * (self.move / self.noise).square()
 
 
 def noisy_steps(flow_steps: int, variance: Tensor) -> NoisySteps:
@@ -88,21 +116,17 @@ def noisy_steps(flow_steps: int, variance: Tensor) -> NoisySteps:
     uncertain = variance * rest**2 / (rest**2 + t**2 * variance)  # variance of the endpoint
     bridge = (1 - following) ** 2 * (1 - kept * t / following)
     noise = (bridge + endpoint**2 * uncertain).sqrt()
-    noise[-1] = 0
     eta = rest / t
     eta[0] = flow_steps * (1 - 1 / flow_steps) ** 2
     return NoisySteps(*(x.float() for x in (kept + endpoint, endpoint * rest, noise, eta)))
 
 
 @torch.no_grad()
-def roll_out(
-    policy: nn.Module, behavior: nn.Module, steps: NoisySteps, contexts: Tensor, noises: Tensor
-) -> Tensor:
-    """Noisy chains of a policy.
+def roll_out(policy: nn.Module, steps: NoisySteps, contexts: Tensor, noises: Tensor) -> Tensor:
+    """Noisy chains of a policy; their last step goes to its mean.
 
     Args:
         policy: u(s, x_t, t).
-        behavior: u_v(s, x_t, t), which makes the last step.
         steps: See `noisy_steps`.
         contexts: Shape (batch, context_dim).
         noises: Drawn from N(0, I), x_0 first, shape (flow_steps, batch, action_dim).
@@ -112,10 +136,9 @@ def roll_out(
     """
     points, flow_steps = [noises[0]], len(noises)
     for k in range(flow_steps):
-        last = k == flow_steps - 1
-        u = (behavior if last else policy)(contexts, points[-1], flow_time(k, flow_steps))
+        u = policy(contexts, points[-1], flow_time(k, flow_steps))
         points.append(steps.keep[k] * points[-1] + steps.move[k] * u)
-        if not last:
+        if k + 1 < flow_steps:
             points[-1] += steps.noise[k] * noises[k + 1]
     return torch.stack(points)
 
@@ -163,7 +186,7 @@ def noisy_chains(
 
     `observations`, shape (batch, observation_dim), are the critic's.
     """
-    points = roll_out(policy, behavior, steps, contexts, noises)
+    points = roll_out(policy, steps, contexts, noises)
     final = -action_gradient(critic, observations, points[-1])
     along, reference = costates(behavior, steps, contexts, points, final)
     return NoisyChains(contexts, points, reference, along)
@@ -204,7 +227,7 @@ def matching_loss(
     moved = velocity - chains.reference
     distance = moved.square().sum(-1)
     loss = (rho / steps.eta[:, None] * distance + 2 * (moved * chains.costates).sum(-1)).mean()
-    path_kl = (steps.cost @ distance[:-1].detach()).mean()
+    path_kl = (steps.cost @ distance.detach()).mean()
     return loss, {"policy_loss": loss.detach(), "path_kl": path_kl}
 
 
@@ -220,7 +243,7 @@ class PathAnchor(Anchor):
 
     def __init__(self, rho: float | None, budget: float | None, behavior_weight: float) -> None:
         super().__init__(rho, budget, behavior_weight)
-        self.register_buffer("variance", torch.zeros(()))
+        self.register_buffer("variance", torch.ones(()))
 
     @classmethod
     def of(cls, config: DecisionFlowConfig, chunk: int) -> Self:
@@ -236,6 +259,6 @@ class PathAnchor(Anchor):
     def fit(self, magnitude: Tensor, actions: Tensor, others: Tensor) -> None:
         """As `Anchor.fit`; measures the variance, too."""
         super().fit(magnitude, actions, others)
-        self.variance.copy_((actions - others).square().mean() / 2)
+        self.variance.copy_(((actions - others).square().mean() / 2).clamp_min(1e-6))
         if self.budget is not None:
             self.allowed.fill_(self.budget)
