@@ -117,7 +117,7 @@ def noisy_steps(flow_steps: int, variance: Tensor) -> NoisySteps:
     bridge = (1 - following) ** 2 * (1 - kept * t / following)
     noise = (bridge + endpoint**2 * uncertain).sqrt()
     eta = rest / t
-    eta[0] = flow_steps * (1 - 1 / flow_steps) ** 2
+    eta[:1].fill_(flow_steps * (1 - 1 / flow_steps) ** 2)
     return NoisySteps(*(x.float() for x in (kept + endpoint, endpoint * rest, noise, eta)))
 
 
