@@ -12,6 +12,11 @@ action. One update, in the paper's order:
 The transition is known, so Q^f needs no network, and the gradient reaches u through V's action
 input alone.
 
+With flow_value="adjoint" [not in the paper] no V is learned. The chains that the policy learns on
+are noisy, D is the KL between its paths and the behaviour's, rho is lambda, and V's gradient is
+computed along each chain; the best policy is then pi_b(a | s) exp(A(s, a) / lambda), normalised.
+See `core.adjoint`.
+
 Ours: advantage units; every chain is learned from at four of its steps, evenly apart, so that a
 batch covers all steps alike; the improvement's loss is multiplied by flow_steps so that the clipped
 gradient norm does not depend on them.
@@ -21,6 +26,7 @@ Logged (train/):
     value_loss: of the evaluation.
     divergence: mean D(u_theta, u_v) on roll-outs.
     g_0: mean return of whole chains; rises under flow policy iteration.
+    path_kl: with the adjoint, the KL of noisy chains from the behaviour's, in nats; a budget's.
     critic_*: the critic's, while it goes on learning.
     q_gap: A(s, a_pi) - A(s, a_data), the dial that rho turns; above 1 Q is being exploited.
     transport: mean squared distance between the policy's and the behaviour's action of one noise.
@@ -31,15 +37,27 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from flowmdp.agents.core.adjoint import (
+    NOISY_CHAINS,
+    PathAnchor,
+    check_config,
+    check_flow,
+    matching_loss,
+    noisy_chains,
+    noisy_steps,
+)
+from flowmdp.agents.core.batch import Batch
 from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.decision_flow import DecisionFlow, DecisionFlowConfig, Rollout
 from flowmdp.agents.core.networks import FlowCritic, Info
+from flowmdp.errors import ConfigurationError
 from flowmdp.mdp.divergences import DIVERGENCES
+from flowmdp.mdp.spec import FlowSettings, FlowSpec
 from flowmdp.mdp.transition import flow_step
 
 ROWS_PER_CHAIN = 4  # more rows per chain are cheaper; fewer are less alike
@@ -51,6 +69,17 @@ class DFDivConfig(DecisionFlowConfig):
 
     divergence: Literal["squared", "smooth_norm", "cosine", "gaussian_kl"] = "squared"
     """D, how far a velocity is from the behaviour's; the paper lists several."""
+    flow_value: Literal["learned", "adjoint"] = "learned"
+    """How V is known: learned by a network (paper), or as its exact gradient along noisy chains
+    (Li and Levine 2026, arXiv:2601.14234). With adjoint D is the KL of the paths, rho is lambda,
+    and budget is that KL in nats for every action of a chunk, 2.5 where neither rho nor
+    behavior_weight is given; noise_scale must be 1, and path linear."""
+
+    def __post_init__(self) -> None:
+        """Check what the adjoint excludes, too."""
+        super().__post_init__()
+        if self.flow_value == "adjoint":
+            check_config(self.divergence, self.path)
 
 
 class FlowRows(NamedTuple):
@@ -128,22 +157,75 @@ class DFDiv(DecisionFlow[DFDivConfig], name="df-div"):
     config_class = DFDivConfig
     default_weight = 0.01
 
+    @classmethod
+    def environment_of(cls, config: DFDivConfig) -> dict[str, Any]:
+        """With the adjoint, noise of 1: it is memoryless from there alone."""
+        return {"noise_scale": 1.0} if config.flow_value == "adjoint" else cls.environment
+
+    @classmethod
+    def check_flow(cls, config: DFDivConfig, flow: FlowSettings | FlowSpec) -> None:
+        """The adjoint needs noise of 1, and a step before the last."""
+        if config.flow_value == "adjoint":
+            check_flow(flow)
+
     def build(self) -> None:
-        """Add the flow value."""
+        """Add the flow value, or what takes its place."""
         super().build()
         spec, config = self.spec, self.config
+        if self.by_adjoint:
+            if self.own_behavior is not None:
+                raise ConfigurationError(
+                    'flow_value="adjoint" goes back along the clone\'s path: leave behavior out'
+                )
+            self.anchor = PathAnchor.of(config, spec.chunk).to(self.device)
+            self.saved.modules["anchor"] = self.anchor
+            return
         self.value = FlowCritic(spec.context_dim, spec.action_dim, config.net_arch, False)
         self.saved.modules["value"] = self.value.to(self.device)
         self.value_optimizer = self.descent("value", self.value, config.critic_learning_rate)
 
+    @property
+    def by_adjoint(self) -> bool:
+        """Whether V's gradient is computed along noisy chains."""
+        return self.config.flow_value == "adjoint"
+
+    @property
+    def reads_state_value(self) -> bool:
+        """The returns of chains do; the adjoint reads the gradient of Q alone."""
+        return not self.by_adjoint
+
     def update(self) -> Info:
         """Roll out, evaluate (critic, flow value), improve (policy)."""
         batch = self.sample()
+        if self.by_adjoint:
+            return self.match(batch)
         # as many chains as give one row of learning for each transition
         chains = -(-len(batch.actions) // rows_per_chain(self.rollout_steps))
         rollout, info = self.play(batch, chains)
         rows, scores = self.score(rollout)
         return info | scores | self.evaluate(rows) | self.improve(rows)
+
+    def match(self, batch: Batch) -> Info:
+        """One step of the critic, and of the policy towards its optimum along noisy chains."""
+        info = self.play(batch, 0)[1] if self.config.critic == "td" else {}
+        assert isinstance(self.anchor, PathAnchor)
+        steps = noisy_steps(self.spec.flow_steps, self.anchor.variance)
+        states = batch.flow_states[0][:NOISY_CHAINS], batch.flow_states[1][:NOISY_CHAINS]
+        noises = self.noise_like(batch.actions[:NOISY_CHAINS].expand(self.spec.flow_steps, -1, -1))
+        policy = self.policy.field
+        with self.autocast():
+            chains = noisy_chains(policy, self.behavior, self.critic, steps, *states, noises)
+        info |= self.minimize(
+            self.policy_optimizer, matching_loss, policy, chains, steps=steps, rho=self.anchor.rho
+        )
+        if self.phase():
+            self.anchor.steer(info["path_kl"])
+        return info
+
+    def steer_anchor(self, rollout: Rollout) -> None:
+        """As for DF-dir; the adjoint's budget is of other chains."""
+        if not self.by_adjoint:
+            super().steer_anchor(rollout)
 
     def evaluate(self, rows: FlowRows) -> Info:
         """One step of policy evaluation."""

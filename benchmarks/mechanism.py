@@ -276,7 +276,7 @@ def examine(run: Path) -> dict[str, Any]:
     found |= {"states": STATES, "rho": round(agent.anchor.rho.item(), 4)}
     found["policy"] = along_chains(agent, policy)
     found["behavior"] = along_chains(agent, behavior)
-    if isinstance(agent, DFDiv):
+    if isinstance(agent, DFDiv) and not agent.by_adjoint:
         observations, contexts = (
             state[: STATES // NOISES].repeat_interleave(NOISES, dim=0) for state in states
         )

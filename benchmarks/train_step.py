@@ -31,6 +31,7 @@ AGENTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ALGORITHMS},
     "df-dir iql": ("df-dir", {"critic": "iql"}),
     "df-div iql": ("df-div", {"critic": "iql"}),
+    "df-div adj": ("df-div", {"flow_value": "adjoint"}),
 }
 """Label -> algorithm, and hyper-parameters."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,7 +59,8 @@ def make_agent(label: str, **kwargs: Any) -> FlowAlgorithm:
     """An agent of the table that has its data and its optimisers' state."""
     name, own = AGENTS[label]
     cls, data = ALGORITHMS[name], random_data()
-    settings = {"flow_steps": cls.only_flow_steps or 10, **cls.environment}
+    suited = cls.environment_of(cls.config_class.of(own))
+    settings = {"flow_steps": cls.only_flow_steps or 10, **suited}
     env = FlowMDPEnv(states="dataset", reward="data", dataset=data, **settings)
     parts = ("behavior_steps", "critic_steps", "value_steps")
     fitted = {steps: 0 for steps in parts if steps in cls.config_class.names()}

@@ -47,7 +47,7 @@ from flowmdp.agents.core.together import Steps, alone
 from flowmdp.arguments import check_integers
 from flowmdp.behavior import as_behavior
 from flowmdp.errors import ConfigurationError
-from flowmdp.mdp.spec import FlowSpec
+from flowmdp.mdp.spec import FlowSettings, FlowSpec
 from flowmdp.robot import RobotInterface
 from flowmdp.transitions import TransitionDataset
 
@@ -105,6 +105,15 @@ class FlowAlgorithm(Acting, Saving, Logging, Generic[Config]):
     paper: ClassVar[dict[str, Any]] = {}
     """Hyper-parameters that make it the paper's own, where defaults and `environment` are ours."""
 
+    @classmethod
+    def environment_of(cls, config: Config) -> dict[str, Any]:
+        """`environment`, of these hyper-parameters."""
+        return cls.environment
+
+    @classmethod
+    def check_flow(cls, config: Config, flow: FlowSettings | FlowSpec) -> None:
+        """Raise ConfigurationError for a flow environment in which this config cannot learn."""
+
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         """Enter the algorithm in `ALGORITHMS`, and show its hyper-parameters to help()."""
         super().__init_subclass__(**kwargs)
@@ -150,10 +159,11 @@ class FlowAlgorithm(Acting, Saving, Logging, Generic[Config]):
             )
         if isinstance(env, str):
             steps = self.only_flow_steps or (self.own_behavior and self.own_behavior.flow_steps)
-            own = {**self.environment, **({"flow_steps": steps} if steps else {})}
+            own = {**self.environment_of(self.config), **({"flow_steps": steps} if steps else {})}
             env = gym.make(env, **(own if "FlowMDP-" in env else {}))
         if env is not None or _init_setup_model:
             env, self.spec, self.robot = self._checked(env)
+            self.check_flow(self.config, self.spec)
         chosen = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
         if not (isinstance(chosen, type) and issubclass(chosen, FlowPolicy)):
             names = ", ".join(self.policy_aliases)

@@ -202,7 +202,7 @@ class DecisionFlow(FlowAlgorithm[Shared]):
 
     def phase(self) -> bool:
         """Whether this update moves rho."""
-        return self.config.budget is not None and self.num_timesteps % STEER_INTERVAL == 0
+        return self.anchor.budget is not None and self.num_timesteps % STEER_INTERVAL == 0
 
     @property
     def rollout_steps(self) -> int:

@@ -136,10 +136,12 @@ def make_config(
         "include_previous_action": include_previous_action,
         "chunk": chunk,
     }
-    own = {} if paper else cls.environment
+    hyperparameters = cls.config_class.of(others, base)
+    own = {} if paper else cls.environment_of(hyperparameters)
     given = {name: value for name, value in flow.items() if value is not None}
     checked = FlowSettings.of({**own, **given})
     cls.check_flow_steps(checked.flow_steps)
+    cls.check_flow(hyperparameters, checked)
     check_fits(chunk, row.horizon)
     chosen = row.source(source)
     default_steps = QUICK["steps"] if quick else cls.default_steps
@@ -152,7 +154,7 @@ def make_config(
         "seed": seed,
         "steps": default_steps if steps is None else steps,
         "flow": {name: getattr(checked, name) for name in flow},
-        "config": jsonable(cls.config_class.of(others, base)),
+        "config": jsonable(hyperparameters),
         "episodes": episodes,
         "eval_every": eval_every,
         "eval_episodes": eval_episodes,

@@ -33,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
     "df-dir curved": {"path": "trigonometric", "budget": 0.1},
     "df-div": {},
     "df-div iql": {"critic": "iql", "rho": 1.0, "divergence": "cosine"},
+    "df-div adjoint": {"flow_value": "adjoint"},
     "df-div previous": {"pessimism": None, "smoothing": 0.0},
     "iql": {},
     "rebrac": {},
@@ -93,7 +94,7 @@ def measure(case: str, changes: dict[str, Any]) -> dict[str, Any]:
         dataset=dataset(),
         flow_steps=cls.only_flow_steps or 4,
         include_previous_action=case.endswith("previous"),
-        **cls.environment,
+        **cls.environment_of(cls.config_class.of(changes)),
     )
     log: dict[str, list[float]] = {}
 

@@ -36,6 +36,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("df-dir", {"objective": "direction", "path": "trigonometric"}),
     ("df-div", {"smoothing": 0.2, "best_of": 2}),
     ("df-div", {"critic": "iql", "divergence": "cosine"}),
+    ("df-div", {"flow_value": "adjoint"}),
 ]
 each_variant = pytest.mark.parametrize(
     ("name", "arguments"), VARIANTS, ids=[" ".join(map(str, (n, *a.values()))) for n, a in VARIANTS]
