@@ -22,7 +22,7 @@ PORTABLE = {
 }
 """Environment variables that make results independent of the processor."""
 
-UPDATES, EVERY = 200, 50
+UPDATES, EVERY = 100, 25
 OBS_DIM, ACTION_DIM, STEPS, EPISODE = 3, 2, 600, 25
 
 CASES: dict[str, dict[str, Any]] = {
