@@ -69,9 +69,9 @@ def share_of_rare_mode(name: str, pretrained: Path, **kwargs: Any) -> float:
     ("name", "improving", "cloning"),
     [
         pytest.param("iql", {"beta": 3.0}, {"beta": 0.0}, marks=pytest.mark.slow),
-        pytest.param("rebrac", {"actor_bc": 0.1}, {"actor_bc": 1000.0}, marks=pytest.mark.slow),
+        ("rebrac", {"actor_bc": 0.1}, {"actor_bc": 1000.0}),
         pytest.param("fql", {"alpha": 0.1}, {"alpha": 1000.0}, marks=pytest.mark.slow),
-        ("dsrl", {"noise_bound": 2.0}, {"noise_bound": 0.1}),
+        pytest.param(*("dsrl", {"noise_bound": 2.0}, {"noise_bound": 0.1}), marks=pytest.mark.slow),
         ("ifql", {"samples": 32}, {"samples": 1}),
         pytest.param(
             *("rql", {"alpha": 0.003, "value_steps": 200}, {"alpha": 1000.0, "value_steps": 200}),

@@ -64,7 +64,7 @@ def drawn(agent: FlowAlgorithm, n: int) -> list[np.ndarray[Any, Any]]:
     return [rng.standard_normal((n, width), np.float32) for width in widths]
 
 
-SAME = ("df-dir", "df-div", "rql", "toy-bc", "qc", "iql")
+SAME = ("df-dir", "df-div", "rql", "toy-bc", "qc", "iql", "dsrl")
 """Algorithms whose policy is a velocity field, as flow-bc's is, or a choice, as ifql's is."""
 
 
