@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from flowmdp.agents import ALGORITHMS
 from flowmdp.agents.core.algorithm import FlowAlgorithm
@@ -70,6 +71,19 @@ def make_agent(label: str, **kwargs: Any) -> FlowAlgorithm:
     return agent.learn(5, log_interval=0)
 
 
+class Flops(TorchDispatchMode):
+    """Counts matrix products; `FlopCounterMode` itself cannot look into `autograd.grad`."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, and count it."""
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 def seconds(function: Callable[[], Any], repeats: int) -> float:
     """Median time of one call."""
     times = []
@@ -85,7 +99,7 @@ def measure(
 ) -> tuple[float, float, float]:
     """Updates per second, GFLOP of one, and GFLOP per second of a bare product."""
     agent = make_agent(label, precision=precision, net_arch=net_arch)
-    with FlopCounterMode(display=False) as counter:
+    with Flops() as counter:
         agent.update()
     rows, weight = (
         torch.randn(size, net_arch[0], dtype=DTYPES[precision]) for size in (BATCH, net_arch[0])
@@ -95,12 +109,13 @@ def measure(
         bare.append(seconds(lambda: rows @ weight, 10 * repeats))
         update.append(seconds(agent.update, repeats))
     rate = 2 * rows.numel() * len(weight) / min(bare)
-    return 1 / min(update), counter.get_total_flops() / 1e9, rate / 1e9
+    return 1 / min(update), counter.total / 1e9, rate / 1e9
 
 
 def against_jax(python: Path, net_arch: list[int], repeats: int) -> str:
-    """Updates per second of FQL in JAX and here, in each precision; the best of turns."""
-    agents = {one: make_agent("fql", precision=one, net_arch=net_arch) for one in DTYPES}
+    """Updates per second of FQL with its paper's critic, in JAX and here; the best of turns."""
+    given = {**ALGORITHMS["fql"].paper, "net_arch": net_arch}
+    agents = {one: make_agent("fql", precision=one, **given) for one in DTYPES}
     script = [str(python), str(Path(__file__).with_name("fql_jax.py")), *map(str, net_arch)]
     rates: dict[str, list[float]] = {name: [] for name in ("jax", *agents)}
     for _ in range(ROUNDS):
@@ -117,6 +132,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20, help="updates per timing, three times")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--only", nargs="*", default=list(AGENTS), help="agents, by their names")
+    parser.add_argument("--precision", nargs="*", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--jax", type=Path, help="a Python that has jax and optax")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -126,7 +142,7 @@ def main() -> None:
     )
     for size, net_arch in SIZES.items():
         for label in options.only:
-            for precision in DTYPES:
+            for precision in options.precision:
                 rate, flop, bare = measure(label, precision, net_arch, options.repeats)
                 row = f"{label:12}{size:>8}{precision:>10}{rate:10.1f}{flop:7.2f}{bare:8.0f}"
                 print(f"{row}{flop * rate / bare:7.0%}", flush=True)
