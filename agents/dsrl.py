@@ -44,13 +44,13 @@ from flowmdp.agents.core.config import (
     PolicyConfig,
     SmoothedConfig,
 )
+from flowmdp.agents.core.critics import SCALE_SAMPLES
 from flowmdp.agents.core.networks import EnsembleMlp, Info
 from flowmdp.agents.core.one_step import OneStepField, SampledField
 from flowmdp.agents.core.parts import Clone, ReturnCritic
 from flowmdp.arguments import Range
 
 LOG_STD_RANGE = (-5.0, 2.0)
-SCALE_SAMPLES = 4096  # states from which the advantage unit is measured
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from flowmdp.agents.core.batch import Batch, DeviceDataset, lambda_returns
 from flowmdp.agents.core.networks import EnsembleMlp, Info, frozen_copy, polyak
 
+SCALE_SAMPLES = 4096
+"""States from which the advantage unit nu is measured."""
 SMOOTHING_CLIP = 2.5
 """Of the noise in `smoothed`, in its standard deviations, as in TD3."""
 

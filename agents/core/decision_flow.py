@@ -32,14 +32,13 @@ from flowmdp.agents.core.config import (
     PolicyConfig,
     SmoothedConfig,
 )
-from flowmdp.agents.core.critics import td_loss, td_value_loss
+from flowmdp.agents.core.critics import SCALE_SAMPLES, td_loss, td_value_loss
 from flowmdp.agents.core.networks import Info
 from flowmdp.agents.core.parts import Clone, ReturnCritic
 from flowmdp.arguments import AtLeast, Range
 from flowmdp.errors import ConfigurationError
 from flowmdp.mdp.transition import flow_step, flow_time
 
-SCALE_SAMPLES = 4096  # states from which the advantage unit nu is measured
 DIAGNOSTIC_SAMPLES = 1024
 STEER_INTERVAL = 10  # policy steps between two movements of rho
 
