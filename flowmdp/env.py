@@ -260,6 +260,25 @@ class FlowMDPEnv(FlowBase, gym.Env[Float, Float]):
             return self._observe(), reward, False, False, info
         return self._end_chain(reward, info)
 
+    def execute(self, action: Float) -> tuple[Float, float, bool, bool, dict[str, Any]]:
+        """Execute an action, x_1, in the place of the chain that would have led to it.
+
+        Args:
+            action: Floating point, shape (action_dim,), finite; clipped to [-1, 1].
+
+        Returns:
+            What the last step of the chain returns.
+
+        Raises:
+            ActionError: As `step`; also `ResetNeededError`.
+        """
+        if not self._running:
+            raise ResetNeededError(NOT_RUNNING)
+        self._x_t = as_flow_action(action, self._shape)
+        self._clipped = self._steps * int(np.count_nonzero(np.abs(self._x_t) >= 1.0))
+        self._k = self._steps
+        return self._end_chain(0.0, {})
+
     def render(self) -> Any:
         """The outer environment's frame; drawn once per chain and read-only for "rgb_array"."""
         if self.outer is None or self.render_mode != "rgb_array":

@@ -16,6 +16,7 @@ from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.latent_noise import NOISE_BOUND, LatentNoiseEnv
 from flowmdp.mdp.spec import FlowSettings
+from flowmdp.whole_chain import ActionEnv
 
 if TYPE_CHECKING:
     from flowmdp.base import Behavior, Critic
@@ -38,7 +39,7 @@ def make_flow_env(
     behavior: Behavior | None = None,
     render_mode: str | None = None,
     **settings: Any,
-) -> FlowMDPEnv | LatentNoiseEnv:
+) -> FlowMDPEnv | ActionEnv:
     """Build the flow environment of a task; every argument but own models is JSON-able.
 
     Args:
@@ -47,7 +48,8 @@ def make_flow_env(
         source: "builtin", "minari" or "d4rl"; None takes the task's default.
         states: "env" runs the robot; "dataset" runs on recorded states, without a simulator.
         decision: "velocity": every flow step is one; "noise": only the noise is, and the behaviour
-            flow does the rest (`LatentNoiseEnv`).
+            flow does the rest (`LatentNoiseEnv`); "action": the action, or the chunk, that a chain
+            would lead to (`ActionEnv`).
         noise_bound: Of `decision="noise"`: x_0 of an action of 1; None is 3.
         checkpoint: File that holds a critic and a behaviour flow, for the rewards and action modes
             that need them; None takes the ones that ship for the task, where there are any.
@@ -70,8 +72,8 @@ def make_flow_env(
     task = _task(task, env_id)
     if states == "dataset" and render_mode is not None:
         raise ConfigurationError("states='dataset' has no robot to render: leave out render_mode")
-    check_choice(("velocity", "noise"), decision=decision)
-    if decision == "velocity" and noise_bound is not None:
+    check_choice(("velocity", "noise", "action"), decision=decision)
+    if decision != "noise" and noise_bound is not None:
         raise ConfigurationError("noise_bound is of decision='noise': add that, or leave it out")
     if decision == "noise":
         if "noise_scale" in settings:
@@ -88,9 +90,9 @@ def make_flow_env(
     live = states != "dataset"
     outer = make_robot(task, parts["source"], render_mode=render_mode) if live else None
     flow = FlowMDPEnv(outer, states=states, **parts, **settings)
-    if decision == "velocity":
-        return flow
-    return LatentNoiseEnv(flow, NOISE_BOUND if noise_bound is None else noise_bound)
+    if decision == "noise":
+        return LatentNoiseEnv(flow, NOISE_BOUND if noise_bound is None else noise_bound)
+    return flow if decision == "velocity" else ActionEnv(flow)
 
 
 def make_flow_vector_env(

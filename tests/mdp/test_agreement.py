@@ -98,7 +98,10 @@ def test_dataset_states(settings: dict[str, Any], hopper_data: Path) -> None:
     assert_agree(ways, 1e-3)
 
 
-@pytest.mark.parametrize("settings", [{"flow_steps": 2}, {"decision": "noise", "flow_steps": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"flow_steps": 2}, {"decision": "noise", "flow_steps": 2}, {"decision": "action"}],
+)
 def test_live_robots(settings: dict[str, Any]) -> None:
     """Bit for bit: nothing is batched here."""
     ways = {

@@ -12,11 +12,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from flowmdp.checks import check_flow_env
 from flowmdp.env import FlowMDPEnv
-from flowmdp.errors import ConfigurationError, DatasetError
+from flowmdp.errors import ConfigurationError, DatasetError, ResetNeededError
 from flowmdp.latent_noise import LatentNoiseEnv
 from flowmdp.sb3 import FlowReplayBuffer
 from flowmdp.transitions import TransitionDataset
 from flowmdp.vector import FlowMDPVectorEnv
+from flowmdp.whole_chain import ActionEnv
 
 STEPS = 2
 
@@ -178,6 +179,36 @@ def test_latent_noise_carries_whole_chunks() -> None:
     _, reward, *_ = env.step(np.linspace(-1, 1, 6, dtype=np.float32))
     assert reward == 6
     np.testing.assert_allclose(np.concatenate(robot.actions), np.linspace(-0.5, 0.5, 6), atol=1e-6)
+
+
+def test_a_whole_chunk_is_one_step() -> None:
+    """What a flow's chain leads to, executed at once: the same episode to the last bit."""
+    settings: dict[str, Any] = {"flow_steps": STEPS, "chunk": 3, "velocity_scale": 1.0}
+    whole = ActionEnv(FlowMDPEnv(Counter(terminates_at=7), **settings))
+    flow = FlowMDPEnv(Counter(terminates_at=7), **settings)
+    assert whole.action_space.shape == (6,) and whole.flow_spec == flow.flow_spec
+    seen, _ = whole.reset(seed=0)
+    beside, _ = flow.reset(seed=0)
+    for ends in (False, False, True):
+        assert seen == pytest.approx(beside[flow.flow_spec.state], abs=0)
+        for _ in range(STEPS):
+            beside, paid, over, cut, told = flow.step(np.full(6, 0.9, np.float32))
+        action = told["executed_action"]
+        seen, reward, terminated, truncated, info = whole.step(action)
+        assert (reward, terminated, truncated) == (paid, over, cut) and over == ends
+        assert info["executed_steps"] == told["executed_steps"]
+        np.testing.assert_array_equal(info["executed_action"], action)
+    with pytest.raises(ResetNeededError, match=r"call reset\(\)"):
+        whole.step(action)
+    env = FlowMDPEnv(
+        Counter(),
+        reward="divergence",
+        critic=lambda s, a: 0 * s[:, 0],
+        **settings,
+        behavior=lambda s, x, t: x,
+    )
+    with pytest.raises(ConfigurationError, match="no velocities that reward='divergence' could"):
+        ActionEnv(env)
 
 
 def test_the_replay_buffer_discounts_inside_and_behind_a_chunk() -> None:

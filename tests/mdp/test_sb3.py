@@ -18,6 +18,7 @@ from flowmdp.errors import ActionError, ConfigurationError, ResetNeededError
 from flowmdp.latent_noise import LatentNoiseEnv
 from flowmdp.sb3 import FlowReplayBuffer, FlowVecEnv
 from flowmdp.vector import FlowMDPVectorEnv
+from flowmdp.whole_chain import ActionEnv
 from tests.mdp.toys import PointRobot, aim, behavior, critic, toy_dataset
 
 SLOW_TQC = pytest.param(TQC, marks=pytest.mark.slow)
@@ -303,9 +304,10 @@ def test_latent_noise_contract_and_sac() -> None:
     from gymnasium.utils.env_checker import check_env
     from stable_baselines3.common.env_checker import check_env as check_sb3_env
 
-    with pytest.warns(UserWarning, match=r"infinity|alternative render"):
-        check_env(steered(), skip_render_check=True)
-    check_sb3_env(steered(), skip_render_check=True)
+    for make in (steered, lambda: ActionEnv(FlowMDPEnv(PointRobot(), chunk=2))):
+        with pytest.warns(UserWarning, match=r"infinity|alternative render"):
+            check_env(make(), skip_render_check=True)
+        check_sb3_env(make(), skip_render_check=True)
     SAC(env=steered(), learning_starts=20, **small()).learn(40)
 
 
