@@ -29,7 +29,7 @@ Logged (train/):
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from flowmdp.agents.core.batch import Batch
 from flowmdp.agents.core.critics import Critic
 from flowmdp.agents.core.decision_flow import DecisionFlow, DecisionFlowConfig, Rollout
 from flowmdp.agents.core.networks import FlowCritic, Info
+from flowmdp.arguments import AtLeast
 from flowmdp.mdp.divergences import direction, squared
 from flowmdp.mdp.path import PATHS, Path
 
@@ -51,6 +52,9 @@ class DFDirConfig(DecisionFlowConfig):
     objective: Literal["endpoint", "advantage", "direction"] = "endpoint"
     """What the policy climbs: see the module's text. The paper's is advantage; endpoint is ours and
     trains no flow critics."""
+    rollout_steps: Annotated[int, AtLeast(1, 1_000)] | None = 3
+    """Euler steps of the chains that an update learns from, at most the environment's flow_steps
+    [ours: as good as all ten, see the lab book]; None takes those."""
 
 
 class FlowPairs(NamedTuple):
@@ -138,7 +142,11 @@ class DFDir(DecisionFlow[DFDirConfig], name="df-dir"):
     """Direction-oriented Decision Flow (Hu et al. 2025, arXiv:2505.20350, section 4.2)."""
 
     config_class = DFDirConfig
-    paper: ClassVar[dict[str, Any]] = {**DecisionFlow.paper, "objective": "advantage"}
+    paper: ClassVar[dict[str, Any]] = {
+        **DecisionFlow.paper,
+        "objective": "advantage",
+        "rollout_steps": None,
+    }
     default_weight = 0.025  # DF-div keeps the same distance with a rho some 1.7 times smaller
 
     @property

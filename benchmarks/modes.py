@@ -73,8 +73,10 @@ def grid(name: str, *values: float) -> tuple[dict[str, Any], ...]:
 
 FREE = {"budget": None}
 DECADES = (0.0001, 0.001, 0.01, 0.1, 1.0)
-BEST_OF = {"critic_steps": SHARED["critic_steps"] + STEPS, "expectile": 0.9}
-"""Of IFQL, where nothing else learns; the expectile is its paper's."""
+HIGH = {"expectile": 0.9}
+"""IFQL's paper's; RQL has the same."""
+BEST_OF = {"critic_steps": SHARED["critic_steps"] + STEPS, **HIGH}
+"""Of IFQL, where nothing else learns."""
 METHODS = {
     "IQL": Method("iql", {}, grid("beta", 0.3, 1.0, 3.0, 10.0, 30.0)),
     "ReBRAC": Method("rebrac", {}, grid("actor_bc", *DECADES)),
@@ -83,10 +85,16 @@ METHODS = {
     "IFQL, N=4": Method("ifql", BEST_OF | {"samples": 4}, (), 0),
     "IFQL, N=32": Method("ifql", BEST_OF | {"samples": 32}, (), 0),
     "RQL": Method(
-        "rql", {"value_steps": 300}, grid("alpha", 0.0003, 0.003, 0.03, 0.3, 3.0), STEPS + 300
+        "rql",
+        {"value_steps": 300, **HIGH},
+        grid("alpha", 0.0003, 0.003, 0.03, 0.3, 3.0),
+        STEPS + 300,
     ),
     "DF-dir": Method("df-dir", FREE, grid("rho", *DECADES)),
     "DF-div": Method("df-div", FREE, grid("rho", *DECADES)),
+    "DF-div, adjoint": Method(
+        "df-div", {"flow_value": "adjoint"}, grid("budget", 0.5, 1.0, 2.5, 6.0, 12.0)
+    ),
     "DF-dir, N=32": Method("df-dir", FREE, grid("rho", *DECADES), best_of=32),
     "DF-div, N=32": Method("df-div", FREE, grid("rho", *DECADES), best_of=32),
 }
@@ -259,7 +267,7 @@ def draw(stored: dict[str, Any], out: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = {row["method"]: row for row in stored["runs"] if row.get("points")}
-    names = [name for name in ordered(set(rows)) if "," not in name]
+    names = [name for name in ordered(set(rows)) if ", N" not in name and ", at" not in name]
     figure = Figure((2.2 * len(names) / 2, 4.8), dpi=90, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, (len(names) + 1) // 2).ravel()

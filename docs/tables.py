@@ -386,6 +386,15 @@ def ablations(dataset: str, names: Sequence[str], end: str = "") -> Rows:
                     head = ""
 
 
+@table("rollout-steps", text=1)
+def rollout_steps() -> Rows:
+    """Returns by seed, and the mean score."""
+    yield "roll-outs", "hopper-medium", "walker2d-medium", "score"
+    for label, said in ("df-dir", "ten steps"), ("df-dir K=3", "three steps"):
+        found = [runs("rollout_steps")[dataset][label] for dataset in (HOPPER, WALKER)]
+        yield said, *(each(returns(seeds)) for seeds in found), f"{score(found):.1f}"
+
+
 @table("few-steps", text=1)
 def few_steps() -> Rows:
     """Other solvers, fewer steps, one network."""
@@ -399,11 +408,12 @@ MODES = {
     **{"FlowBC": "FlowBC", "IQL": "IQL, sampled", "IQL, at the mean": "IQL, at the mean"},
     **{"ReBRAC": "ReBRAC", "FQL": "FQL", "IFQL, N=4": "IFQL, N = 4", "IFQL, N=32": "IFQL, N = 32"},
     **{"IFQL": "IFQL, N = 256", "RQL": "RQL", "DF-dir": "DF-dir", "DF-div": "DF-div"},
+    "DF-div, adjoint": "DF-div, adjoint",
     **{"DF-dir, N=32": "DF-dir, best of 32", "DF-div, N=32": "DF-div, best of 32"},
 }
 MODES_SEARCH = {
     **{"IQL": "IQL", "ReBRAC": "ReBRAC", "FQL": "FQL", "IFQL": "IFQL, best of N", "RQL": "RQL"},
-    **{"DF-dir": "DF-dir, `endpoint`", "DF-div": "DF-div"},
+    **{"DF-dir": "DF-dir, `endpoint`", "DF-div": "DF-div", "DF-div, adjoint": "DF-div, adjoint"},
     "DF-dir, N=32": "DF-dir, best of 32 of its own chains",
     "DF-div, N=32": "DF-div, best of 32 of its own chains",
 }
