@@ -93,7 +93,7 @@ METHODS = {
     "DF-dir": Method("df-dir", FREE, grid("rho", *DECADES)),
     "DF-div": Method("df-div", FREE, grid("rho", *DECADES)),
     "DF-div, adjoint": Method(
-        "df-div", {"flow_value": "adjoint"}, grid("budget", 0.5, 1.0, 2.5, 6.0, 12.0)
+        "df-div", {"flow_value": "adjoint"}, grid("rho", 0.01, 0.03, 0.1, 0.3, 1.0)
     ),
     "DF-dir, N=32": Method("df-dir", FREE, grid("rho", *DECADES), best_of=32),
     "DF-div, N=32": Method("df-div", FREE, grid("rho", *DECADES), best_of=32),

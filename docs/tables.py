@@ -391,7 +391,7 @@ def rollout_steps() -> Rows:
     """Returns by seed, and the mean score."""
     yield "roll-outs", "hopper-medium", "walker2d-medium", "score"
     for label, said in ("df-dir", "ten steps"), ("df-dir K=3", "three steps"):
-        found = [runs("rollout_steps")[dataset][label] for dataset in (HOPPER, WALKER)]
+        found = [labels[label] for labels in runs("rollout_steps").values()]
         yield said, *(each(returns(seeds)) for seeds in found), f"{score(found):.1f}"
 
 

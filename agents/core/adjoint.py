@@ -50,8 +50,8 @@ NOISY_CHAINS = 64
 PATH_KL = 2.5
 """Nats, for every action of a chunk. The best of N samples of the behaviour is log N - (N - 1) / N
 from it, 2.5 for N = 32, as many as IFQL chooses among. [ours, untuned]"""
-FIRST_RHO = 10.0
-"""Of a budget: exp(A / 10) tilts the behaviour by about a hundredth of a nat."""
+FIRST_RHO = 1.0
+"""Of a budget: exp(A) tilts the behaviour by about half a nat, since A is of order one."""
 
 
 def check_config(divergence: str, path: str) -> None:
