@@ -32,3 +32,8 @@ def register_envs() -> None:
 
 
 register_envs()
+
+
+def robot_of(task: str | None) -> str | None:
+    """The name of a task's robot, None for robots of the user's own; tasks of one share policies."""
+    return _TASKS[task].robot if task in _TASKS else None
