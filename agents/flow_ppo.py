@@ -67,8 +67,8 @@ class FlowPPOConfig(NetworkConfig):
     learn_noise: bool = True
     """Whether a network learns sigma_k(s) (ReinFlow); else it falls from the upper bound to the
     lower one in the course of `learn`."""
-    learning_rate: Annotated[float, Range("[0, inf)")] = 4.5e-5
-    """Adam's, of the velocity field and its noise (ReinFlow, Hopper)."""
+    learning_rate: Annotated[float, Range("[0, inf)")] = 1e-4
+    """Adam's, of the velocity field and its noise (DPPO, Gym; ReinFlow: 4.5e-5)."""
     critic_learning_rate: Annotated[float, Range("[0, inf)")] = 6.5e-4
     """Adam's, of the critic (ReinFlow, Hopper)."""
     critic_arch: tuple[Annotated[int, AtLeast(1, 65_536)], ...] = (256, 256, 256)

@@ -35,5 +35,5 @@ register_envs()
 
 
 def robot_of(task: str | None) -> str | None:
-    """The name of a task's robot, None for robots of the user's own; tasks of one share policies."""
+    """The name of a task's robot, None for a robot of the user's own."""
     return _TASKS[task].robot if task in _TASKS else None

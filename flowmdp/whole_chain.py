@@ -27,7 +27,8 @@ def whole_spaces(spec: FlowSpec) -> tuple[Box[Any], Box[Any]]:
 
 def _kept(spec: FlowSpec) -> NDArray[np.intp]:
     """Of a flow observation [s, x_t, (t), (a_{n-1}, flag)] everything but x_t and t."""
-    return np.r_[spec.state, spec.t.stop : spec.flow_observation_dim]
+    kept: NDArray[np.intp] = np.r_[spec.state, spec.t.stop : spec.flow_observation_dim]
+    return kept
 
 
 class ActionEnv(gym.Env[Float, Float]):

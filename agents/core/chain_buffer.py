@@ -1,4 +1,4 @@
-"""What on-policy learning on whole chains keeps: the chains of a rollout, and the rewards' scale."""
+"""What on-policy learning on whole chains keeps: a rollout's chains, and the rewards' scale."""
 
 from __future__ import annotations
 
@@ -137,4 +137,4 @@ class RewardScale(nn.Module):
     @property
     def deviation(self) -> float:
         """At least 1e-4."""
-        return float(max(self.moments[1].sqrt(), 1e-4))
+        return float(self.moments[1].sqrt().clamp_min(1e-4))

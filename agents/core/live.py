@@ -1,4 +1,4 @@
-"""Agents on live robots: environments of whole chains, the flow of another agent, robots that fail."""
+"""Agents on live robots: environments of whole chains, flows of others, robots that fail."""
 
 from __future__ import annotations
 

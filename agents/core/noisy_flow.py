@@ -62,7 +62,7 @@ class StepNoise(nn.Module):
                 nn.init.zeros_(last)
 
     def forward(self, contexts: Tensor) -> Tensor:
-        """log sigma, shape (batch, flow_steps, action_dim); contexts are (batch, context_dim)."""
+        """Logarithms of sigma, shape (batch, flow_steps, action_dim), for (batch, context_dim)."""
         n = len(contexts)
         if self.mlp is None:
             share = self.level.expand(n, *self.shape)
@@ -106,7 +106,7 @@ class NoisyFlowPolicy(FlowPolicy):
         self.noise, self.generator = noise, generator
 
     @property
-    def ema(self) -> nn.Module:
+    def ema(self) -> nn.Module:  # type: ignore[override]
         """The field: what acts."""
         return self.field
 

@@ -78,7 +78,7 @@ class OnChains(Acting, Saving, PPO):
                 "hyper-parameters, as in learning_rate=1e-4"
             )
         self.config = self.config_class.of({**(policy_kwargs or {}), **hyperparameters}, config)
-        chosen = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
+        chosen: Any = self.policy_aliases.get(policy) if isinstance(policy, str) else policy
         if not (isinstance(chosen, type) and issubclass(chosen, NoisyFlowPolicy)):
             raise ConfigurationError(
                 f"policy is {shown(policy)}: take MlpPolicy, or a NoisyFlowPolicy class"
@@ -87,10 +87,13 @@ class OnChains(Acting, Saving, PPO):
             env = make_whole(env, {})
         if env is not None or _init_setup_model:
             env, self.spec, self.robot = self._checked(env)
+        ppo = {name: getattr(self.config, name) for name in SB3}
+        if env is not None:  # fewer chains are one minibatch
+            ppo["batch_size"] = min(self.config.batch_size, self.config.n_steps * env.num_envs)
         super().__init__(
             chosen,
             env,
-            **{name: getattr(self.config, name) for name in SB3},
+            **ppo,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
@@ -140,7 +143,7 @@ class OnChains(Acting, Saving, PPO):
             self.saved.count(name, self, name)
         widths = spec.context_dim, spec.action_dim
         with seeded(self.seed, self.device):
-            self.policy = self.policy_class(
+            self.policy = self.policy_class(  # type: ignore[assignment]
                 self.observation_space,
                 self.action_space,
                 lambda _: 0.0,  # the optimisers are the algorithm's
@@ -199,9 +202,32 @@ class OnChains(Acting, Saving, PPO):
         given = None if env is None else (self.spec, self.robot)
         super()._take_spec(manifest)
         self.observation_space, self.action_space = whole_spaces(self.spec)
-        if given is not None:
+        if env is not None and given is not None:
             check_fits("the checkpoint", self, *given)
             self.env, self.n_envs = env, env.num_envs
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], Any]:
+        """Whole actions, of chunks chunks, in [-1, 1], for observations of the `ActionEnv`.
+
+        Args:
+            observation: Shape (context_dim,) or (n, context_dim).
+            state: Returned as it is.
+            episode_start: Without effect.
+            deterministic: Start at x_0 = 0, without noise in the steps; else as it learns.
+
+        Returns:
+            Actions, (action_dim,) or (n, action_dim), and the state.
+
+        Raises:
+            ConfigurationError: For observations of another shape, or not finite.
+        """
+        return self.policy.predict(observation, state, episode_start, deterministic)
 
     # -- collecting -------------------------------------------------------------------------
 
@@ -281,9 +307,11 @@ class OnChains(Acting, Saving, PPO):
         """One rollout on the robots; False where the callback stopped it."""
         policy = self.policy
         noise = policy.draw(buffer.buffer_size, env.num_envs, generator=self.generator)
+        seen: Any = self._last_obs
         for drawn in noise:
-            observations = torch.as_tensor(self._last_obs, device=self.device)
-            points = policy.chains(policy.context(observations), drawn).cpu().numpy()
+            observations = seen
+            contexts = policy.context(torch.as_tensor(observations, device=self.device))
+            points = policy.chains(contexts, drawn).cpu().numpy()
             try:
                 with naming_the_robot(env, self.robot_steps):
                     seen, rewards, dones, infos = env.step(points[:, -1].clip(-1, 1))
@@ -296,7 +324,7 @@ class OnChains(Acting, Saving, PPO):
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
-            buffer.add_step(self._last_obs, points, rewards, dones, infos)
+            buffer.add_step(observations, points, rewards, dones, infos)
             self._last_obs = seen
         self.logger.record("time/robot_steps", self.robot_steps)
         return True
