@@ -291,6 +291,7 @@ class OnChains(Acting, Saving, PPO):
             Whether the callback lets learning go on.
         """
         self.policy.set_training_mode(False)
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self.policy.noise.level.fill_(self._current_progress_remaining)
         rollout_buffer.reset()
         callback.on_rollout_start()

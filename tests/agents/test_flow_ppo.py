@@ -337,6 +337,17 @@ def test_it_acts_from_a_file_without_a_robot(tmp_path: Path) -> None:
         other.learn(8)
 
 
+def test_a_flow_that_sees_the_last_action_learns_and_acts() -> None:
+    env = robots(2, PointRobot, flow_steps=3, chunk=2, include_previous_action=True)
+    agent = FlowPPO("MlpPolicy", env, **SMALL, n_steps=8, batch_size=8, critic_warmup=0)
+    agent.learn(16)
+    seen = agent.rollout_buffer.observations
+    assert seen.shape == (8, 2, 5) and seen[0, :, 4].tolist() == [0, 0] and seen[1, 0, 4] == 1
+    last = agent.rollout_buffer.chains[0, 0, -1, 2:].clip(-1, 1)
+    np.testing.assert_allclose(seen[1, 0, 2:4], last, atol=1e-6)
+    assert agent.predict(seen[1])[0].shape == (2, 4)
+
+
 def test_robots_are_made_from_ids_and_their_number_may_change(clone: FlowBC) -> None:
     agent = FlowPPO("MlpPolicy", "Pendulum-v1", **SMALL, n_steps=8, batch_size=8, flow_steps=2)
     assert agent.spec.flow_steps == 2 and agent.spec.observation_dim == 3
