@@ -87,11 +87,12 @@ class OnChains(Acting, Saving, PPO):
             env = make_whole(env, {})
         if env is not None or _init_setup_model:
             env, self.spec, self.robot = self._checked(env)
+        policy_class: Any = chosen  # SB3 declares a class of its own
         ppo = {name: getattr(self.config, name) for name in SB3}
         if env is not None:  # fewer chains are one minibatch
             ppo["batch_size"] = min(self.config.batch_size, self.config.n_steps * env.num_envs)
         super().__init__(
-            chosen,
+            policy_class,
             env,
             **ppo,
             stats_window_size=stats_window_size,
