@@ -19,7 +19,6 @@ that value, standardised within the group (Flow-GRPO, Liu et al. 2025, arXiv:250
 Logged (train/):
     policy_loss, entropy, approx_kl, clip_fraction, actor_grad_norm: of the actor; entropy is of one
         coordinate of one flow step, approx_kl of whole chains.
-    noise: mean sigma, in action units.
     actor_epochs: epochs until `target_kl` was reached.
     value_loss, explained_variance, critic_grad_norm: of the critic.
     reward_scale: the deviation by which rewards are divided.

@@ -229,7 +229,7 @@ def test_it_finds_the_better_of_two_modes(clone: FlowBC, ratio: Any) -> None:
     agent.learn(30 * 256)
     assert before < 0.35 and random < 0.35
     assert reward_of(agent.outer_policy()) > 0.8
-    assert evaluate(agent.outer_policy(), Bandit, 20, deterministic=True).returns > [0.8]
+    assert min(evaluate(agent.outer_policy(), Bandit, 5, deterministic=True).returns) > 0.8
 
 
 def test_groups_find_it_without_a_robot_or_a_critic(clone: FlowBC) -> None:
