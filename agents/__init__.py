@@ -28,3 +28,5 @@ from flowmdp.agents.qc import QC as QC  # isort: split
 from flowmdp.agents.rql import RQL as RQL  # isort: split
 
 from flowmdp.agents.dsrl import DSRL as DSRL  # isort: split
+
+from flowmdp.agents.flow_ppo import FlowPPO as FlowPPO  # isort: split

@@ -32,3 +32,8 @@ def register_envs() -> None:
 
 
 register_envs()
+
+
+def robot_of(task: str | None) -> str | None:
+    """The name of a task's robot, None for a robot of the user's own."""
+    return _TASKS[task].robot if task in _TASKS else None

@@ -139,6 +139,23 @@ class FlowBase:
             )
         return data
 
+    def values(self, states: Float, actions: Float) -> Float:
+        """Q(s, a) of the critic that pays for actions, shape (n,).
+
+        Args:
+            states: Shape (n, obs_dim).
+            actions: In [-1, 1], shape (n, action_dim).
+
+        Raises:
+            ConfigurationError: If no critic pays for them.
+        """
+        if self._value is None:
+            raise ConfigurationError(
+                f"reward={self.settings.reward!r} has no critic to value actions by: take "
+                "reward='direction'"
+            )
+        return self._value(states, actions)
+
     def _load(self) -> TransitionDataset:
         if self._dataset is None:
             raise ConfigurationError(

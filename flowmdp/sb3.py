@@ -9,7 +9,7 @@ off-policy algorithm, on single and on vectorised flow environments:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,23 @@ def _on_host(values: Any) -> Any:
     return values.cpu().numpy() if isinstance(values, Tensor) else values
 
 
+def discounted(reward: float, info: Mapping[str, Any], gamma: float) -> tuple[float, float]:
+    """What the end of a chain is worth at its start, and the discount of all that follows.
+
+    Args:
+        reward: Of the step.
+        info: Its info; of a chunk, `reward="return"` becomes sum_i gamma ** i r_i.
+        gamma: Discount per outer step.
+
+    Returns:
+        The reward, and gamma ** n for a chunk of which n actions ran.
+    """
+    if "reward_return" in info and "outer_rewards" in info:
+        paid = info["outer_rewards"]
+        reward = reward - np.dot(1 - gamma ** np.arange(len(paid)), paid)
+    return reward, gamma ** info.get("executed_steps", 1)
+
+
 class FlowReplayBuffer(ReplayBuffer):
     """A replay buffer that discounts outer time: 1 inside a chain, gamma at its end.
 
@@ -165,11 +182,10 @@ class FlowReplayBuffer(ReplayBuffer):
         """Store one transition per environment; a chain ends where an action was executed."""
         reward = np.array(reward, np.float32)
         for i, info in enumerate(infos):
-            ended, steps = "executed_action" in info, info.get("executed_steps", 1)
-            self.discounts[self.pos, i] = self.gamma**steps if ended else self.flow_gamma
-            if "reward_return" in info and "outer_rewards" in info:
-                paid = info["outer_rewards"]
-                reward[i] -= np.dot(1 - self.gamma ** np.arange(len(paid)), paid)
+            self.discounts[self.pos, i] = self.flow_gamma
+            if "executed_action" in info:
+                paid = discounted(reward[i], info, self.gamma)
+                reward[i], self.discounts[self.pos, i] = paid
         super().add(obs, next_obs, action, reward, done, infos)
 
     def _get_samples(

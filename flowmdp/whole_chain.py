@@ -11,11 +11,24 @@ from numpy.typing import NDArray
 
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ConfigurationError
-from flowmdp.mdp.spec import FlowSpec
+from flowmdp.mdp.spec import FlowSettings, FlowSpec
 from flowmdp.robot import RobotInterface
 from flowmdp.transitions import TransitionDataset
 
 Float = NDArray[np.float32]
+
+
+def whole_spaces(spec: FlowSpec) -> tuple[Box[Any], Box[Any]]:
+    """Observation and action space of whoever decides on whole actions of a flow environment."""
+    space, kept = spec.space(), _kept(spec)
+    observations = Box(space.low[kept], space.high[kept])
+    return observations, Box(-1.0, 1.0, (spec.action_dim,), np.float32)
+
+
+def _kept(spec: FlowSpec) -> NDArray[np.intp]:
+    """Of a flow observation [s, x_t, (t), (a_{n-1}, flag)] everything but x_t and t."""
+    kept: NDArray[np.intp] = np.r_[spec.state, spec.t.stop : spec.flow_observation_dim]
+    return kept
 
 
 class ActionEnv(gym.Env[Float, Float]):
@@ -46,12 +59,8 @@ class ActionEnv(gym.Env[Float, Float]):
         self.flow = flow
         self._check(flow)
         self.metadata, self.render_mode = flow.metadata, flow.render_mode
-        spec = flow.flow_spec
-        # Of a flow observation [s, x_t, (t), (a_{n-1}, flag)] everything but x_t and t.
-        self._kept = np.r_[spec.state, spec.t.stop : spec.flow_observation_dim]
-        space = spec.space()
-        self.observation_space = Box(space.low[self._kept], space.high[self._kept])
-        self.action_space = Box(-1.0, 1.0, (spec.action_dim,), np.float32)
+        self._kept = _kept(flow.flow_spec)
+        self.observation_space, self.action_space = whole_spaces(flow.flow_spec)
 
     def _check(self, flow: FlowMDPEnv) -> None:
         """Raise ConfigurationError for a flow environment that means nothing here."""
@@ -60,6 +69,11 @@ class ActionEnv(gym.Env[Float, Float]):
                 f"decision='action' has no velocities that reward={flow.settings.reward!r} could "
                 "price: take reward='return' or 'direction'"
             )
+
+    @property
+    def settings(self) -> FlowSettings:
+        """Of the flow environment."""
+        return self.flow.settings
 
     @property
     def flow_spec(self) -> FlowSpec:
@@ -89,6 +103,18 @@ class ActionEnv(gym.Env[Float, Float]):
         """Execute x_1."""
         observation, reward, terminated, truncated, info = self.flow.execute(action)
         return observation[self._kept], reward, terminated, truncated, info
+
+    def values(self, states: Float, actions: Float) -> Float:
+        """What `reward="direction"` pays for actions at states, shape (n,); many at once.
+
+        Args:
+            states: Outer observations, shape (n, obs_dim).
+            actions: In [-1, 1], shape (n, action_dim).
+
+        Raises:
+            ConfigurationError: For another reward.
+        """
+        return self.flow.values(states, actions)
 
     def render(self) -> Any:
         """The outer environment's frame."""

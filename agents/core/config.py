@@ -25,18 +25,13 @@ MOST_LAYERS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentConfig:
-    """What every algorithm has."""
+class NetworkConfig:
+    """What everything has that learns networks, offline or not."""
 
     batch_size: Annotated[int, AtLeast(1, 1_000_000)] = 256
     """Transitions per gradient step."""
     net_arch: tuple[Annotated[int, AtLeast(1, 65_536)], ...] = (256, 256, 256)
     """Hidden widths of every network."""
-    precision: Literal["auto", "float32", "bfloat16", "tfloat32"] = "auto"
-    """float32; bfloat16: hidden layers multiply in bfloat16, weights and output layers stay in
-    float32; tfloat32: a GPU's TensorFloat-32; auto: the fastest on the hardware."""
-    cuda_graphs: bool = True
-    """Whether a GPU records updates as CUDA graphs and replays them: several times as fast."""
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for a value of another type or out of range."""
@@ -65,6 +60,17 @@ class AgentConfig:
                 hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(known)}"
                 raise ConfigurationError(f"{name!r} is no hyper-parameter: {hint}")
         return dataclasses.replace(cls() if base is None else base, **values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig(NetworkConfig):
+    """What every algorithm has that learns from a dataset."""
+
+    precision: Literal["auto", "float32", "bfloat16", "tfloat32"] = "auto"
+    """float32; bfloat16: hidden layers multiply in bfloat16, weights and output layers stay in
+    float32; tfloat32: a GPU's TensorFloat-32; auto: the fastest on the hardware."""
+    cuda_graphs: bool = True
+    """Whether a GPU records updates as CUDA graphs and replays them: several times as fast."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,6 +71,14 @@ def check_environment(env: VecEnv) -> FlowSpec:
         ConfigurationError: If it is no flow environment, or wrapped so.
     """
     spec = FlowSpec.of(env)
+    check_unwrapped(env, spec.space(), spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32))
+    return spec
+
+
+def check_unwrapped(
+    env: VecEnv, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+) -> None:
+    """Raise ConfigurationError for wrappers that change what an agent sees or does, or spaces."""
     layer: Any = env
     while isinstance(layer, VecEnvWrapper):
         if isinstance(layer, VecFrameStack) or (isinstance(layer, VecNormalize) and layer.norm_obs):
@@ -78,14 +86,12 @@ def check_environment(env: VecEnv) -> FlowSpec:
         layer = layer.venv
     if any(any(env.env_is_wrapped(kind)) for kind in CHANGING):
         _refuse(str(env.env_method("__str__", indices=[0])[0]))
-    action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
     for name, found, own in (
-        ("observation", env.observation_space, spec.space()),
+        ("observation", env.observation_space, observation_space),
         ("action", env.action_space, action_space),
     ):
         if found != own:
             _refuse(f"the {name} space is {found}, not {own}".replace("\n", " "))
-    return spec
 
 
 def _refuse(what: str) -> NoReturn:

@@ -39,6 +39,8 @@ class FlowPolicy(BasePolicy):
 
     rebuild: ClassVar[Callable[[type[FlowPolicy], checkpoint.Target, Any], Any]]
     """Set by the module that knows the algorithms."""
+    averages: ClassVar[bool] = True
+    """Whether a moving average of the field acts, and not the field itself."""
 
     def __init__(
         self,
@@ -53,7 +55,8 @@ class FlowPolicy(BasePolicy):
         self.spec = spec
         self.normalizer = Normalizer(spec.observation_dim)
         self.field = field
-        self.ema = frozen_copy(field)
+        if self.averages:
+            self.ema = frozen_copy(field)
         self.origin: dict[str, Any] = {}
         """Algorithm and hyper-parameters, of which `load` makes the policy again."""
         self.borrowed: dict[str, nn.Module] = {}
@@ -63,6 +66,11 @@ class FlowPolicy(BasePolicy):
     def device(self) -> torch.device:
         """Where it computes; not every field has parameters, from which SB3 would tell."""
         return self.normalizer.mean.device
+
+    @property
+    def width(self) -> int:
+        """Width of an observation."""
+        return self.spec.flow_observation_dim
 
     def save(self, path: checkpoint.Target) -> None:
         """Write the policy alone, as JSON and safetensors; ".zip" is added without a suffix.
@@ -116,12 +124,13 @@ class FlowPolicy(BasePolicy):
                 f"the observation is a {type(observation).__name__}, no array of numbers: pass "
                 "what step() and reset() give first"
             ) from None
-        width = self.spec.flow_observation_dim
+        width = self.width
         if array.shape[-1:] != (width,) or array.ndim > 2:
             raise ConfigurationError(
-                f"the observation has shape {array.shape}: a flow policy takes ({width},) or "
-                f"(n, {width}) of the flow environment; the agent's predict also those of the "
-                f"robot, ({self.spec.observation_dim},) or (n, {self.spec.observation_dim})"
+                f"the observation has shape {array.shape}: this policy takes ({width},) or "
+                f"(n, {width}) of its environment; the agent's predict or outer_policy() also "
+                f"those of the robot, ({self.spec.observation_dim},) or "
+                f"(n, {self.spec.observation_dim})"
             )
         if not np.isfinite(array).all():
             raise ConfigurationError("the observation holds NaN or infinity: look at the robot")

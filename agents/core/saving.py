@@ -210,12 +210,12 @@ class Saving(BaseAlgorithm):
             check_seed(stored_seed)
             _check_size(config, content)
         make: Any = cls  # an algorithm; this class cannot be made
+        given = {"dataset": dataset, "behavior": behavior}  # not every algorithm takes them
         agent: Self = make(
             "MlpPolicy",
             env,
             cls.config_class.of(hyperparameters, config),
-            dataset=dataset,
-            behavior=behavior,
+            **{name: one for name, one in given.items() if one is not None},
             tensorboard_log=tensorboard_log,
             verbose=verbose,
             seed=stored_seed if seed is None else seed,

@@ -72,6 +72,13 @@ def plain(text: str) -> str:
 # -- algorithms ----------------------------------------------------------------------------------
 
 
+def algorithms() -> dict[str, type]:
+    """Whatever has a page: the algorithms of `flowmdp train`, and those that learn on the robot."""
+    from flowmdp.agents import ALGORITHMS, FlowPPO
+
+    return {**ALGORITHMS, FlowPPO.name: FlowPPO}
+
+
 def algorithm_page(name: str, cls: type, written: str | None = None) -> str:
     """The page of an algorithm: what was written by hand, then what the code says.
 
@@ -86,9 +93,12 @@ def algorithm_page(name: str, cls: type, written: str | None = None) -> str:
     introduction, logged = split_logged(docstring)
     parts = [
         written.strip() if written else f"# {cls.__name__}\n\n{docstring_markdown(introduction)}",
-        f"## Command\n\n```sh\nflowmdp train {name} hopper-medium --seed 1\n```",
-        f"## Hyper-parameters\n\n{hyperparameter_table(cls)}\n{settings(cls)}",
+        f"## Hyper-parameters\n\n{hyperparameter_table(cls)}",
     ]
+    if hasattr(cls, "default_steps"):  # it learns offline
+        parts[1] += f"\n{settings(cls)}"
+        command = f"## Command\n\n```sh\nflowmdp train {name} hopper-medium --seed 1\n```"
+        parts.insert(1, command)
     if logged:
         parts.append(f"## Logged\n\nUnder `train/`:\n\n{logged_table(logged)}")
     parts.append(f"## Reference\n\n{reference(module, cls)}")
@@ -141,9 +151,7 @@ def range_text(rule: Any) -> str:
 
 def algorithm_toctree() -> str:
     """The pages of all algorithms, in their order."""
-    from flowmdp.agents import ALGORITHMS
-
-    pages = (name if is_written(name) else f"generated/{name}" for name in ALGORITHMS)
+    pages = (name if is_written(name) else f"generated/{name}" for name in algorithms())
     lines = "\n".join(f"algorithms/{page}" for page in pages)
     return f"```{{toctree}}\n:hidden:\n\n{lines}\n```"
 
@@ -482,15 +490,13 @@ def links_inside(text: str, docname: str) -> str:
 
 
 def _on_start(app: Sphinx) -> None:
-    from flowmdp.agents import ALGORITHMS
-
     missing = {
         f"{name}.md": algorithm_page(name, cls)
-        for name, cls in ALGORITHMS.items()
+        for name, cls in algorithms().items()
         if not is_written(name)
     }
     _write(DOCS / "algorithms/generated", missing)
-    elsewhere = {cls.__module__ for cls in ALGORITHMS.values()}
+    elsewhere = {cls.__module__ for cls in algorithms().values()}
     for page in DOCS.glob("*.md"):
         elsewhere |= set(re.findall(r"automodule:: ([\w.]+)", page.read_text()))
     _write(DOCS / "reference", reference_pages(elsewhere))
@@ -500,21 +506,17 @@ def _on_docstring(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
     """An algorithm's docstring without its list of hyper-parameters: the page has a table."""
-    from flowmdp.agents import ALGORITHMS
-
-    if obj in ALGORITHMS.values() and "Hyper-parameters:" in lines:
+    if obj in algorithms().values() and "Hyper-parameters:" in lines:
         start = lines.index("Hyper-parameters:")
         end = next((i for i in range(start + 1, len(lines)) if lines[i][:1].strip()), len(lines))
         del lines[start:end]
 
 
 def _on_source(app: Sphinx, docname: str, source: list[str]) -> None:
-    from flowmdp.agents import ALGORITHMS
-
     folder, _, name = docname.rpartition("/")
-    text = source[0]
-    if folder == "algorithms" and name in ALGORITHMS:
-        text = algorithm_page(name, ALGORITHMS[name], text)
+    text, known = source[0], algorithms()
+    if folder == "algorithms" and name in known:
+        text = algorithm_page(name, known[name], text)
     for mark, make in MARKS.items():
         if f"<!-- generated: {mark} -->" in text:
             text = text.replace(f"<!-- generated: {mark} -->", make())
