@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import ConfigurationError
-from flowmdp.mdp.spec import FlowSpec
+from flowmdp.mdp.spec import FlowSettings, FlowSpec
 from flowmdp.robot import RobotInterface
 from flowmdp.transitions import TransitionDataset
 
@@ -65,6 +65,11 @@ class ActionEnv(gym.Env[Float, Float]):
     def flow_spec(self) -> FlowSpec:
         """Of the flow environment."""
         return self.flow.flow_spec
+
+    @property
+    def settings(self) -> FlowSettings:
+        """Of the flow environment."""
+        return self.flow.settings
 
     @property
     def robot(self) -> RobotInterface:
