@@ -40,7 +40,7 @@ class ResetNeededError(FlowMDPError, ResetNeeded):
 
 
 class RobotError(FlowMDPError):
-    """The robot's environment raised an error, gave numbers that are not finite, or is not there."""
+    """A robot raised an error, gave numbers that are not finite, or cannot be made."""
 
     robot: int | None = None
     """Which, where there are several."""
