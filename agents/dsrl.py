@@ -171,6 +171,8 @@ class DSRL(FlowAlgorithm[DSRLConfig], name="dsrl"):
 
     config_class = DSRLConfig
     default_steps = 15_000
+    SHARED = ("net_arch", "gamma", "batch_size", "precision")
+    """Hyper-parameters that `from_agent` takes from the agent."""
     only_flow_steps = 1
     acts_at_mean = True
     acts_with = ("policy", "behavior")
@@ -195,8 +197,8 @@ class DSRL(FlowAlgorithm[DSRLConfig], name="dsrl"):
                 f"{type(agent).__name__} holds no flow of many steps that could be copied: take a "
                 "FlowBC, DFDir, DFDiv or RQL around its own clone"
             )
-        shared = ("net_arch", "gamma", "batch_size", "precision")
-        own = {name: getattr(agent.config, name) for name in shared if hasattr(agent.config, name)}
+        config = agent.config
+        own = {name: getattr(config, name) for name in cls.SHARED if hasattr(config, name)}
         own |= {"sampling_steps": agent.spec.flow_steps, "seed": agent.seed, "device": agent.device}
         made = cls("MlpPolicy", None, **{**own, **arguments}, _init_setup_model=False)
         made._live_in(dataclasses.replace(agent.spec, flow_steps=1), agent.robot)

@@ -155,7 +155,7 @@ class Online(Acting, Saving, Logging):
         agent, config = cast("FlowAlgorithm[Any]", self), OnlineConfig(**options)
         check_integers(0, robot_steps=robot_steps, log_interval=log_interval or 0)
         check_kinds(callback=callback, tb_log_name=tb_log_name)
-        _check(agent, robot_steps, config)
+        check_online(agent, robot_steps, config)
         offline = None if config.online_share == 1 else agent.data
         with ExitStack() as stack:
             robots = robots_of(agent, env, config, stack)
@@ -298,7 +298,7 @@ class Online(Acting, Saving, Logging):
         self.replay_buffer = buffer
 
 
-def _check(agent: FlowAlgorithm[Any], robot_steps: int, config: OnlineConfig) -> None:
+def check_online(agent: FlowAlgorithm[Any], robot_steps: int, config: OnlineConfig) -> None:
     """Raise ConfigurationError where nothing can be learned."""
     if not agent.learns_online:
         raise ConfigurationError(
