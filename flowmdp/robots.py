@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import cloudpickle
 import gymnasium as gym
 
 from flowmdp.cluster import RETRIES, check_room, first_line
@@ -181,13 +180,10 @@ class SharedRobots(Robots):
 
 
 class ProcessRobots(SharedRobots):
-    """Robots in processes of this machine.
-
-    Processes begin afresh, so a script that uses them keeps its work under
-    `if __name__ == "__main__":`, as for SB3's `SubprocVecEnv`.
+    """Robots in processes of this machine: forks of this one where that is safe, on Linux.
 
     Args:
-        make_env: As for `Robots`; cloudpickle carries it there.
+        make_env: As for `Robots`; elsewhere it must be picklable.
         tells: As for `Robots`.
         processes: At most so many.
     """
@@ -221,11 +217,14 @@ class _Process:
     """Some robots in a process of their own."""
 
     def __init__(self, robots: ProcessRobots, numbers: list[int]) -> None:
-        context = multiprocessing.get_context("forkserver")
+        linux = sys.platform == "linux"
+        context: Any = multiprocessing.get_context("fork" if linux else "spawn")
         self.numbers, (self.pipe, there) = numbers, context.Pipe()
-        made = cloudpickle.dumps(robots.make_env), robots.tells
-        self.process = context.Process(target=_serve, args=(there, *made), daemon=True)
-        self.process.start()
+        arguments = self.pipe, there, robots.make_env, robots.tells
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        with warnings.catch_warnings():  # the robots use none of the threads that a fork leaves
+            warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+            self.process.start()
         there.close()
 
     def tell(self, name: str, what: dict[int, Any]) -> None:
@@ -248,12 +247,13 @@ class _Process:
         return answer
 
 
-def _serve(pipe: Any, make_env: bytes, tells: Sequence[str] | None) -> None:
+def _serve(theirs: Any, pipe: Any, make_env: MakeEnv, tells: Sequence[str] | None) -> None:
     """The work of a `_Process`, until its pipe is closed, as by the end of who opened it."""
+    theirs.close()  # a fork has it too, and would wait for itself
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's, which are the other's to answer
         signal.signal(number, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    robots = Robots(cloudpickle.loads(make_env), tells)
+    robots = Robots(make_env, tells)
     with suppress(EOFError, OSError):
         while True:
             name, what = pipe.recv()
