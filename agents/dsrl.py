@@ -12,10 +12,11 @@ arXiv:1812.05905) chooses z = bound tanh(.), with noise aliasing:
 
 However far the critic is wrong, an action is one of the flow's; the bound says how rare it may be.
 
-Differences [ours]: offline from the data's returns; the critic is the one of all agents, so the
-entropy is the actor's alone, not the value's; Q^z learns advantages in advantage units, so that one
-temperature to start from serves rewards of any scale, by a single network; the moving average of
-the actor's weights acts. As SAC, it is evaluated at the mean, z = bound tanh(mean), from x_0 = 0.
+Differences [ours]: from the data's returns, online the plain flow's; the critic is that of all, so
+the entropy is the actor's alone, not the value's; Q^z learns advantages in advantage units, so that
+one temperature to start from serves rewards of any scale, by a single network; the moving average
+of the actor's weights acts. As SAC, it is evaluated at the mean, z = bound tanh(mean), from x_0 =
+0.
 
 Logged (train/):
     latent_q_loss: of the latent critic.

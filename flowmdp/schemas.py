@@ -54,7 +54,7 @@ class OnlineRun(Record):
     settings: dict[str, Any]
 
 
-class OnlineConfig(WholeConfig):
+class FinetuneConfig(WholeConfig):
     """The config.json of a run that learns on robots."""
 
     online: OnlineRun

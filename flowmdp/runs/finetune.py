@@ -39,8 +39,7 @@ from flowmdp.runs.interrupt import Interrupt, Stopped, listening
 from flowmdp.runs.log import ProgressFile, make_logger
 from flowmdp.runs.summary import episodes_of
 from flowmdp.runs.train import Keeper, Run, saved_agent
-from flowmdp.schemas import OnlineConfig as Schema
-from flowmdp.schemas import Result, WholeConfig
+from flowmdp.schemas import FinetuneConfig, Result, WholeConfig
 
 LOG_INTERVAL = 1_000
 """Robot steps between two lines of progress.csv."""
@@ -164,7 +163,7 @@ def resume(
     check_trust(folder.path, imports(config), trust)
     with locked(folder.path):
         remove_unfinished(folder.path)
-        folder, config = RunFolder.open(resume, Schema)  # now that nobody else writes it
+        folder, config = RunFolder.open(resume, FinetuneConfig)  # now that nobody else writes it
         online = config["online"]
         if robot_steps is not None:
             if robot_steps < online["robot_steps"]:
