@@ -12,10 +12,11 @@ arXiv:1812.05905) chooses z = bound tanh(.), with noise aliasing:
 
 However far the critic is wrong, an action is one of the flow's; the bound says how rare it may be.
 
-Differences [ours]: offline from the data's returns; the critic is the one of all agents, so the
-entropy is the actor's alone, not the value's; Q^z learns advantages in advantage units, so that one
-temperature to start from serves rewards of any scale, by a single network; the moving average of
-the actor's weights acts. As SAC, it is evaluated at the mean, z = bound tanh(mean), from x_0 = 0.
+Differences [ours]: from the data's returns, online the plain flow's; the critic is that of all, so
+the entropy is the actor's alone, not the value's; Q^z learns advantages in advantage units, so that
+one temperature to start from serves rewards of any scale, by a single network; the moving average
+of the actor's weights acts. As SAC, it is evaluated at the mean, z = bound tanh(mean), from x_0 =
+0.
 
 Logged (train/):
     latent_q_loss: of the latent critic.
@@ -25,16 +26,18 @@ Logged (train/):
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.nn import functional as F
 
+from flowmdp.agents.core.acting import Array
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.batch import Batch
 from flowmdp.agents.core.config import (
@@ -45,10 +48,11 @@ from flowmdp.agents.core.config import (
     SmoothedConfig,
 )
 from flowmdp.agents.core.critics import SCALE_SAMPLES
-from flowmdp.agents.core.networks import EnsembleMlp, Info
-from flowmdp.agents.core.one_step import OneStepField, SampledField
+from flowmdp.agents.core.networks import EnsembleMlp, Info, VelocityField
+from flowmdp.agents.core.one_step import SAMPLING_STEPS, OneStepField, SampledField
 from flowmdp.agents.core.parts import Clone, ReturnCritic
-from flowmdp.arguments import Range
+from flowmdp.arguments import AtLeast, Range
+from flowmdp.errors import ConfigurationError
 
 LOG_STD_RANGE = (-5.0, 2.0)
 
@@ -61,6 +65,8 @@ class DSRLConfig(PolicyConfig, CloneConfig, SmoothedConfig, BestOfConfig):
     """Largest |z| in each coordinate, in standard deviations (paper: 0.4 to 1.5 by task)."""
     target_entropy: Annotated[float, Range("(-inf, inf)")] = 0.0
     """Entropy of z / noise_bound per coordinate that the temperature holds (paper: 0)."""
+    sampling_steps: Annotated[int, AtLeast(1, 10_000)] = SAMPLING_STEPS
+    """Euler steps of the flow from z to the action; one of your own has its own."""
 
 
 class LatentActor(nn.Module):
@@ -166,10 +172,63 @@ class DSRL(FlowAlgorithm[DSRLConfig], name="dsrl"):
 
     config_class = DSRLConfig
     default_steps = 15_000
+    SHARED = ("net_arch", "gamma", "batch_size", "precision")
+    """Hyper-parameters that `from_agent` takes from the agent."""
     only_flow_steps = 1
     acts_at_mean = True
     acts_with = ("policy", "behavior")
     paper: ClassVar[dict[str, Any]] = MEAN_OF_TWO
+
+    @classmethod
+    def from_agent(cls, agent: FlowAlgorithm[Any], **arguments: Any) -> Self:
+        """A new agent that steers another's policy, of which it takes a copy, by its noise.
+
+        Args:
+            agent: A FlowBC, DFDir, DFDiv or RQL.
+            **arguments: Of the constructor; by default networks, discount and batches are as the
+                agent's, and there is no dataset: `learn_online(..., online_share=1)`.
+
+        Raises:
+            ConfigurationError: If the agent's policy is no flow of many steps with a network of
+                its own, or `net_arch` is not the flow's.
+        """
+        flow = agent.policy.ema
+        if agent.only_flow_steps or not isinstance(flow, VelocityField):
+            raise ConfigurationError(
+                f"{type(agent).__name__} holds no flow of many steps that could be copied: take a "
+                "FlowBC, DFDir, DFDiv or RQL around its own clone"
+            )
+        config = agent.config
+        own = {name: getattr(config, name) for name in cls.SHARED if hasattr(config, name)}
+        own |= {"sampling_steps": agent.spec.flow_steps, "seed": agent.seed, "device": agent.device}
+        made = cls("MlpPolicy", None, **{**own, **arguments}, _init_setup_model=False)
+        made._live_in(dataclasses.replace(agent.spec, flow_steps=1), agent.robot)
+        made._setup_model()
+        clone = made.parts[0]
+        assert isinstance(clone, Clone)
+        try:
+            for network in (clone.flow, clone.average):
+                network.load_state_dict(flow.state_dict())
+        except RuntimeError:
+            raise ConfigurationError(
+                f"net_arch is {made.config.net_arch}: it must be the flow's, "
+                f"{agent.config.net_arch}"
+            ) from None
+        clone.updates = clone.steps
+        made.policy.normalizer.load_state_dict(agent.policy.normalizer.state_dict())
+        return made
+
+    @property
+    def sampling_steps(self) -> int:
+        """Euler steps of the flow."""
+        own = self.own_behavior and self.own_behavior.flow_steps
+        return own or self.config.sampling_steps
+
+    def explore(self, observations: Array, previous: Array | None) -> Array:
+        """As the agent acts; before it has learned anything, as the plain flow does."""
+        if self._n_updates:
+            return super().explore(observations, previous)
+        return self.act(observations, previous=previous, field=self.flow)
 
     def make_field(self) -> LatentField:
         """The policy."""

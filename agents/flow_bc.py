@@ -40,6 +40,7 @@ class FlowBC(FlowAlgorithm[FlowBCConfig], name="flow-bc"):
     config_class = FlowBCConfig
     shows_behavior = True
     default_steps = 30_000
+    learns_online = False
 
     def build(self) -> None:
         """The policy's optimiser."""

@@ -78,6 +78,7 @@ class ReBRAC(FlowAlgorithm[ReBRACConfig], name="rebrac"):
     paper: ClassVar[dict[str, Any]] = {"critic_members": 2, "pessimism": None}
     only_flow_steps = 1
     acts_at_mean = True
+    learns_online = False
 
     def make_field(self) -> DeterministicField:
         """The policy."""

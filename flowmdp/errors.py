@@ -40,7 +40,10 @@ class ResetNeededError(FlowMDPError, ResetNeeded):
 
 
 class RobotError(FlowMDPError):
-    """The robot's environment answered with numbers that are not finite, or cannot be made."""
+    """A robot raised an error, gave numbers that are not finite, or cannot be made."""
+
+    robot: int | None = None
+    """Which, where there are several."""
 
 
 class RenderingError(FlowMDPError):

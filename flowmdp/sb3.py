@@ -1,4 +1,4 @@
-"""Stable-Baselines3 on flow chains: a VecEnv over the vectorised environment, and right discounts.
+"""Stable-Baselines3 on flow chains: VecEnvs, of recorded states and of robots, and right discounts.
 
 Single flow environments need neither: SB3 wraps them by itself. The replay buffer is for every
 off-policy algorithm, on single and on vectorised flow environments:
@@ -9,19 +9,22 @@ off-policy algorithm, on single and on vectorised flow environments:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
-from flowmdp.arguments import check_numbers
-from flowmdp.errors import ConfigurationError
+from flowmdp.arguments import check_integers, check_numbers
+from flowmdp.errors import ConfigurationError, RobotError
+from flowmdp.robots import Episode, MakeEnv, Robots, Step
 from flowmdp.vector import FlowMDPVectorEnv
 
 Array = NDArray[Any]
@@ -139,6 +142,168 @@ def discounted(reward: float, info: Mapping[str, Any], gamma: float) -> tuple[fl
         paid = info["outer_rewards"]
         reward = reward - np.dot(1 - gamma ** np.arange(len(paid)), paid)
     return reward, gamma ** info.get("executed_steps", 1)
+
+
+class RobotVecEnv(VecEnv):
+    """Robots as an SB3 VecEnv that can be brought back to where it was.
+
+    Every episode of every robot starts from a seed of its own, which follows from `seed`, the
+    robot's number and the episode's. `state` holds the seeds and the actions of the episodes that
+    are under way, and `restore` plays them again: where a robot does the same from the same seed,
+    what comes next is what would have come. At an episode's end `info["episode"]` has its return
+    "r" and its length "l", as from SB3's Monitor.
+
+    Args:
+        make_env: Makes a robot that observes and acts in flat Boxes: with chunks,
+            `gym.make(id, decision="action", chunk=h)`.
+        num_envs: How many.
+        seed: Of all episodes, in [0, 2**32).
+        place: Where they are: `Robots` here, `functools.partial(ProcessRobots, processes=2)` in
+            processes of their own.
+
+    Raises:
+        RobotError: When a robot raises an error, or gives numbers that are not finite: which, and
+            at which step of which episode. What `state` gives is as before that step.
+    """
+
+    def __init__(
+        self,
+        make_env: MakeEnv,
+        num_envs: int = 8,
+        seed: int = 0,
+        place: Callable[..., Robots] = Robots,
+    ) -> None:
+        check_integers(1, num_envs=num_envs)
+        self.robots = place(make_env, tells=None)
+        self.robots.open(range(num_envs))
+        env = self.robots.env
+        super().__init__(num_envs, env.observation_space, env.action_space)
+        self.seed(seed)
+
+    def seed(self, seed: int | None = None) -> list[int | None]:
+        """Choose the seeds of the episodes that begin at the next `reset`; None draws them."""
+        if seed is not None:
+            check_integers(0, 2**32 - 1, seed=seed)
+        self._entropy = secrets.randbits(32) if seed is None else int(seed)
+        self._begun = np.zeros(self.num_envs, np.int64)
+        self._taken: list[list[Array]] = [[] for _ in range(self.num_envs)]
+        self._paid = np.zeros(self.num_envs)
+        return [self._seed_of(i, 1) for i in range(self.num_envs)]
+
+    def _seed_of(self, number: int, episode: int) -> int:
+        source = np.random.SeedSequence((self._entropy, number, episode))
+        return int(source.generate_state(1)[0])
+
+    def reset(self) -> Array:
+        """Begin an episode of every robot."""
+        first = self._begin(range(self.num_envs))
+        return self._stacked(first)
+
+    def _begin(self, numbers: Iterable[int]) -> dict[int, Any]:
+        """Begin their next episodes."""
+        seeds = {i: self._seed_of(i, int(self._begun[i]) + 1) for i in numbers}
+        try:
+            observations = self.robots.reset(seeds)
+        except RobotError as error:
+            number = -1 if error.robot is None else error.robot
+            raise RobotError(f"{error} (reset with seed {seeds.get(number)})") from error
+        for i in seeds:
+            self._begun[i] += 1
+            self._taken[i], self._paid[i] = [], 0.0
+        return observations
+
+    def _stacked(self, observations: dict[int, Any]) -> Array:
+        stacked = np.stack([observations[i] for i in range(self.num_envs)])
+        return stacked.astype(self.observation_space.dtype, copy=False)
+
+    def step_async(self, actions: Array) -> None:
+        """Keep the actions for `step_wait`."""
+        self._actions = np.array(actions)
+
+    def step_wait(self) -> tuple[Array, Array, Array, Infos]:
+        """One action of every robot; who ends an episode begins the next."""
+        try:
+            steps = self.robots.step(dict(enumerate(self._actions)))
+        except RobotError as error:
+            if error.robot is None:
+                raise
+            number, episode = error.robot, int(self._begun[error.robot])
+            raise RobotError(
+                f"{error} (step {len(self._taken[number]) + 1} of the episode with seed "
+                f"{self._seed_of(number, episode)})"
+            ) from error
+        infos = [self._info(i, steps[i]) for i in range(self.num_envs)]
+        observations = {i: step.observation for i, step in steps.items()}
+        observations |= self._begin([i for i, step in steps.items() if step.ended])
+        for i, step in steps.items():
+            if not step.ended:
+                self._taken[i].append(self._actions[i])
+                self._paid[i] += step.reward
+        rewards = np.array([steps[i].reward for i in range(self.num_envs)], np.float32)
+        dones = np.array([steps[i].ended for i in range(self.num_envs)])
+        return self._stacked(observations), rewards, dones, infos
+
+    def _info(self, i: int, step: Step) -> dict[str, Any]:
+        info = {**step.info, "TimeLimit.truncated": step.truncated and not step.terminated}
+        if step.ended:
+            info["terminal_observation"] = step.observation
+            info["episode"] = {"r": self._paid[i] + step.reward, "l": len(self._taken[i]) + 1}
+        return info
+
+    def state(self) -> dict[str, Array]:
+        """Arrays from which `restore` goes on."""
+        shape = (-1, *(self.action_space.shape or ()))
+        taken = {f"actions/{i}": np.reshape(one, shape) for i, one in enumerate(self._taken)}
+        numbers = {"seed": np.array(self._entropy), "episodes": self._begun.copy()}
+        return numbers | {name: one.astype(np.float32) for name, one in taken.items()}
+
+    def restore(self, state: dict[str, Array]) -> Array:
+        """Bring the robots back to where `state` was asked for; returns their observations.
+
+        Raises:
+            ConfigurationError: If it is of another number of robots.
+            RobotError: If a robot does not do the same again.
+        """
+        if len(state["episodes"]) != self.num_envs:
+            raise ConfigurationError(
+                f"the state is of {len(state['episodes'])} robots, there are {self.num_envs}: take "
+                "as many"
+            )
+        self.seed(int(state["seed"]))
+        self._begun = np.array(state["episodes"], np.int64)
+        self._taken = [[*state[f"actions/{i}"]] for i in range(self.num_envs)]
+        episodes = {
+            i: Episode(self._seed_of(i, int(self._begun[i])), taken)
+            for i, taken in enumerate(self._taken)
+        }
+        reached = self.robots.replay(episodes)
+        self._paid = np.array([reached[i][1] for i in range(self.num_envs)])
+        return self._stacked({i: observation for i, (observation, _) in reached.items()})
+
+    def close(self) -> None:
+        """Close the robots."""
+        self.robots.close()
+
+    def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
+        """An attribute of every robot asked for."""
+        return self.env_method("get_wrapper_attr", attr_name, indices=indices)
+
+    def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
+        """Set an attribute of these robots."""
+        self.env_method("set_wrapper_attr", attr_name, value, indices=indices)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """What a method of every robot asked for returns."""
+        call = method_name, method_args, method_kwargs
+        answers = self.robots.call({i: call for i in self._get_indices(indices)})
+        return [answers[i] for i in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Indices = None) -> list[bool]:
+        """Whether the robots, which are made alike, have such a wrapper."""
+        wrapped = is_wrapped(self.robots.env, wrapper_class)
+        return [wrapped for _ in self._get_indices(indices)]
 
 
 class FlowReplayBuffer(ReplayBuffer):

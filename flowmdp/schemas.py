@@ -44,6 +44,22 @@ class WholeConfig(RunConfig):
     command: str
 
 
+class OnlineRun(Record):
+    """What a run that learns on robots has beside."""
+
+    by: str
+    robot_steps: Positive
+    before: dict[str, Any]
+    data: dict[str, Any]
+    settings: dict[str, Any]
+
+
+class FinetuneConfig(WholeConfig):
+    """The config.json of a run that learns on robots."""
+
+    online: OnlineRun
+
+
 class Evaluation(Record):
     """One of history.json's evaluations."""
 

@@ -71,14 +71,14 @@ class ActionEnv(gym.Env[Float, Float]):
             )
 
     @property
-    def settings(self) -> FlowSettings:
-        """Of the flow environment."""
-        return self.flow.settings
-
-    @property
     def flow_spec(self) -> FlowSpec:
         """Of the flow environment."""
         return self.flow.flow_spec
+
+    @property
+    def settings(self) -> FlowSettings:
+        """Of the flow environment."""
+        return self.flow.settings
 
     @property
     def robot(self) -> RobotInterface:

@@ -21,7 +21,6 @@ from tqdm.auto import tqdm
 from typing_extensions import TypeVar
 
 from flowmdp.agents.core import checkpoint
-from flowmdp.agents.core.acting import Acting
 from flowmdp.agents.core.batch import Batch, DeviceDataset, check_fit
 from flowmdp.agents.core.config import AgentConfig, show_hyperparameters
 from flowmdp.agents.core.graphs import CudaGraphs
@@ -34,15 +33,15 @@ from flowmdp.agents.core.inputs import (
     shown,
     within_memory,
 )
-from flowmdp.agents.core.log import Logging, Means
+from flowmdp.agents.core.log import Means
 from flowmdp.agents.core.networks import Descent, Info, VelocityField
 from flowmdp.agents.core.one_step import SAMPLING_STEPS
+from flowmdp.agents.core.online import Online
 from flowmdp.agents.core.own_behavior import OwnField, ResidualField
 from flowmdp.agents.core.parts import Part
 from flowmdp.agents.core.policy import FlowPolicy
 from flowmdp.agents.core.precision import autocast, choose_precision, matmul_precision
 from flowmdp.agents.core.randomness import check_seed, concrete, seeded
-from flowmdp.agents.core.saving import Saving
 from flowmdp.agents.core.together import Steps, alone
 from flowmdp.arguments import check_integers
 from flowmdp.behavior import as_behavior
@@ -60,12 +59,12 @@ ALGORITHMS: dict[str, type[FlowAlgorithm[Any]]] = {}
 """Name on the command line -> class; a class enters itself by `class DFDir(..., name="df-dir")`."""
 
 
-class FlowAlgorithm(Acting, Saving, Logging, Generic[Config]):
+class FlowAlgorithm(Online, Generic[Config]):
     """Base of the agents: data on the device, the learning loop, acting, exact checkpoints.
 
-    One timestep of `learn` is one gradient step of the policy. Learning never steps the robot;
-    `env` tells the agent what the flow MDP looks like. A subclass names its config, makes networks
-    and parts in `build`, and says in `update` what one gradient step is.
+    One timestep is one gradient step of the policy. `learn` never steps the robot; `env` tells the
+    agent what the flow MDP looks like; `learn_online` goes on with robots. A subclass names its
+    config, makes networks and parts in `build`, and says in `update` what one gradient step is.
 
     Args:
         policy: "MlpPolicy" or a `FlowPolicy` class.
@@ -216,6 +215,7 @@ class FlowAlgorithm(Acting, Saving, Logging, Generic[Config]):
         self.saved.generators |= {"learn": self.generator, "act": self.act_generator}
         for name in ("num_timesteps", "_n_updates", "prepared"):
             self.saved.count(name, self, name)
+        self.setup_online()
         with seeded(self.seed, self.device), within_memory():
             self.policy = self.policy_class(  # type: ignore[assignment]
                 self.observation_space,

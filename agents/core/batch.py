@@ -29,14 +29,14 @@ class Batch(NamedTuple):
     next observation the one after its last action.
     """
 
-    rows: Tensor  # (batch,), which transitions these are
+    rows: Tensor  # (batch,), which transitions these are; a robot's follow the dataset's
     observations: Tensor  # (batch, obs_dim)
     contexts: Tensor  # (batch, context_dim)
     actions: Tensor  # (batch, action_dim), h times the robot's
     rewards: Tensor  # (batch,)
     next_observations: Tensor  # (batch, obs_dim)
     next_contexts: Tensor  # (batch, context_dim)
-    masks: Tensor  # (batch,), 1 - termination
+    masks: Tensor  # (batch,), 1 - termination; gamma^(n - h) if a robot's time ended after n of h
     valid: Tensor | None = None  # (batch, action_dim), 0 where no action was taken; None: all were
 
     @property
@@ -268,7 +268,9 @@ def check_fit(dataset: TransitionDataset, spec: FlowSpec) -> None:
         )
 
 
-def reward_scale(rewards: Tensor, masks: Tensor, continues: Tensor, gamma: float) -> float:
+def reward_scale(
+    rewards: Tensor, masks: Tensor, continues: Tensor, gamma: float, chunk: int = 1
+) -> float:
     """1 / standard deviation of the discounted returns [ours]; 1 for constant rewards.
 
     Rewards, or returns, that differ only by rounding count as constant.
@@ -281,9 +283,10 @@ def reward_scale(rewards: Tensor, masks: Tensor, continues: Tensor, gamma: float
         masks: 1 - termination.
         continues: 0 at an episode's last transition.
         gamma: Discount.
+        chunk: As in `lambda_returns`.
     """
     none = rewards.new_zeros(1).expand_as(rewards)
-    returns = lambda_returns(rewards, none, masks, continues, gamma, 1.0)
+    returns = lambda_returns(rewards, none, masks, continues, gamma, 1.0, chunk)
     if any(is_constant(values[:, None]).item() for values in (rewards, returns)):
         return 1.0
     return 1.0 / returns.std().item()

@@ -95,8 +95,8 @@ class Logging(BaseAlgorithm):
                 "learning rate; what was saved before stays"
             )
 
-    def dump_logs(self) -> None:
-        """Write a line of the log now: what the updates since the last line say."""
+    def dump_logs(self, step: int | None = None) -> None:
+        """Write a line of the log now, at `num_timesteps` or `step`: the updates since the last."""
         if not hasattr(self, "_logger"):
             return  # before the first update there is nothing to say
         if self.means.count:
@@ -106,7 +106,7 @@ class Logging(BaseAlgorithm):
             self.logger.record("time/updates_per_second", rate)
             for key, value in self.diagnostics().items():
                 self.logger.record(f"train/{key}", value)
-        self._dump("train", self.num_timesteps)
+        self._dump("train", self.num_timesteps if step is None else step)
 
     def _dump(self, prefix: str, step: int) -> None:
         """Write the means since the last line to the logger."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import get_system_info
 from torch import Tensor
@@ -29,6 +30,9 @@ from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.mdp.spec import FlowSpec
 from flowmdp.robot import RobotInterface
 from flowmdp.transitions import TransitionDataset
+
+ROBOTS = "robots/"
+"""How the names of what brings robots back begin."""
 
 
 class Saving(BaseAlgorithm):
@@ -48,6 +52,12 @@ class Saving(BaseAlgorithm):
     prepared: int
     _dataset: TransitionDataset | None
     _reward_scale: float | None
+    _episodes: dict[str, NDArray[Any]]
+    """Where robots were when they were left, see `Online`."""
+
+    def _where(self) -> dict[str, NDArray[Any]]:
+        """Where robots are."""
+        return self._episodes
 
     def _behavior_record(self) -> dict[str, Any] | None:
         """What a checkpoint keeps of a behaviour of the user's own."""
@@ -149,7 +159,9 @@ class Saving(BaseAlgorithm):
             "counters": self.saved.counts(),
         }
         unread = self.unread() if self.prepared else {}
-        checkpoint.write(path, manifest, checkpoint.without(self.saved.tensors(), unread))
+        tensors = checkpoint.without(self.saved.tensors(), unread)
+        tensors |= {f"{ROBOTS}{name}": torch.tensor(x) for name, x in self._where().items()}
+        checkpoint.write(path, manifest, tensors)
 
     @classmethod
     def load(  # type: ignore[override]
@@ -234,6 +246,11 @@ class Saving(BaseAlgorithm):
             check_numbers("(0, inf)", reward_scale=scale)
             self._reward_scale = scale
         self.saved.restore(checkpoint.filled(tensors, self.unread()), manifest["counters"])
+        self._episodes = {
+            name.removeprefix(ROBOTS): tensor.numpy()
+            for name, tensor in tensors.items()
+            if name.startswith(ROBOTS)
+        }
 
     def _take_spec(self, manifest: dict[str, Any]) -> None:
         """Take the file's specification, which must be that of the environment if there is one."""
@@ -250,11 +267,15 @@ class Saving(BaseAlgorithm):
                     f"{robot.action_dim}, its specification of {own}: {checkpoint.CURE}"
                 )
         if self.env is None:
-            self.spec, self.n_envs, self.robot = spec, 1, robot
-            self.observation_space = spec.space()
-            self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
+            self._live_in(spec, robot)
         else:
             check_same("checkpoint", CheckpointError, (spec, robot), (self.spec, self.robot))
+
+    def _live_in(self, spec: FlowSpec, robot: RobotInterface) -> None:
+        """Be an agent of such an environment, which is not there."""
+        self.spec, self.n_envs, self.robot = spec, 1, robot
+        self.observation_space = spec.space()
+        self.action_space = spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
 
 
 def load_agent(path: checkpoint.Target | checkpoint.Checkpoint, **kwargs: Any) -> Any:

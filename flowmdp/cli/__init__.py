@@ -118,8 +118,8 @@ def parse(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:
         name = choose(argv)
     except LookupError as error:
         raise ConfigurationError(*error.args) from None
-    if name == "train":
-        return _parse_train(argv[1:])
+    if name in ("train", "finetune"):
+        return (_parse_train if name == "train" else _parse_finetune)(argv[1:])
     module, _, attribute = COMMANDS[name][0].partition(":")
     function: Function = getattr(importlib.import_module(module), attribute)
     return function, read(function, argv[len(name.split()) :], f"flowmdp {name}")
@@ -164,6 +164,22 @@ def _parse_train(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:
         moved = base_config(algorithm, arguments["paper"], arguments["quick"])
         arguments = arguments_from(moved)
     return train, arguments
+
+
+def _parse_finetune(argv: Sequence[str]) -> tuple[Function, dict[str, Any]]:
+    """A fine-tuning that is continued, or a new one with its agent's hyper-parameters."""
+    from flowmdp.runs.finetune import base_of, finetune, online_of, resume
+
+    prog = "flowmdp finetune"
+    if any(word.split("=")[0] == "--resume" for word in argv):
+        return resume, read(resume, argv, prog)
+    words = [word for word in argv if word not in ("-h", "--help")]
+    if not words:
+        return finetune, read(finetune, argv, prog, {"online": online_of("replay")})
+    known, _ = read(finetune, words, prog, return_unknown_args=True)
+    chosen = known["run_folder"], known["by"]
+    groups = {"online": online_of(known["by"]), "config": base_of(*chosen, known["trust"])}
+    return finetune, read(finetune, argv, prog, groups)
 
 
 def print_versions() -> None:

@@ -30,6 +30,7 @@ COMMANDS = {
     "data list": ("flowmdp.envs.data.listing:print_datasets", "List the datasets that are here."),
     "data info": ("flowmdp.envs.data.listing:print_info", "Describe a dataset."),
     "train": ("flowmdp.runs.train:train", "Train an agent offline, the whole job."),
+    "finetune": ("flowmdp.runs.finetune:finetune", "Let a run's policy learn on, from robots."),
     "eval": ("flowmdp.runs.play:play", "Play the robot with a trained agent."),
     "record": ("flowmdp.runs.record:record", "Record a video: the robot and its flow."),
     "export": ("flowmdp.runs.export:export_run", "Write a policy as ONNX or torch.export."),

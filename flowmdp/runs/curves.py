@@ -23,7 +23,7 @@ Series = dict[str, list[tuple[int, float]]]
 
 BLUE, ORANGE, GREEN, GRAY = "#1f6fb2", "#d9731a", "#3a8f5c", "#777777"
 PHASES = {
-    "train": ("losses", "policy updates"),
+    "train": ("losses", ""),
     "pretrain": ("pre-training losses", "updates of behaviour flow, then critic"),
 }
 
@@ -118,11 +118,15 @@ def _draw(folder: RunFolder, config: dict[str, Any], out: Path) -> Path:
     figure = Figure(figsize=(4 * panels, 4.2), dpi=120, layout="constrained")
     plots = iter(figure.subplots(1, panels))
     figure.suptitle(f"{config['algorithm']} on {config['task']}, seed {config['seed']}", size=11)
+    online = config.get("online")
+    unit = "robot steps" if online else "policy updates"
+    end = (online or {}).get("robot_steps", config["steps"])
+    start = "before" if online else "behaviour flow"
     for measure in measures:
-        _draw_played(next(plots), measure, evaluations, result, config)
-    _draw_gap(next(plots), series)
+        _draw_played(next(plots), measure, evaluations, result, unit, end, start)
+    _draw_gap(next(plots), series, unit)
     for phase, axes in zip(phases, plots, strict=True):
-        _draw_losses(axes, series, phase)
+        _draw_losses(axes, series, phase, unit)
     for axes in figure.axes:
         tidy(axes, legend_columns=2)
     save(figure, out)
@@ -134,9 +138,11 @@ def _draw_played(
     measure: Measure,
     evaluations: list[dict[str, Any]],
     result: dict[str, Any] | None,
-    config: dict[str, Any],
+    steps_are: str,
+    end: int,
+    start: str,
 ) -> None:
-    axes.set(title=measure.title, xlabel="policy updates")
+    axes.set(title=measure.title, xlabel=steps_are)
     unit = measure.unit
     if measure is SUCCESS:
         axes.set_ylim(-3, 103)
@@ -153,10 +159,8 @@ def _draw_played(
         low, high = (unit * end for end in result[measure.interval])
         errors = [[max(mean - low, 0)], [max(high - mean, 0)]]
         label = f"last checkpoint, {result['episodes']} episodes"
-        axes.errorbar(
-            [config["steps"]], [mean], errors, fmt="D", color=BLUE, ms=6, capsize=4, label=label
-        )
-        lines = ("behavior", "behaviour flow", ORANGE, "--"), ("data", "data", GRAY, ":")
+        axes.errorbar([end], [mean], errors, fmt="D", color=BLUE, ms=6, capsize=4, label=label)
+        lines = ("behavior", start, ORANGE, "--"), ("data", "data", GRAY, ":")
         for name, words, color, style in lines:
             value = (result[name] or {}).get(measure.value)
             if value is not None:
@@ -166,8 +170,8 @@ def _draw_played(
         _say(axes, "no evaluation yet")
 
 
-def _draw_gap(axes: Axes, series: Series) -> None:
-    axes.set(title="Q(π) - Q(data), in advantage units", xlabel="policy updates")
+def _draw_gap(axes: Axes, series: Series, steps_are: str) -> None:
+    axes.set(title="Q(π) - Q(data), in advantage units", xlabel=steps_are)
     points = series.get("train/q_gap", [])
     if points:
         axes.plot(*zip(*points, strict=True), color=GREEN, lw=1)
@@ -177,10 +181,10 @@ def _draw_gap(axes: Axes, series: Series) -> None:
         _say(axes, "not logged by this algorithm")
 
 
-def _draw_losses(axes: Axes, series: Series, phase: str) -> None:
+def _draw_losses(axes: Axes, series: Series, phase: str, steps_are: str) -> None:
     """A phase's losses, each on its own scale: divided by its first absolute value."""
     title, updates = PHASES[phase]
-    axes.set(title=f"{title}, relative to their start", xlabel=updates)
+    axes.set(title=f"{title}, relative to their start", xlabel=updates or steps_are)
     for name in sorted(series):
         if name.startswith(f"{phase}/") and name.endswith("loss") and series[name]:
             points = np.array(series[name])

@@ -2,6 +2,7 @@
 
 config.json     what was asked for: enough to start the same run again, or to continue it
 checkpoint.zip  the agent, with optimisers and generators
+replay.zip      what robots went through, for an agent that learns from them; with the checkpoint
 progress.csv    the log, one line per interval; TensorBoard files lie beside it
 history.json    evaluations during training, seconds and updates so far
 curves.png      drawn from the three above
@@ -34,6 +35,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.json"
         self.checkpoint = path / "checkpoint.zip"
+        self.replay = path / "replay.zip"
         self.progress = path / "progress.csv"
         self.history = path / "history.json"
         self.curves = path / "curves.png"

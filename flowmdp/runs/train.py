@@ -6,11 +6,11 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
@@ -20,7 +20,6 @@ from flowmdp.agents.core.acting import OuterPolicy
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.together import Steps, together
 from flowmdp.agents.evaluation import EvaluationResult, evaluate
-from flowmdp.env import FlowMDPEnv
 from flowmdp.envs.data import reached_goal
 from flowmdp.envs.robots.outer import make_robot
 from flowmdp.envs.tasks import get_task
@@ -121,7 +120,7 @@ def train(
             folder = RunFolder(path or free_folder(default_folder(config), make=True))
             stack.enter_context(folder.created(config))
             print(f"run folder: {folder.path}", file=sys.stderr)
-            runs.append(_Run(folder, config, agent, start))
+            runs.append(Run(folder, config, agent, start))
         _work(runs, data, verbose)
 
 
@@ -144,10 +143,14 @@ def resume(
     """
     start = time.perf_counter()
     with ExitStack() as stack:
-        runs: list[_Run] = []
+        runs: list[Run] = []
         for path in resume:
             folder, config = RunFolder.open(path)
             check_trust(folder.path, imports(config), trust)
+            if "online" in config:
+                raise ConfigurationError(
+                    f"{path} learns on robots: continue with `flowmdp finetune --resume {path}`"
+                )
             stack.enter_context(locked(folder.path))
             remove_unfinished(folder.path)
             folder, config = RunFolder.open(path, WholeConfig)  # now that nobody else writes it
@@ -168,7 +171,12 @@ def resume(
                     f"{path} and {resume[0]} differ in {other}: continue them one by one"
                 )
             check_data(config, data, folder.config)
-            runs.append(_Run(folder, config, saved_agent(folder, config, env), start))
+            if folder.checkpoint.exists():
+                agent = saved_agent(folder, config, env=env)
+            else:
+                print(f"no checkpoint in {path} yet: the run starts anew", file=sys.stderr)
+                agent = make_agent(config, env)
+            runs.append(Run(folder, config, agent, start))
         for run in runs:
             write_json(run.folder.config, run.config)
         _work(runs, data, verbose)
@@ -202,20 +210,16 @@ def default_folder(config: dict[str, Any]) -> Path:
     return Path("runs") / names[0].replace("/", "-") / f"{names[1]}-seed{config['seed']}"
 
 
-def saved_agent(folder: RunFolder, config: dict[str, Any], env: FlowMDPEnv) -> FlowAlgorithm[Any]:
-    """The agent of a run's checkpoint, or a new one where there is none yet.
+def saved_agent(folder: RunFolder, config: dict[str, Any], **given: Any) -> FlowAlgorithm[Any]:
+    """The agent of a run's checkpoint, loaded with its env or dataset, if any.
 
     Raises:
         CheckpointError: When the checkpoint is of another run.
         ConfigurationError: When its hyper-parameters are not the run's.
     """
-    if not folder.checkpoint.exists():
-        print(f"no checkpoint in {folder.path} yet: the run starts anew", file=sys.stderr)
-        return make_agent(config, env)
     algorithm = get_algorithm(config["algorithm"])
-    agent: FlowAlgorithm[Any] = load_agent(
-        folder.checkpoint, env=env, device=config["device"], behavior=config.get("behavior_from")
-    )
+    own = {"device": config["device"], "behavior": config.get("behavior_from")}
+    agent: FlowAlgorithm[Any] = load_agent(folder.checkpoint, **own, **given)
     for name, there, value in (
         ("algorithm", agent.name, algorithm.name),
         ("seed", agent.seed, config["seed"]),
@@ -234,7 +238,7 @@ def saved_agent(folder: RunFolder, config: dict[str, Any], env: FlowMDPEnv) -> F
     return agent
 
 
-def _work(runs: list[_Run], data: TransitionDataset, verbose: bool) -> None:
+def _work(runs: list[Run], data: TransitionDataset, verbose: bool) -> None:
     """Learn side by side, then conclude one after another."""
     try:
         interrupt = Interrupt()
@@ -257,8 +261,13 @@ def _work(runs: list[_Run], data: TransitionDataset, verbose: bool) -> None:
         raise Stopped(number, f"continue with: {command}") from None
 
 
-class _Run:
+class Run:
     """A run at work: its agent, of the checkpoint or new, and its history so far."""
+
+    unit: ClassVar[str] = "updates"
+    """Of its steps."""
+    also: Mapping[str, Any] = {}
+    """What else result.json holds."""
 
     def __init__(
         self, folder: RunFolder, config: dict[str, Any], agent: FlowAlgorithm[Any], start: float
@@ -271,6 +280,16 @@ class _Run:
         self.make_robot = partial(make_robot, config["task"], config["source"])
         self.named = shlex.quote(str(folder.path))
         """The folder as a command takes it."""
+
+    @property
+    def done(self) -> int:
+        """Steps that are taken."""
+        return self.agent.num_timesteps
+
+    @property
+    def goal(self) -> int:
+        """Steps that are to be taken."""
+        return int(self.config["steps"])
 
     def _history(self) -> dict[str, Any]:
         """Evaluations and clocks so far, as far as the checkpoint has come.
@@ -295,7 +314,7 @@ class _Run:
         return {"log": {}, **history, **here, "evaluations": evaluations}
 
     def _at(self) -> dict[str, int]:
-        return dict(zip(AT, (self.agent.pretrain_updates, self.agent.num_timesteps), strict=True))
+        return dict(zip(AT, (self.agent.pretrain_updates, self.done), strict=True))
 
     def save(self) -> None:
         """Write history and checkpoint; see `_history`."""
@@ -360,7 +379,7 @@ class _Run:
         steps, now = self.config["steps"], self.agent.num_timesteps
         interval = min(LOG_INTERVAL, max(1, steps // 10))
         with tqdm(total=steps, initial=now, desc="training") as bar:
-            keeper = _Keeper(self, interrupt, bar)
+            keeper = Keeper(self, interrupt, bar)
             yield from self.agent.learning(
                 steps - now, keeper, log_interval=interval, reset_num_timesteps=False
             )
@@ -379,7 +398,7 @@ class _Run:
 
     def conclude(self, data: TransitionDataset) -> None:
         """Play the bare robot with both flows, write result.json and curves.png, print a table."""
-        config, agent, history, task = self.config, self.agent, self.history, self.config["task"]
+        config, agent = self.config, self.agent
         learned, behavior = self._play(agent.outer_policy()), None
         flows = {config["algorithm"]: learned}
         if agent.shows_behavior:
@@ -387,7 +406,17 @@ class _Run:
             behavior = learned
             if policy.field is not agent.policy.ema:
                 behavior = flows["behaviour flow"] = self._play(policy)
-        recorded = summarize_data(config, data)
+        self.report(learned, behavior, summarize_data(config, data), flows)
+
+    def report(
+        self,
+        learned: dict[str, Any],
+        behavior: dict[str, Any] | None,
+        recorded: dict[str, Any],
+        flows: dict[str, dict[str, Any]],
+    ) -> None:
+        """Write and draw the outcome, and print the table of `flows`."""
+        config, agent, history, task = self.config, self.agent, self.history, self.config["task"]
         clock = history["update_seconds"]
         result = {
             **{name: config.get(name) for name in DECIDING},
@@ -395,6 +424,7 @@ class _Run:
             **summarize_evaluations(task, history["evaluations"]),
             "behavior": behavior,
             "data": recorded,
+            **self.also,
             "updates_per_second": history["updates"] / clock if clock else None,
             "wall_seconds": time.perf_counter() - self.start,
             "device": str(agent.device),
@@ -406,7 +436,7 @@ class _Run:
         rows: dict[str, dict[str, Any]] = {}
         for name, flow in flows.items():
             rows |= {name: flow["sampled"], f"{name}, no noise": flow["noiseless"]}
-        title = f"{task}, {agent.num_timesteps} updates, seed {config['seed']}"
+        title = f"{task}, {self.done} {self.unit}, seed {config['seed']}"
         print_table(title, {**rows, "data": recorded})
         trust = " --trust" * bool(imports(config))
         record = f"flowmdp record {self.named}{trust} --out video.mp4"
@@ -423,27 +453,30 @@ def summarize_data(config: dict[str, Any], data: TransitionDataset) -> dict[str,
     return {"episodes": len(returns), **summarize(config["task"], returns)}
 
 
-class _Keeper(BaseCallback):
+class Keeper(BaseCallback):
     """Evaluates and saves every so many steps, shows progress, and stops when asked to."""
 
-    def __init__(self, run: _Run, interrupt: Interrupt, bar: Any) -> None:
+    def __init__(self, run: Run, interrupt: Interrupt, bar: Any) -> None:
         super().__init__()
         self.run, self.interrupt, self.bar = run, interrupt, bar
-        tenth = max(1, run.config["steps"] // 10)
+        tenth = max(1, run.goal // 10)
         self.eval_every = run.config["eval_every"] or tenth
         self.save_every = run.config["save_every"] or tenth
 
     def _on_training_start(self) -> None:
         self._since, self._updates = time.perf_counter(), self.model.num_timesteps
+        self._done = self.run.done
 
     def _on_step(self) -> bool:
-        self.bar.update()
-        evaluates = self.num_timesteps % self.eval_every == 0
-        saves = self.num_timesteps % self.save_every == 0
+        before, self._done = self._done, self.run.done
+        self.bar.update(self._done - before)
+        evaluates, saves = (
+            self._done // every > before // every for every in (self.eval_every, self.save_every)
+        )
         if evaluates or saves:
             self._on_training_end()
             if evaluates:
-                self._evaluate()
+                self.evaluate()
             if saves:
                 self.run.save()
             self._since = time.perf_counter()
@@ -456,10 +489,11 @@ class _Keeper(BaseCallback):
         history["updates"] += self.num_timesteps - self._updates
         self._updates = self.num_timesteps
 
-    def _evaluate(self) -> None:
+    def evaluate(self) -> None:
+        """Play a few episodes, and log how they went."""
         episodes = episodes_of(self.run.config["task"], self.run.evaluate())
-        self.run.history["evaluations"].append({"step": self.num_timesteps, **episodes})
+        self.run.history["evaluations"].append({"step": self.run.done, **episodes})
         for name, of in (("mean_return", "returns"), ("success_rate", "successes")):
             if of in episodes:
                 self.logger.record(f"evaluation/{name}", sum(episodes[of]) / len(episodes[of]))
-        self.logger.dump(self.num_timesteps)
+        self.logger.dump(self.run.done)
