@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowmdp.agents import DSRL, FQL, IQL, QC, RQL, DFDir, DFDiv, FlowBC, ReBRAC, load_agent
+from flowmdp.agents import DSRL, FQL, QC, RQL, DFDir, FlowBC, ReBRAC, load_agent
 from flowmdp.agents.core import checkpoint
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.critics import td_loss
@@ -62,7 +62,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def test_nothing_is_lost_at_the_switch() -> None:
-    agent = on_line(DFDir, budget=600).learn(300, log_interval=0)
+    agent = on_line(DFDir, budget=300).learn(200, log_interval=0)
     before = evaluate(agent.outer_policy(), Line, 200, seed=1).returns
     untrained = evaluate(on_line(DFDir).outer_policy(), Line, 200, seed=1).returns
     offline, scale = weights(agent), agent._reward_scale
@@ -75,14 +75,14 @@ def test_nothing_is_lost_at_the_switch() -> None:
             for name, one in agent.saved.tensors().items()
             if not name.startswith("generator/")
         )
-        assert equal == (agent.num_timesteps == 300) and (equal or steps > 2_000)
+        assert equal == (agent.num_timesteps == 200) and (equal or steps > 2_000)
         seen.append(steps)
         return True
 
     robots = whole(chunk=CHUNK)
-    agent.learn_online(robots, 2_400, callback=compare, warm_up=2_000, log_interval=0)
-    assert seen[0] < 100 and seen[-1] >= 2_400 and agent._reward_scale == scale
-    assert agent.num_timesteps == agent._n_updates > 600
+    agent.learn_online(robots, 2_200, callback=compare, warm_up=2_000, log_interval=0)
+    assert seen[0] < 100 and seen[-1] >= 2_200 and agent._reward_scale == scale
+    assert agent.num_timesteps == agent._n_updates > 350
     after = evaluate(agent.outer_policy(), Line, 200, seed=1).returns
     played = agent.replay_buffer.ended_returns(200)
     error = 4 * np.std(before) / np.sqrt(200)
@@ -235,37 +235,37 @@ def resumed(agent: Any, path: Path, **given: Any) -> Any:
     return other
 
 
-@pytest.mark.parametrize("cls", [DFDir, DFDiv, FQL, QC, RQL, IQL, DSRL])
+@pytest.mark.parametrize("cls", [DFDir, QC, RQL, DSRL])
 def test_resumed_is_uninterrupted_bit_for_bit(cls: Any, tmp_path: Path) -> None:
     go = functools.partial(
         FlowAlgorithm.learn_online, env=whole(chunk=CHUNK), robots=3, warm_up=60, log_interval=50
     )
     straight, stopped = (on_line(cls, budget=20).learn(5) for _ in range(2))
-    go(straight, robot_steps=200)
-    go(stopped, robot_steps=200, callback=lambda *_: stopped.robot_steps < 90)
+    go(straight, robot_steps=150)
+    go(stopped, robot_steps=150, callback=lambda *_: stopped.robot_steps < 90)
     assert 90 <= stopped.robot_steps < 110 and stopped.num_timesteps > 5
     other = resumed(stopped, tmp_path, dataset=line_data())
-    go(other, robot_steps=200)
+    go(other, robot_steps=150)
     assert_same(state_of(other), state_of(straight))
-    go(stopped, robot_steps=200)  # and so does the agent that was stopped, in this process
+    go(stopped, robot_steps=150)  # and so does the agent that was stopped, in this process
     assert_same(state_of(stopped), state_of(straight))
 
 
 def fresh(**more: Any) -> DSRL:
-    clone = on_line(FlowBC).learn(100, log_interval=0)
+    clone = on_line(FlowBC).learn(20, log_interval=0)
     return DSRL.from_agent(clone, critic_steps=30, noise_bound=1.5, **more)
 
 
-@pytest.mark.parametrize("after", [60, 150])
+@pytest.mark.parametrize("after", [60, 90])
 def test_a_fresh_agent_that_is_stopped_goes_on_exactly(after: int, tmp_path: Path) -> None:
     """In the middle of the critic's fit, and after it."""
     options: dict[str, Any] = {"warm_up": 60, "online_share": 1.0, "robots": 3}
     straight, stopped = fresh(), fresh()
-    straight.learn_online(whole(chunk=CHUNK), 200, **options)
+    straight.learn_online(whole(chunk=CHUNK), 120, **options)
     calls = iter(range(100))
     steps = stopped.learning_online(
         whole(chunk=CHUNK),
-        200,
+        120,
         callback=lambda *_: after == 60 or stopped.robot_steps < after,
         go_on=lambda: after != 60 or next(calls) < 12,
         **options,
@@ -276,7 +276,7 @@ def test_a_fresh_agent_that_is_stopped_goes_on_exactly(after: int, tmp_path: Pat
             info = stopped.graphed(*steps.send(info))
     assert (0 < stopped.pretrain_updates - 30_000 < 30) == (after == 60)
     other = resumed(stopped, tmp_path)
-    other.learn_online(whole(chunk=CHUNK), 200, **options)
+    other.learn_online(whole(chunk=CHUNK), 120, **options)
     assert_same(state_of(other), state_of(straight))
     assert other._reward_scale == straight._reward_scale != 1.0
 
@@ -315,14 +315,14 @@ def test_a_newer_buffer_is_cut_and_an_older_one_refused(tmp_path: Path) -> None:
 def test_noise_finds_the_better_mode_that_chance_does_not() -> None:
     """A tenth of the clone's actions earn 1, the others nothing; no data but the robot's."""
     env = FlowMDPEnv(Bandit(), dataset=two_modes(), flow_steps=5)
-    clone = FlowBC("MlpPolicy", env, **{**SMALL, "net_arch": (64, 64), "batch_size": 128})
-    clone.learn(800, log_interval=0)
+    options: dict[str, Any] = {"net_arch": (64, 64), "batch_size": 128, "learning_rate": 2e-3}
+    clone = FlowBC("MlpPolicy", env, **SMALL | options).learn(1_200, log_interval=0)
     by_chance = np.mean(evaluate(clone.outer_policy(), Bandit, 500).returns)
-    options = {"noise_bound": 2.0, "critic_steps": 200, "learning_rate": 1e-3}
+    options = {"noise_bound": 3.0, "critic_steps": 200, "learning_rate": 1e-3, "batch_size": 64}
     agent = DSRL.from_agent(clone, **options)
     flow = weights(agent)
     agent.learn_online(
-        whole(Bandit), 1_200, warm_up=400, online_share=1.0, robots=4, log_interval=0
+        whole(Bandit), 1_000, warm_up=400, online_share=1.0, robots=4, log_interval=0
     )
     found = np.mean(evaluate(agent.outer_policy(), Bandit, 500, deterministic=True).returns)
     warm = np.mean(agent.replay_buffer.columns["rewards"][:400].numpy())  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+def contents(path: Path) -> dict[str, bytes]:
+    """Of a zip, whose own bytes hold the time."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_the_folder_is_that_of_a_run(
     way: str, runs: Path, hopper_data: Path, capsys: pytest.CaptureFixture[str]
@@ -72,7 +79,6 @@ def test_the_folder_is_that_of_a_run(
         ("replay", FlowAlgorithm, "graphed", 71, raising(signal.SIGINT), 130),
         ("replay", FlowAlgorithm, "graphed", 99, kill, None),
         ("replay", FlowAlgorithm, "save", 4, kill, None),  # replay.zip is newer
-        ("replay", FlowAlgorithm, "save_replay_buffer", 3, kill, None),
         ("latent", FlowAlgorithm, "graphed", 9, raising(signal.SIGTERM), 143),  # the critic's fit
         ("latent", FlowAlgorithm, "graphed", 120, kill, None),
     ],
@@ -123,7 +129,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
         found, expected = read(run / file), read(whole / file)
         assert {name: found[name] for name in names} == {name: expected[name] for name in names}
     for file in ("checkpoint.zip", "replay.zip"):
-        assert (run / file).read_bytes() == (whole / file).read_bytes()
+        assert contents(run / file) == contents(whole / file)
 
 
 def test_a_broken_robot_leaves_what_was_learned(
