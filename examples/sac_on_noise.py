@@ -72,7 +72,7 @@ def main(config: Config) -> list[float]:
         seed=config.seed,
         device="cpu",
     ).learn(config.decisions, callback=judged, progress_bar=True)
-    return [float(before), *map(float, np.mean(judged.evaluations_results, 1))]
+    return [float(np.mean(before)), *map(float, np.mean(judged.evaluations_results, 1))]
 
 
 if __name__ == "__main__":

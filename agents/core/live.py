@@ -117,6 +117,8 @@ def naming_the_robot(env: VecEnv, steps: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if getattr(error, "robot", None) is not None:
+            raise  # of a RobotVecEnv, which says it all
         layer: Any = env.unwrapped
         frames = traceback.walk_tb(error.__traceback__)
         found = [frame.f_locals["env_idx"] for frame, _ in frames if "env_idx" in frame.f_locals]

@@ -22,6 +22,7 @@ from flowmdp.agents.core.chain_buffer import ChainBuffer, RewardScale
 from flowmdp.agents.core.config import NetworkConfig
 from flowmdp.agents.core.inputs import check_device, check_kind, check_kinds, shown
 from flowmdp.agents.core.live import check_fits, check_whole, make_whole, naming_the_robot
+from flowmdp.agents.core.log import Means
 from flowmdp.agents.core.networks import Descent, EnsembleMlp, VelocityField
 from flowmdp.agents.core.noisy_flow import NoisyFlowPolicy, StepNoise
 from flowmdp.agents.core.randomness import check_seed, concrete, seeded
@@ -35,6 +36,8 @@ from flowmdp.whole_chain import whole_spaces
 
 ROWS = 4096
 """Chains that are priced at a time, which bounds what that takes of memory."""
+RUNNING = "returns"
+"""Name of the robots' returns so far, beside where the robots are."""
 SB3 = (
     *("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range"),
     *("ent_coef", "max_grad_norm", "target_kl"),
@@ -48,8 +51,12 @@ class OnChains(Acting, Saving, PPO):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": NoisyFlowPolicy}
     policy: NoisyFlowPolicy  # type: ignore[assignment]
     rollout_buffer: ChainBuffer
-    own_behavior = _dataset = _reward_scale = None  # what offline agents have
-    parts, prepared = (), 0
+    own_behavior = _dataset = _reward_scale = replay_buffer = None  # what offline agents have
+    parts, prepared, pretrain_updates, transitions = (), 0, 0, 0
+    acts_at_mean = False
+    goal: int | None = None
+    """Robot steps at which `learn` ends, between two rollouts, whatever its timesteps; the log is
+    by robot steps then."""
 
     def __init__(
         self,
@@ -138,6 +145,7 @@ class OnChains(Acting, Saving, PPO):
         self.generator, self.act_generator = (torch.Generator(self.device) for _ in range(2))
         self._data: DeviceDataset | None = None
         self.rollouts = self.robot_steps = 0
+        self.means, self._episodes = Means(), {}
         self.saved = checkpoint.Registry()
         self.saved.generators |= {"learn": self.generator, "act": self.act_generator}
         for name in ("num_timesteps", "_n_updates", "rollouts", "robot_steps"):
@@ -263,6 +271,10 @@ class OnChains(Acting, Saving, PPO):
             n_envs=self.n_envs,
             flow_steps=self.spec.flow_steps,
         )
+        if self._episodes and hasattr(self.env, "restore"):
+            self.reward_scale.running = self._episodes.pop(RUNNING)
+            self._last_obs, self._episodes = self.env.restore(self._episodes), {}
+            self._last_episode_starts = np.zeros(self.n_envs, np.bool_)
         with one_thread():
             return super().learn(
                 total_timesteps,
@@ -272,6 +284,23 @@ class OnChains(Acting, Saving, PPO):
                 reset_num_timesteps,
                 progress_bar,
             )
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """As SB3's; with a goal by steps of the robots, as it is."""
+        timesteps = self.num_timesteps
+        if self.goal is not None:
+            self.num_timesteps = self.robot_steps
+        super().dump_logs(iteration)
+        self.num_timesteps = timesteps
+
+    def _where(self) -> dict[str, NDArray[Any]]:
+        """Where robots that can be brought back are, and what their returns were so far."""
+        robots: Any = self.env
+        if not hasattr(robots, "state") or self._last_obs is None:
+            return self._episodes
+        running = self.reward_scale.running
+        here: dict[str, NDArray[Any]] = robots.state()
+        return {**here, RUNNING: np.zeros(self.n_envs) if running is None else running}
 
     def collect_rollouts(
         self,
@@ -292,10 +321,15 @@ class OnChains(Acting, Saving, PPO):
             Whether the callback lets learning go on.
         """
         self.policy.set_training_mode(False)
-        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        done = self.num_timesteps, self._total_timesteps
+        if self.goal is not None:
+            done = self.robot_steps, self.goal
+        self._update_current_progress_remaining(*done)
         self.policy.noise.level.fill_(self._current_progress_remaining)
         rollout_buffer.reset()
         callback.on_rollout_start()
+        if self.goal is not None and self.robot_steps >= self.goal:
+            return False
         play = self._play if self.config.group_size is None else self._play_groups
         if not play(env, callback, rollout_buffer):
             return False

@@ -42,23 +42,36 @@ FREE = ("flow_steps", "velocity_scale", "include_time", "noise_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnlineConfig:
-    """How robots and dataset are learned from; fields and checks of `learn_online`."""
+class RobotsConfig:
+    """How many robots, and where."""
 
     robots: Annotated[int, AtLeast(1, 10_000)] = 8
     """Robots that play at once."""
     processes: Annotated[int, AtLeast(1, 1_000)] = 1
     """Processes that they are spread over; with 1 they are in the agent's own."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigurationError for a value of another type or out of range."""
+        check_fields(self)
+
+    def made(self, make_env: Callable[[], gym.Env[Any, Any]], seed: int) -> RobotVecEnv:
+        """Those robots."""
+        place: Any = Robots
+        if self.processes > 1:
+            place = partial(ProcessRobots, processes=self.processes)
+        return RobotVecEnv(make_env, self.robots, seed, place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineConfig(RobotsConfig):
+    """How robots and dataset are learned from; fields and checks of `learn_online`."""
+
     warm_up: Annotated[int, AtLeast(1)] = 5_000
     """Robot steps before the first update (RLPD: 5,000)."""
     updates_per_step: Annotated[float, Range("[0, 1000]")] = 1.0
     """Gradient steps for every robot step."""
     online_share: Annotated[float, Range("(0, 1]")] = 0.5
     """Of a batch that robots went through; the rest is the dataset's (RLPD: half)."""
-
-    def __post_init__(self) -> None:
-        """Raise ConfigurationError for a value of another type or out of range."""
-        check_fields(self)
 
     def due(self, before: int, after: int) -> int:
         """Gradient steps that are due when so many robot steps were taken before, and after."""
@@ -334,10 +347,7 @@ def robots_of(
 ) -> VecEnv:
     """The robots as a VecEnv, checked; those that are made here are closed with the stack."""
     if not isinstance(env, VecEnv):
-        place: Any = Robots
-        if config.processes > 1:
-            place = partial(ProcessRobots, processes=config.processes)
-        env = RobotVecEnv(_maker(agent, env), config.robots, agent.seed, place)
+        env = config.made(_maker(agent, env), agent.seed)
         stack.callback(env.close)
     names = ("flow_spec", "robot", "settings")
     try:

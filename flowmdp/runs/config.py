@@ -231,6 +231,11 @@ def get_algorithm(name: str) -> type[FlowAlgorithm]:
     return ALGORITHMS[name]
 
 
+def name_of(algorithm: str) -> str:
+    """The name that checkpoints of an algorithm have; "package.module:Class" is imported."""
+    return get_algorithm(algorithm).name if ":" in algorithm else algorithm
+
+
 def make_data(config: dict[str, Any]) -> TransitionDataset:
     """The run's transitions; the task's own dataset is built here when it is absent.
 

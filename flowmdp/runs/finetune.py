@@ -8,16 +8,17 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
-from flowmdp.agents import DSRL, load_agent
+from flowmdp.agents import DSRL, FlowPPO, load_agent
 from flowmdp.agents.core.algorithm import FlowAlgorithm
-from flowmdp.agents.core.config import AgentConfig
-from flowmdp.agents.core.online import OnlineConfig, check_online
+from flowmdp.agents.core.config import AgentConfig, NetworkConfig
+from flowmdp.agents.core.online import OnlineConfig, RobotsConfig, check_online
 from flowmdp.agents.core.together import alone
 from flowmdp.errors import ConfigurationError, RobotError
 from flowmdp.files import locked, read_json, remove_unfinished, write_json
@@ -32,6 +33,7 @@ from flowmdp.runs.config import (
     imports,
     jsonable,
     make_data,
+    name_of,
     versions,
 )
 from flowmdp.runs.folder import RunFolder, free_folder
@@ -40,10 +42,11 @@ from flowmdp.runs.log import ProgressFile, make_logger
 from flowmdp.runs.summary import episodes_of
 from flowmdp.runs.train import Keeper, Run, saved_agent
 from flowmdp.schemas import FinetuneConfig, Result, WholeConfig
+from flowmdp.whole_chain import ActionEnv
 
 LOG_INTERVAL = 1_000
 """Robot steps between two lines of progress.csv."""
-By = Literal["replay", "latent"]
+By = Literal["replay", "latent", "ppo"]
 LATENT = {"noise_bound": 1.5}
 """Of DSRL on Hopper (Wagenmaker et al. 2025, arXiv:2506.15799)."""
 
@@ -69,7 +72,8 @@ def finetune(
     The new folder, beside the run's, holds the files of a run, over robot steps, and replay.zip,
     what the robots went through; eval, record, plot and report take it as any other. By replay the
     run's agent itself goes on: half of each batch is the run's dataset, half the robots'. By latent
-    a DSRL steers the run's flow, whose weights stay, by its noise, and reads no dataset.
+    a DSRL steers the run's flow, whose weights stay, by its noise, and reads no dataset. By ppo a
+    FlowPPO moves the run's flow itself, from what the robots do alone.
 
     With RUN_FOLDER before --help, this text shows the hyper-parameters too. Ctrl-C saves and prints
     the command that continues: `flowmdp finetune --resume DIR`, which takes a higher --robot-steps,
@@ -79,13 +83,14 @@ def finetune(
     For example:
       flowmdp finetune runs/hopper-medium/df-dir-seed0 --robot-steps 100000
       flowmdp finetune runs/hopper-medium/df-dir-seed0 --by latent --updates-per-step 2
+      flowmdp finetune runs/hopper-medium/df-dir-seed0 --by ppo --robot-steps 1000000
       flowmdp finetune --resume runs/hopper-medium/df-dir-seed0-replay
 
     Args:
         run_folder: A finished run of `flowmdp train`.
-        by: replay or latent, see above.
+        by: replay, latent or ppo, see above.
         robot_steps: Steps of all robots together.
-        out: Folder; RUN_FOLDER-replay or -latent when not given, or the next free one.
+        out: Folder; RUN_FOLDER-replay (-latent, -ppo) when not given, or the next free one.
         seed: Of batches, noise and robots; the run's own when not given.
         episodes: Episodes of each evaluation at the end, with noise and without.
         eval_every: Robot steps between evaluations; a tenth of them when not given.
@@ -94,15 +99,16 @@ def finetune(
         device: auto takes the GPU when there is one.
         trust: Import, and so run, the code of others that the run names.
         verbose: Print the logged numbers as tables too.
-        **options: Fields of `OnlineConfig`, and hyper-parameters by name.
+        **options: Fields of `online_of(by)`, and hyper-parameters by name.
     """
     start = time.perf_counter()
     folder, run = RunFolder.open(run_folder, WholeConfig)
     check_trust(run_folder, imports(run), trust)
     result = read_json(folder.result, Result)
-    names = [field.name for field in dataclasses.fields(OnlineConfig)]
+    settings = online_of(by)
+    names = [field.name for field in dataclasses.fields(settings)]
     given = {name: options.pop(name) for name in names if name in options}
-    settings = dataclasses.replace(online_of(by), **given)
+    settings = dataclasses.replace(settings, **given)
     config = {
         **run,
         "seed": run["seed"] if seed is None else seed,
@@ -124,15 +130,17 @@ def finetune(
     if out is not None:
         RunFolder(out).check_free()
     data = _data(config, settings, folder.config)
-    agent = WAYS[by](folder, config, data, options)
-    check_online(agent, robot_steps, settings)
+    start_from, work = WAYS[by]
+    agent = start_from(folder, config, data, options)
+    if isinstance(settings, OnlineConfig):
+        check_online(agent, robot_steps, settings)
     config |= {"algorithm": agent.name, "config": jsonable(agent.config)}
     config["flow"] = {**run["flow"], "flow_steps": agent.spec.flow_steps}
     beside = run_folder.with_name(f"{run_folder.absolute().name}-{by}")
     made = RunFolder(out or free_folder(beside, make=True))
     with made.created(config):
         print(f"run folder: {made.path}", file=sys.stderr)
-        tuning = Finetuning(made, config, agent, start)
+        tuning = work(made, config, agent, start)
         tuning.save()
         _work(tuning, verbose)
 
@@ -175,35 +183,40 @@ def resume(
         if device != "auto":
             config["device"] = device
         check_config(config)
-        data = _data(config, OnlineConfig(**online["settings"]), folder.config)
+        settings = type(online_of(online["by"]))(**online["settings"])
+        data = _data(config, settings, folder.config)
         agent = saved_agent(folder, config, dataset=data)
         if agent.transitions:
             agent.load_replay_buffer(folder.replay)
-        tuning = Finetuning(folder, config, agent, start)
+        tuning = WAYS[online["by"]][1](folder, config, agent, start)
         write_json(folder.config, config)
         _work(tuning, verbose)
 
 
-def base_of(run_folder: Path, by: By, trust: bool) -> AgentConfig:
+def base_of(run_folder: Path, by: By, trust: bool) -> NetworkConfig:
     """The hyper-parameters that a fine-tuning starts from."""
     _, run = RunFolder.open(run_folder)
     check_trust(run_folder, imports(run), trust)
     own: AgentConfig = get_algorithm(run["algorithm"]).config_class.of(run["config"])
     if by == "replay":
         return own
+    if by == "ppo":
+        return FlowPPO.config_class(net_arch=own.net_arch)
     shared = {name: getattr(own, name) for name in DSRL.SHARED if hasattr(own, name)}
     steps = {"sampling_steps": run["flow"]["flow_steps"]}
     return DSRL.config_class.of({**LATENT, **shared, **steps})
 
 
-def online_of(by: By) -> OnlineConfig:
+def online_of(by: By) -> RobotsConfig:
     """How robots and dataset are learned from where nothing else is said."""
+    if by == "ppo":
+        return RobotsConfig()
     return OnlineConfig(online_share=1.0 if by == "latent" else 0.5)
 
 
-def _data(config: dict[str, Any], settings: OnlineConfig, where: Path) -> Any:
+def _data(config: dict[str, Any], settings: RobotsConfig, where: Path) -> Any:
     """The dataset, if it is read."""
-    if settings.online_share == 1:
+    if not isinstance(settings, OnlineConfig) or settings.online_share == 1:
         return None
     data = make_data(config)
     check_data(config, data, where)
@@ -213,8 +226,8 @@ def _data(config: dict[str, Any], settings: OnlineConfig, where: Path) -> Any:
 
 def _brief(result: dict[str, Any]) -> dict[str, Any]:
     """An outcome without its episodes."""
-    names = ("mean_return", "std_return", "interval_95", "normalized_score", "episodes")
-    names += ("success_rate", "success_interval_95")
+    names = "mean_return std_return interval_95 normalized_score episodes".split()
+    names += ["success_rate", "success_interval_95"]
     brief = {name: result[name] for name in names if name in result}
     ways = {way: result[way] for way in ("sampled", "noiseless") if result.get(way)}
     return brief | {way: _brief(outcome) for way, outcome in ways.items()}
@@ -242,14 +255,30 @@ def _latent(
     return DSRL.from_agent(_agent(folder, config), dataset=data, **named)
 
 
-def _agent(folder: RunFolder, config: dict[str, Any], **given: Any) -> FlowAlgorithm[Any]:
-    get_algorithm(config["algorithm"])  # so that it is known
-    own = {"device": config["device"], "behavior": config.get("behavior_from")}
-    agent: FlowAlgorithm[Any] = load_agent(folder.checkpoint, **own, **given)
+def _ppo(
+    folder: RunFolder, config: dict[str, Any], data: Any, hyperparameters: dict[str, Any]
+) -> FlowPPO:
+    """A new FlowPPO, which begins as the run's flow."""
+    hyperparameters.pop("net_arch", None)  # the flow's
+    named = {**hyperparameters, "seed": config["seed"], "device": config["device"]}
+    with closing(_robot(config)) as robot:
+        agent = FlowPPO.from_agent(_agent(folder, config), robot, **named)
     return agent
 
 
-WAYS: dict[str, Callable[..., FlowAlgorithm[Any]]] = {"replay": _replay, "latent": _latent}
+def _robot(config: dict[str, Any]) -> ActionEnv:
+    """The run's robot in whole chunks."""
+    flow, task, source = (config[name] for name in ("flow", "task", "source"))
+    robot = make_flow_env(task, source, decision="action", **flow)
+    assert isinstance(robot, ActionEnv)
+    return robot
+
+
+def _agent(folder: RunFolder, config: dict[str, Any], **given: Any) -> FlowAlgorithm[Any]:
+    name_of(config["algorithm"])  # so that it is known
+    own = {"device": config["device"], "behavior": config.get("behavior_from")}
+    agent: FlowAlgorithm[Any] = load_agent(folder.checkpoint, **own, **given)
+    return agent
 
 
 class Finetuning(Run):
@@ -286,26 +315,29 @@ class Finetuning(Run):
         agent, progress = self.agent, ProgressFile(self.folder.progress)
         progress.forget_after(agent.pretrain_updates, agent.robot_steps)
         agent.set_logger(make_logger(self.folder, progress, verbose))
-        flow, task, source = (self.config[name] for name in ("flow", "task", "source"))
-        make = partial(make_flow_env, task, source, decision="action", **flow)
         if not self.history["evaluations"]:
-            self.history["evaluations"] = [{"step": 0, **episodes_of(task, self.evaluate())}]
-        keeper = Keeper(self, interrupt, tqdm(disable=True))
-        interval = min(LOG_INTERVAL, max(1, self.goal // 10))
-        learning = agent.learning_online(
-            *(make, self.goal, keeper, interval),
-            progress_bar=True,
-            go_on=interrupt.go_on,
-            **self.online["settings"],
-        )
+            first = episodes_of(self.config["task"], self.evaluate())
+            self.history["evaluations"] = [{"step": 0, **first}]
         try:
-            alone(agent, learning)
+            self.learn(interrupt)
         except RobotError:
             self.save()
             raise
         finally:
             agent.logger.close()
         self.save()
+
+    def learn(self, interrupt: Interrupt) -> None:
+        """Until the goal."""
+        agent, keeper = self.agent, Keeper(self, interrupt, tqdm(disable=True))
+        interval = min(LOG_INTERVAL, max(1, self.goal // 10))
+        learning = agent.learning_online(
+            *(partial(_robot, self.config), self.goal, keeper, interval),
+            progress_bar=True,
+            go_on=interrupt.go_on,
+            **self.online["settings"],
+        )
+        alone(agent, learning)
 
     def finish(self) -> None:
         """Play, and write the outcome."""
@@ -314,6 +346,44 @@ class Finetuning(Run):
         if "sampled" in before:
             flows["before"] = before
         self.report(learned, before, self.online["data"], flows)
+
+
+class PPOTuning(Finetuning):
+    """A FlowPPO at work."""
+
+    agent: Any
+
+    def learn(self, interrupt: Interrupt) -> None:
+        """Until the rollout that reaches the goal."""
+        agent, settings = self.agent, RobotsConfig(**self.online["settings"])
+        with (
+            closing(settings.made(partial(_robot, self.config), agent.seed)) as robots,
+            tqdm(total=self.goal, initial=self.done, desc="robot steps") as bar,
+        ):
+            agent.set_env(robots)
+            agent.goal = self.goal
+            keeper = RolloutKeeper(self, interrupt, bar)
+            agent.learn(self.goal, keeper, reset_num_timesteps=False)
+
+
+class RolloutKeeper(Keeper):
+    """Does what it does between two rollouts, where nothing is half done."""
+
+    run: PPOTuning
+
+    def _on_rollout_start(self) -> None:
+        if not super()._on_step():
+            self.run.agent.goal = self.run.done
+
+    def _on_step(self) -> bool:
+        return True
+
+
+WAYS: dict[str, tuple[Callable[..., Any], type[Finetuning]]] = {
+    "replay": (_replay, Finetuning),
+    "latent": (_latent, Finetuning),
+    "ppo": (_ppo, PPOTuning),
+}
 
 
 def _work(tuning: Finetuning, verbose: bool) -> None:

@@ -17,7 +17,7 @@ from flowmdp.cluster import Engine, check_engine, joined
 from flowmdp.envs.robots.outer import make_robot
 from flowmdp.errors import CheckpointError, ConfigurationError
 from flowmdp.robots import ClusterRobots, Robots
-from flowmdp.runs.config import MOST, Device, check_trust, get_algorithm, imports
+from flowmdp.runs.config import MOST, Device, check_trust, imports, name_of
 from flowmdp.runs.folder import RunFolder
 from flowmdp.runs.summary import outcome, print_table
 
@@ -36,7 +36,7 @@ def load_checkpoint(run_folder: Path, device: str, trust: bool = False) -> FlowA
     if RunFolder(beside).config.is_file():
         _, config = RunFolder.open(beside)
         check_trust(run_folder, imports(config), trust)
-        get_algorithm(config["algorithm"])  # so that it is known
+        name_of(config["algorithm"])  # so that it is known
         own = {"behavior": config.get("behavior_from")}
     path = RunFolder(run_folder).checkpoint if run_folder.is_dir() else run_folder
     if not path.is_file():

@@ -32,13 +32,13 @@ from flowmdp.runs.config import (
     check_data,
     check_trust,
     fingerprint,
-    get_algorithm,
     imports,
     jsonable,
     make_agent,
     make_config,
     make_data,
     make_env,
+    name_of,
     versions,
 )
 from flowmdp.runs.curves import draw_run
@@ -217,11 +217,10 @@ def saved_agent(folder: RunFolder, config: dict[str, Any], **given: Any) -> Flow
         CheckpointError: When the checkpoint is of another run.
         ConfigurationError: When its hyper-parameters are not the run's.
     """
-    algorithm = get_algorithm(config["algorithm"])
     own = {"device": config["device"], "behavior": config.get("behavior_from")}
     agent: FlowAlgorithm[Any] = load_agent(folder.checkpoint, **own, **given)
     for name, there, value in (
-        ("algorithm", agent.name, algorithm.name),
+        ("algorithm", agent.name, name_of(config["algorithm"])),
         ("seed", agent.seed, config["seed"]),
     ):
         if there != value:
