@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, Self
 
@@ -36,8 +37,9 @@ from flowmdp.whole_chain import whole_spaces
 
 ROWS = 4096
 """Chains that are priced at a time, which bounds what that takes of memory."""
-RUNNING = "returns"
-"""Name of the robots' returns so far, beside where the robots are."""
+RUNNING, ENDED = "running", "ended"
+"""Names of the robots' discounted returns so far, and of returns and lengths of their last
+episodes, beside where the robots are."""
 SB3 = (
     *("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range"),
     *("ent_coef", "max_grad_norm", "target_kl"),
@@ -272,8 +274,12 @@ class OnChains(Acting, Saving, PPO):
             flow_steps=self.spec.flow_steps,
         )
         if self._episodes and hasattr(self.env, "restore"):
-            self.reward_scale.running = self._episodes.pop(RUNNING)
-            self._last_obs, self._episodes = self.env.restore(self._episodes), {}
+            there, self._episodes = self._episodes, {}
+            self.reward_scale.running, ended = there.pop(RUNNING), there.pop(ENDED)
+            ended = [{"r": paid, "l": int(steps)} for paid, steps in ended.tolist()]
+            self.ep_info_buffer = deque(ended, self._stats_window_size)
+            self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+            self._last_obs = self.env.restore(there)
             self._last_episode_starts = np.zeros(self.n_envs, np.bool_)
         with one_thread():
             return super().learn(
@@ -294,13 +300,14 @@ class OnChains(Acting, Saving, PPO):
         self.num_timesteps = timesteps
 
     def _where(self) -> dict[str, NDArray[Any]]:
-        """Where robots that can be brought back are, and what their returns were so far."""
+        """Where robots that can be brought back are, and how they did so far."""
         robots: Any = self.env
         if not hasattr(robots, "state") or self._last_obs is None:
             return self._episodes
-        running = self.reward_scale.running
-        here: dict[str, NDArray[Any]] = robots.state()
-        return {**here, RUNNING: np.zeros(self.n_envs) if running is None else running}
+        running, here = self.reward_scale.running, dict[str, NDArray[Any]](robots.state())
+        here[RUNNING] = np.zeros(self.n_envs) if running is None else running
+        ended = [(episode["r"], episode["l"]) for episode in self.ep_info_buffer or ()]
+        return {**here, ENDED: np.array(ended, np.float64).reshape(-1, 2)}
 
     def collect_rollouts(
         self,

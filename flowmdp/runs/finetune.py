@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from flowmdp.agents import DSRL, FlowPPO, load_agent
 from flowmdp.agents.core.algorithm import FlowAlgorithm
-from flowmdp.agents.core.config import AgentConfig, NetworkConfig
+from flowmdp.agents.core.config import NetworkConfig
 from flowmdp.agents.core.online import OnlineConfig, RobotsConfig, check_online
 from flowmdp.agents.core.together import alone
 from flowmdp.errors import ConfigurationError, RobotError
@@ -197,7 +197,13 @@ def base_of(run_folder: Path, by: By, trust: bool) -> NetworkConfig:
     """The hyper-parameters that a fine-tuning starts from."""
     _, run = RunFolder.open(run_folder)
     check_trust(run_folder, imports(run), trust)
-    own: AgentConfig = get_algorithm(run["algorithm"]).config_class.of(run["config"])
+    if by == "replay" and run["algorithm"] == FlowPPO.name:
+        raise ConfigurationError(
+            f"{run_folder} learned from what robots did, and keeps nothing to replay: continue "
+            f"with `flowmdp finetune --resume {run_folder}`, or take --by latent"
+        )
+    cls: Any = FlowPPO if run["algorithm"] == FlowPPO.name else get_algorithm(run["algorithm"])
+    own: NetworkConfig = cls.config_class.of(run["config"])
     if by == "replay":
         return own
     if by == "ppo":
@@ -363,7 +369,7 @@ class PPOTuning(Finetuning):
             agent.set_env(robots)
             agent.goal = self.goal
             keeper = RolloutKeeper(self, interrupt, bar)
-            agent.learn(self.goal, keeper, reset_num_timesteps=False)
+            agent.learn(self.goal, keeper, self.goal, reset_num_timesteps=False)
 
 
 class RolloutKeeper(Keeper):
@@ -372,6 +378,8 @@ class RolloutKeeper(Keeper):
     run: PPOTuning
 
     def _on_rollout_start(self) -> None:
+        if self.run.done > self._done:
+            self.run.agent.dump_logs()
         if not super()._on_step():
             self.run.agent.goal = self.run.done
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flowmdp.agents import load_agent
+from flowmdp.agents import FlowPPO, load_agent
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.cli import main
 from flowmdp.errors import RobotError
@@ -21,15 +21,23 @@ from flowmdp.runs import train
 from tests.runs.test_faults import Killed, kill, log, raising
 from tests.runs.tiny_run import failure, tiny_run
 
-OPTIONS = ("--robot-steps", "240", "--warm-up", "60", "--robots", "2", "--episodes", "2")
-OPTIONS += ("--eval-every", "100", "--save-every", "50", "--eval-episodes", "1")
-LATENT = ("--by", "latent", "--critic-steps", "20")
-WAYS = {"replay": (), "latent": LATENT}
+OPTIONS = (
+    *("--robot-steps", "240", "--robots", "2", "--episodes", "2"),
+    *("--eval-every", "100", "--save-every", "50", "--eval-episodes", "1"),
+)
+WAYS = {
+    "replay": ("--warm-up", "60"),
+    "latent": ("--warm-up", "60", "--by", "latent", "--critic-steps", "20"),
+    "ppo": ("--by", "ppo", "--n-steps", "4", "--critic-warmup", "1"),
+}
+AT_ONCE = {"replay": 8, "latent": 8, "ppo": 32}
+"""Robot steps at the end of which something may be saved: a chunk of two robots, or a rollout."""
+NAMES = {"replay": "df-dir", "latent": "dsrl", "ppo": "flow-ppo"}
 
 
 @pytest.fixture(scope="module")
 def runs(hopper_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in chunks, `df-dir`, and both its fine-tunings, which nothing interrupts."""
+    """A run in chunks, `df-dir`, and all its fine-tunings, which nothing interrupts."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(hopper_store))
@@ -55,17 +63,18 @@ def test_the_folder_is_that_of_a_run(
     way: str, runs: Path, hopper_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, base = runs / f"df-dir-{way}", runs / "df-dir"
-    files = {"config.json", "checkpoint.zip", "replay.zip", "progress.csv", "history.json"}
-    assert files | {"result.json", "curves.png"} <= {path.name for path in folder.iterdir()}
+    files = {"config.json", "checkpoint.zip", "progress.csv", "history.json", "result.json"}
+    files |= {"curves.png"} if way == "ppo" else {"curves.png", "replay.zip"}
+    assert files <= {path.name for path in folder.iterdir()}
     result, history = read(folder / "result.json"), read(folder / "history.json")
     assert result["label"] == f"df-dir, {way}" and len(result["returns"]) == 2
     assert result["behavior"]["mean_return"] == read(base / "result.json")["mean_return"]
     steps = [one["step"] for one in history["evaluations"]]
-    assert steps[0] == 0 and len(steps) == 3 and 100 <= steps[1] < 110 and 200 <= steps[2] < 210
+    most = AT_ONCE[way]
+    assert steps[0] == 0 and len(steps) == 3
+    assert 100 <= steps[1] < 100 + most and 200 <= steps[2] < 200 + most
     agent = load_agent(folder / "checkpoint.zip", device="cpu")
-    assert 240 <= agent.robot_steps < 248 and agent.name == (
-        "dsrl" if way == "latent" else "df-dir"
-    )
+    assert 240 <= agent.robot_steps < 240 + most and agent.name == NAMES[way]
     assert main(["eval", str(folder), "--episodes", "1", "--json"]) == 0
     assert main(["plot", str(folder), "--out", str(runs / f"{way}.png")]) == 0
     capsys.readouterr()
@@ -81,6 +90,8 @@ def test_the_folder_is_that_of_a_run(
         ("replay", FlowAlgorithm, "save", 4, kill, None),  # replay.zip is newer
         ("latent", FlowAlgorithm, "graphed", 9, raising(signal.SIGTERM), 143),  # the critic's fit
         ("latent", FlowAlgorithm, "graphed", 120, kill, None),
+        ("ppo", FlowPPO, "train", 3, raising(signal.SIGINT), 130),
+        ("ppo", FlowPPO, "train", 5, kill, None),
     ],
 )
 def test_a_stopped_run_ends_as_an_uninterrupted_one(
@@ -119,7 +130,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
             assert f"continue with: flowmdp finetune --resume {run}" in capsys.readouterr().err
     assert not (run / "result.json").exists()
     kept = load_agent(run / "checkpoint.zip", device="cpu").robot_steps
-    assert reached - kept < 50 + 16, "at most save-every, and the chunks of two robots, are lost"
+    assert reached - kept < 50 + 2 * AT_ONCE[way], "at most save-every, and what is half done"
     assert main(["finetune", "--resume", str(run)]) == 0
     assert log(run) == log(whole)
     for file, names in (
@@ -128,7 +139,7 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
     ):
         found, expected = read(run / file), read(whole / file)
         assert {name: found[name] for name in names} == {name: expected[name] for name in names}
-    for file in ("checkpoint.zip", "replay.zip"):
+    for file in ("checkpoint.zip", "replay.zip")[: 1 if way == "ppo" else 2]:
         assert contents(run / file) == contents(whole / file)
 
 
@@ -150,7 +161,7 @@ def test_a_broken_robot_leaves_what_was_learned(
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Robots, "step", breaking)
-        words = ("finetune", str(runs / "df-dir"), *OPTIONS, "--out", str(run))
+        words = ("finetune", str(runs / "df-dir"), *OPTIONS, *WAYS["replay"], "--out", str(run))
         line = failure(capsys, *words)
     assert "robot 1 raised OSError no power (step" in line and "with seed" in line
     agent = load_agent(run / "checkpoint.zip", device="cpu")
@@ -161,6 +172,9 @@ def test_a_broken_robot_leaves_what_was_learned(
 
 REFUSED = {
     "finetune {runs}/df-dir-latent --by latent": "DSRL holds no flow of many steps",
+    "finetune {runs}/df-dir-ppo": "keeps nothing to replay: continue with `flowmdp finetune --resu",
+    "finetune {runs}/df-dir --by ppo --noise-bounds 0.2 0.1": "the smaller one first",
+    "finetune {runs}/df-dir --by ppo --warm-up 3": "--warm-up",
     "finetune {runs}/df-dir --robot-steps 100": "leaves nothing to learn after warm_up=5000",
     "finetune {runs}/df-dir --by dream": "invalid choice 'dream'",
     "finetune {runs}/df-dir --online-share 2": "online_share is 2.0",
