@@ -87,7 +87,7 @@ def finetune(
         robot_steps: Steps of all robots together.
         out: Folder; RUN_FOLDER-replay or -latent when not given, or the next free one.
         seed: Of batches, noise and robots; the run's own when not given.
-        episodes: Episodes of each evaluation at the end, with noise and without.
+        episodes: Episodes at the end, and as many without noise.
         eval_every: Robot steps between evaluations; a tenth of them when not given.
         eval_episodes: Episodes of each of these.
         save_every: Robot steps between checkpoints; a tenth of them when not given.
@@ -213,8 +213,10 @@ def _data(config: dict[str, Any], settings: OnlineConfig, where: Path) -> Any:
 
 def _brief(result: dict[str, Any]) -> dict[str, Any]:
     """An outcome without its episodes."""
-    names = ("mean_return", "std_return", "interval_95", "normalized_score", "episodes")
-    names += ("success_rate", "success_interval_95")
+    names = (
+        *("mean_return", "std_return", "interval_95", "normalized_score", "episodes"),
+        *("success_rate", "success_interval_95"),
+    )
     brief = {name: result[name] for name in names if name in result}
     ways = {way: result[way] for way in ("sampled", "noiseless") if result.get(way)}
     return brief | {way: _brief(outcome) for way, outcome in ways.items()}

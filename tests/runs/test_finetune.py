@@ -21,8 +21,10 @@ from flowmdp.runs import train
 from tests.runs.test_faults import Killed, kill, log, raising
 from tests.runs.tiny_run import failure, tiny_run
 
-OPTIONS = ("--robot-steps", "240", "--warm-up", "60", "--robots", "2", "--episodes", "2")
-OPTIONS += ("--eval-every", "100", "--save-every", "50", "--eval-episodes", "1")
+OPTIONS = (
+    *("--robot-steps", "240", "--warm-up", "60", "--robots", "2", "--episodes", "2"),
+    *("--eval-every", "100", "--save-every", "50", "--eval-episodes", "1"),
+)
 LATENT = ("--by", "latent", "--critic-steps", "20")
 WAYS = {"replay": (), "latent": LATENT}
 
