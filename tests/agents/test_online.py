@@ -49,7 +49,8 @@ def state_of(agent: Any) -> dict[str, Any]:
     counts = {name: np.array(one) for name, one in agent.saved.counts().items()}
     read = checkpoint.without(agent.saved.tensors(), agent.unread() if agent.prepared else {})
     tensors = {name: one.numpy() for name, one in read.items()}
-    return rows | agent._where() | counts | tensors
+    state: dict[str, Any] = rows | agent._where() | counts | tensors
+    return state
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -132,13 +133,14 @@ def brute_force(log: list[list[Any]], gamma: float) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("previous", [False, True])
 def test_the_buffer_holds_what_the_robot_went_through(previous: bool) -> None:
     """Chunks that a fall or the time limit of 20 steps cut short, too."""
-    settings = {"chunk": CHUNK, "include_previous_action": previous}
+    settings: dict[str, Any] = {"chunk": CHUNK, "include_previous_action": previous}
     env = FlowMDPEnv(PointRobot(), dataset=toy_dataset(), flow_steps=4, **settings)
     agent = DFDir("MlpPolicy", env, behavior_steps=5, critic_steps=5, gamma=0.9, **SMALL).learn(1)
     log: list[list[Any]] = []
     robot = whole(lambda: Recording(PointRobot(), log), **settings)
     agent.learn_online(robot, 700, warm_up=699, robots=1, updates_per_step=0, log_interval=0)
     buffer, expected = agent.replay_buffer, brute_force(log, 0.9)
+    assert buffer is not None
     rows = torch.arange(len(buffer))
     assert len(buffer) == len(expected) == agent.transitions
     assert agent.robot_steps == sum(row[5] for row in expected)
@@ -270,7 +272,7 @@ def test_a_fresh_agent_that_is_stopped_goes_on_exactly(after: int, tmp_path: Pat
         go_on=lambda: after != 60 or next(calls) < 12,
         **options,
     )
-    info = None
+    info: Any = None
     with pytest.raises(StopIteration):
         while True:
             info = stopped.graphed(*steps.send(info))

@@ -62,7 +62,7 @@ def test_every_step_is_the_robots_own(env: RobotVecEnv) -> None:
     """Against single robots that are reset by hand with the episodes' seeds."""
     singles = [make() for _ in range(3)]
     numbers = [1, 1, 1]
-    observed = env.reset()
+    observed: Any = env.reset()
     seeds: list[Any] = list(RobotVecEnv(make, 3, seed=5).seed(5))
     expected = np.stack([one.reset(seed=seed)[0] for one, seed in zip(singles, seeds, strict=True)])
     np.testing.assert_array_equal(observed, expected)
