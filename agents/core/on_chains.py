@@ -276,8 +276,8 @@ class OnChains(Acting, Saving, PPO):
         if self._episodes and hasattr(self.env, "restore"):
             there, self._episodes = self._episodes, {}
             self.reward_scale.running, ended = there.pop(RUNNING), there.pop(ENDED)
-            ended = [{"r": paid, "l": int(steps)} for paid, steps in ended.tolist()]
-            self.ep_info_buffer = deque(ended, self._stats_window_size)
+            episodes = [{"r": paid, "l": int(steps)} for paid, steps in ended.tolist()]
+            self.ep_info_buffer = deque(episodes, self._stats_window_size)
             self.ep_success_buffer = deque(maxlen=self._stats_window_size)
             self._last_obs = self.env.restore(there)
             self._last_episode_starts = np.zeros(self.n_envs, np.bool_)
