@@ -14,7 +14,14 @@ import gymnasium as gym
 import pytest
 
 from benchmarks import train_behavior
-from examples import custom_loop, draw_flow, record_video, sb3_style, steer_own_flow
+from examples import (
+    custom_loop,
+    draw_flow,
+    record_video,
+    sac_on_noise,
+    sb3_style,
+    steer_own_flow,
+)
 from flowmdp.agents import ALGORITHMS, FlowBC
 from flowmdp.runs.export import export
 
@@ -98,6 +105,14 @@ def test_draw_flow(tmp_path: Path) -> None:
 def test_steer_own_flow() -> None:
     returns = steer_own_flow.main(updates=5, steps=10, episodes=1)
     assert len(returns) == 2 and all(-2_000 < mean < 0 for mean in returns)
+
+
+def test_sac_on_noise(hopper_data: Path, tmp_path: Path) -> None:
+    config = sac_on_noise.Config(
+        clone_steps=5, decisions=14, evaluations=2, episodes=1, out=tmp_path
+    )
+    returns = sac_on_noise.main(config)
+    assert len(returns) == 3 and all(mean > 0 for mean in returns)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
