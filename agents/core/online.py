@@ -25,7 +25,7 @@ from flowmdp.agents.core.replay import Mixture, OnlineBuffer
 from flowmdp.agents.core.saving import Saving
 from flowmdp.agents.core.together import Steps, alone
 from flowmdp.arguments import AtLeast, Range, check_fields, check_integers
-from flowmdp.errors import ConfigurationError
+from flowmdp.errors import ConfigurationError, UnknownArgumentError
 from flowmdp.robots import ProcessRobots, Robots
 from flowmdp.sb3 import RobotVecEnv
 
@@ -53,6 +53,17 @@ class RobotsConfig:
     def __post_init__(self) -> None:
         """Raise ConfigurationError for a value of another type or out of range."""
         check_fields(self)
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Self:
+        """A config from named values; a misspelt name is an UnknownArgumentError."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                raise UnknownArgumentError(
+                    f"unexpected keyword argument {name!r}: choose among {', '.join(known)}"
+                )
+        return cls(**options)
 
     def made(self, make_env: Callable[[], gym.Env[Any, Any]], seed: int) -> RobotVecEnv:
         """Those robots."""
@@ -165,7 +176,7 @@ class Online(Acting, Saving, Logging):
         **options: Any,
     ) -> Steps[None]:
         """`learn_online` step by step, for `together`; `go_on` may stop what is fitted before."""
-        agent, config = cast("FlowAlgorithm[Any]", self), OnlineConfig(**options)
+        agent, config = cast("FlowAlgorithm[Any]", self), OnlineConfig.of(options)
         check_integers(0, robot_steps=robot_steps, log_interval=log_interval or 0)
         check_kinds(callback=callback, tb_log_name=tb_log_name)
         check_online(agent, robot_steps, config)

@@ -183,7 +183,7 @@ def resume(
         if device != "auto":
             config["device"] = device
         check_config(config)
-        settings = type(online_of(online["by"]))(**online["settings"])
+        settings = type(online_of(online["by"])).of(online["settings"])
         data = _data(config, settings, folder.config)
         agent = saved_agent(folder, config, dataset=data)
         if agent.transitions:
@@ -361,7 +361,7 @@ class PPOTuning(Finetuning):
 
     def learn(self, interrupt: Interrupt) -> None:
         """Until the rollout that reaches the goal."""
-        agent, settings = self.agent, RobotsConfig(**self.online["settings"])
+        agent, settings = self.agent, RobotsConfig.of(self.online["settings"])
         with (
             closing(settings.made(partial(_robot, self.config), agent.seed)) as robots,
             tqdm(total=self.goal, initial=self.done, desc="robot steps") as bar,

@@ -368,6 +368,7 @@ BAD: list[tuple[str, Callable[[], Any], dict[str, Any]]] = [
     ("updates_per_step is -1", lambda: whole(chunk=CHUNK), {"updates_per_step": -1}),
     ("online_share is 0", lambda: whole(chunk=CHUNK), {"online_share": 0.0}),
     ("leaves nothing to learn after", lambda: whole(chunk=CHUNK), {"warm_up": 300}),
+    ("'utd': choose among robots, proc", lambda: whole(chunk=CHUNK), {"utd": 4}),
     ("robots is 0", lambda: whole(chunk=CHUNK), {"robots": 0}),
 ]
 
