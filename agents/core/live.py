@@ -34,7 +34,7 @@ def make_whole(env_id: str, settings: dict[str, Any]) -> gym.Env[Any, Any]:
 
 
 def check_whole(env: VecEnv) -> FlowSpec:
-    """The specification behind `ActionEnv`s that nothing has changed.
+    """The specification behind environments of whole actions that nothing has changed.
 
     Raises:
         ConfigurationError: For other environments, or if a wrapper changes what they see or do.
