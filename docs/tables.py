@@ -545,9 +545,9 @@ def speed_env() -> Rows:
         yield chains, *cells
 
 
-@table("speed-train", text=5)
+@table("speed-train", text=3)
 def speed_train() -> Rows:
-    """Gradient steps per second on two cores, and the share of the bare matrix products."""
+    """Gradient steps per second on one thread, and the share of the bare matrix products."""
     rows: dict[str, dict[str, str]] = {}
     for row in recorded("speed", table="speed-train"):
         speed, share = row["steps_per_second"], row["matrix_products"] * 100

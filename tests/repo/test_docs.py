@@ -177,7 +177,8 @@ def test_every_task_and_command_is_on_the_site() -> None:
         for name in ("df-dir", "iql")
     )
     assert "`--objective {" in df_dir and "`--objective {" not in iql and "`--beta " in iql
-    assert command.count("`--episodes INT`\n: Episodes of each") == 1  # shared options stand once
+    shared = command.count("`--episodes INT`\n: Episodes of each")
+    assert shared == 2, "options that all algorithms share stand once, under train and finetune"
 
 
 def test_an_algorithm_without_a_page_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
