@@ -54,7 +54,6 @@ from flowmdp.agents.core.parts import Clone, ReturnCritic
 from flowmdp.arguments import AtLeast, Range
 from flowmdp.errors import ConfigurationError
 
-LOG_STD_RANGE = (-5.0, 2.0)
 
 
 @dataclass(frozen=True, kw_only=True)
