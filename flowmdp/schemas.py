@@ -115,6 +115,14 @@ class Played(Outcome):
     noiseless: Outcome | None = None
 
 
+class Curve(Record):
+    """Means of a run's evaluations, in their order."""
+
+    steps: Annotated[list[Count], Field(min_length=1)]
+    mean_return: list[Number]
+    success_rate: list[Share] | None = None
+
+
 class Result(Played):
     """result.json of a run."""
 
@@ -127,6 +135,8 @@ class Result(Played):
     behavior: Played | None = None
     best_evaluation: Outcome | None = None
     last_evaluations: Outcome | None = None
+    curve: Curve | None = None
+    online: dict[str, Any] | None = None
     flow: dict[str, Any] = {}
     config: dict[str, Any] = {}
     label: str = ""

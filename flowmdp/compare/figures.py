@@ -1,4 +1,4 @@
-"""The pictures of `flowmdp report --figures`: scores per dataset, and over all of them."""
+"""The pictures of `flowmdp report --figures`: scores per dataset, over all, and while learning."""
 
 from __future__ import annotations
 
@@ -9,26 +9,33 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from flowmdp.compare.bootstrap import Estimate, interquartile_mean, mean, over_seeds
-from flowmdp.compare.comparison import Comparison, scores_of
+from flowmdp.compare.comparison import Comparison, family, scores_of
 from flowmdp.compare.results import Grouped
-from flowmdp.pictures import few_ticks, save
+from flowmdp.pictures import few_ticks, save, tidy
 
 COLUMNS = 4
 """Panels side by side."""
-SCORES = "normalised score", "scores", "aggregate"
-SUCCESS = "success rate, %", "success", "success_aggregate"
-"""What is drawn, and the names of the two pictures."""
+SCORES = "normalised score", "scores", "aggregate", "curves"
+SUCCESS = "success rate, %", "success", "success_aggregate", "success_curves"
+"""What is drawn, and the names of the pictures."""
 Panels = dict[str, dict[str, tuple[Estimate, list[float]]]]
 """Title -> label -> a value with its interval, and the seeds to show with it."""
 
 
-def draw_figures(grouped: Grouped, comparison: Comparison, folder: Path) -> list[Path]:
-    """Draw scores.png, and aggregate.png where the labels share a dataset; returns the paths.
+Curves = dict[str, list[NDArray[np.float64]]]
+"""Label -> runs of shape (2, points): steps, and what was measured."""
 
-    Datasets without a score are left out. Labels that are not compared are black. Those of tasks
-    that report success are success.png and success_aggregate.png.
+
+def draw_figures(grouped: Grouped, comparison: Comparison, folder: Path) -> list[Path]:
+    """Draw scores.png, and where there are some aggregate.png and curves.png; returns the paths.
+
+    The aggregate is over datasets that the labels share, the curves are of evaluations while a run
+    learned. Datasets without a score are left out of the first. Labels that are not compared are
+    black. Those of tasks that report success are success.png, success_aggregate.png and
+    success_curves.png.
     """
     what, *names = SUCCESS if comparison.by_success else SCORES
     compared = sorted(comparison.scores)
@@ -54,6 +61,10 @@ def draw_figures(grouped: Grouped, comparison: Comparison, folder: Path) -> list
         }
         title = f"{what} over {count} {comparison.place}{'s' * (count > 1)}, 95 %"
         figures[folder / f"{names[1]}.png"] = _figure(panels, list(panels["mean"]), colors, title)
+    if curves := _curves_of(grouped, "success_rate" if comparison.by_success else "mean_return"):
+        measure = SUCCESS[0] if comparison.by_success else "mean return"
+        title = f"{measure} while learning: mean over runs and its 95 % interval"
+        figures[folder / f"{names[2]}.png"] = _draw_curves(curves, colors, title)
     folder.mkdir(parents=True, exist_ok=True)
     for path, figure in figures.items():
         save(figure, path)
@@ -72,8 +83,7 @@ def _figure(panels: Panels, order: list[str], colors: dict[str, object], title: 
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for axes, (name, labels) in zip(grid, panels.items(), strict=False):
-        lines = [part for line in name.splitlines() for part in textwrap.wrap(line, 36)]
-        axes.set_title("\n".join(lines), fontsize=8)
+        axes.set_title(_wrapped(name), fontsize=8)
         axes.set_yticks(range(len(order)), order, fontsize=8)
         axes.set_ylim(len(order) - 0.4, -0.6)  # the first on top
         axes.tick_params(axis="x", labelsize=8)
@@ -85,4 +95,49 @@ def _figure(panels: Panels, order: list[str], colors: dict[str, object], title: 
             axes.plot(value, y, "|", color=color, ms=12, mew=2.5)
             axes.plot(seeds, [y] * len(seeds), "o", color=color, ms=3.5)
         few_ticks(axes.xaxis)
+    return figure
+
+
+def _wrapped(name: str) -> str:
+    """A panel's title in lines that fit."""
+    return "\n".join(part for line in name.splitlines() for part in textwrap.wrap(line, 36))
+
+
+def _curves_of(grouped: Grouped, measure: str) -> dict[tuple[str, str], Curves]:
+    """Curves of each label by panel, the tasks of a family in one: its title, and what steps are."""
+    panels: dict[tuple[str, str], Curves] = {}
+    for dataset, labels in grouped.items():
+        for label, runs in labels.items():
+            for run in runs:
+                if curve := run.get("curve"):
+                    unit = "robot steps" if run.get("online") else "gradient steps"
+                    place = f"{dataset.dataset_id}\n{family(dataset).task or dataset.task}", unit
+                    points = np.array([curve["steps"], curve[measure]], float)
+                    panels.setdefault(place, {}).setdefault(label, []).append(points)
+    return panels
+
+
+def _draw_curves(
+    panels: dict[tuple[str, str], Curves], colors: dict[str, object], title: str
+) -> Figure:
+    """Panels with a line and a band per label, at the steps of its first run."""
+    columns = min(COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(1 + 3.4 * columns, 0.6 + 3 * rows), dpi=120, layout="constrained")
+    figure.supxlabel(title, fontsize=9)
+    scale = 100 if title.startswith(SUCCESS[0]) else 1
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, ((name, unit), labels) in zip(grid, panels.items(), strict=False):
+        axes.set_title(_wrapped(name), fontsize=8)
+        axes.set_xlabel(unit, fontsize=8)
+        for label, runs in labels.items():
+            steps = runs[0][0]
+            values = scale * np.array([np.interp(steps, *run) for run in runs])
+            found = np.array([over_seeds([column], mean) for column in values.T])
+            color = colors.get(label, "black")
+            axes.plot(steps, found[:, 0], "-o", ms=2.5, color=color, label=label)
+            axes.fill_between(steps, found[:, 1], found[:, 2], color=color, alpha=0.2, lw=0)
+        tidy(axes, legend_columns=2)
     return figure

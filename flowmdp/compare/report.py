@@ -79,8 +79,9 @@ def run_report(
         acting: Which returns: as each algorithm's paper plays, from sampled noise x_0, or from
             x_0 = 0; both: the first and, under a label of its own, the last.
         csv: Write one row per run with all its numbers.
-        figures: Draw scores.png (seeds, means, intervals per dataset) and aggregate.png into this
-            folder; success.png and success_aggregate.png for tasks that report success.
+        figures: Draw scores.png (seeds, means, intervals per dataset), aggregate.png and
+            curves.png (evaluations while learning) into this folder; success.png and so on for
+            tasks that report success.
         commands: Print the command behind each run as well.
 
     Raises:

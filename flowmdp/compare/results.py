@@ -165,7 +165,7 @@ def _as_acting(result: Fields, way: str) -> list[Fields]:
         raise ConfigurationError(f"{result['file']} was not evaluated {way}: leave --acting out")
     behavior = result.get("behavior") or {}
     behavior = {**behavior, **behavior[way]} if behavior.get(way) else None
-    during = dict.fromkeys(("best_evaluation", "last_evaluations"))
+    during = dict.fromkeys(("best_evaluation", "last_evaluations", "curve"))
     return [{**result, **result[way], **during, "behavior": behavior}]
 
 

@@ -80,14 +80,19 @@ def summarize(
 
 
 def summarize_evaluations(task: str, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean of the last few evaluations during training, and the best one under its own label."""
+    """The curve, the mean of its last few points, and the best one under its own label."""
     if not evaluations:
-        return {"last_evaluations": None, "best_evaluation": None}
+        return {"curve": None, "last_evaluations": None, "best_evaluation": None}
     names = [name for name in ("successes", "returns") if name in evaluations[0]]
     last = evaluations[-LAST:]
     pooled = {name: [value for one in last for value in one[name]] for name in names}
     best = max(evaluations, key=lambda one: [float(np.mean(one[name])) for name in names])
+    shown = {"returns": "mean_return", "successes": "success_rate"}
     return {
+        "curve": {
+            "steps": [evaluation["step"] for evaluation in evaluations],
+            **{shown[name]: [float(np.mean(one[name])) for one in evaluations] for name in names},
+        },
         "last_evaluations": {
             "steps": [evaluation["step"] for evaluation in last],
             "episodes": len(pooled["returns"]),

@@ -10,10 +10,12 @@ from typing import Any
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from flowmdp.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
+UNITS = "robot steps", "gradient steps"
 
 
 def write(
@@ -54,6 +56,14 @@ def write(
             run = folder / f"{dataset}_{seed}".replace("/", "-")
             run.mkdir(parents=True)
             (run / "result.json").write_text(json.dumps(result))
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn, in their order."""
+    figures: list[Figure] = []
+    monkeypatch.setattr("flowmdp.compare.figures.save", lambda figure, _: figures.append(figure))
+    return figures
 
 
 @pytest.fixture
@@ -226,6 +236,22 @@ def succeeded(folder: Path, label: str, rates: list[float], task: str, **more: A
         own: dict[str, Any] = {"success_rate": rate, "mean_return": -2.0, "episodes": 50}
         own |= {"behavior": low, "best_evaluation": low, "data": {"success_rate": 0.25}}
         write(folder, label, [100 * rate], "scene-v0", task=task, **{"seed": seed, **own, **more})
+
+
+def test_curves_are_means_over_runs_and_tasks(tmp_path: Path, report: Any, drawn: Any) -> None:
+    """Runs that were evaluated at other steps are compared at those of the first."""
+    folder = tmp_path / "results"
+    first = {"steps": [0, 10], "mean_return": [-9.0, -9.0], "success_rate": [0.0, 0.4]}
+    second = {"steps": [0, 20], "mean_return": [-9.0, -9.0], "success_rate": [0.2, 0.6]}
+    for task, curve in (("scene-play-task1", first), ("scene-play-task2", second)):
+        succeeded(folder, "a", [0.5], task, curve=curve, online={"by": "ppo"})
+    write(folder, "b", [10], curve={"steps": [1, 2], "mean_return": [5.0, 7.0]})
+    report("--figures", str(tmp_path / "figures"))
+    curves = [axes for figure in drawn for axes in figure.axes if axes.get_xlabel()]
+    (robots,), (gradients,) = ([a for a in curves if a.get_xlabel() == x] for x in UNITS)
+    np.testing.assert_allclose(robots.lines[0].get_xydata(), [[0, 10], [10, 40]])
+    np.testing.assert_allclose(gradients.lines[0].get_xydata(), [[1, 5], [2, 7]])
+    assert "scene-play" in robots.get_title() and "task1" not in robots.get_title()
 
 
 def test_success_stands_in_tables_of_its_own(tmp_path: Path, report: Any) -> None:

@@ -221,6 +221,10 @@ def test_comparisons_can_be_read(drawn: list[Figure], tmp_path: Path) -> None:
     (tmp_path / "main.jsonl").write_text(long)
     grouped = load_results(tmp_path / "main.jsonl")
     labels = sorted({label for runs in grouped.values() for label in runs})
-    assert len(draw_figures(grouped, Comparison.of(grouped, labels), tmp_path)) == 2
+    for runs in (runs for of_label in grouped.values() for runs in of_label.values()):
+        for run in runs:
+            points = [0, 250_000, 500_000, 1_000_000]
+            run["curve"] = {"steps": points, "mean_return": [run["mean_return"]] * len(points)}
+    assert len(draw_figures(grouped, Comparison.of(grouped, labels), tmp_path)) == 3
     for figure in drawn:
         check_readable(figure)

@@ -113,7 +113,9 @@ def test_last_and_best_evaluations_are_told_apart() -> None:
     assert summary["last_evaluations"]["mean_return"] == 2.0
     assert summary["best_evaluation"]["mean_return"] == 9.0
     assert summary["best_evaluation"]["step"] == 1
+    assert summary["curve"] == {"steps": [1, 2, 3, 4], "mean_return": [9.0, 1.0, 2.0, 3.0]}
     assert summarize_evaluations("hopper-medium", []) == {
+        "curve": None,
         "last_evaluations": None,
         "best_evaluation": None,
     }
