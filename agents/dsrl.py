@@ -49,11 +49,10 @@ from flowmdp.agents.core.config import (
 )
 from flowmdp.agents.core.critics import SCALE_SAMPLES
 from flowmdp.agents.core.networks import EnsembleMlp, Info, VelocityField
-from flowmdp.agents.core.one_step import SAMPLING_STEPS, OneStepField, SampledField
+from flowmdp.agents.core.one_step import LOG_STD_RANGE, SAMPLING_STEPS, OneStepField, SampledField
 from flowmdp.agents.core.parts import Clone, ReturnCritic
 from flowmdp.arguments import AtLeast, Range
 from flowmdp.errors import ConfigurationError
-
 
 
 @dataclass(frozen=True, kw_only=True)

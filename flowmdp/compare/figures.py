@@ -104,7 +104,7 @@ def _wrapped(name: str) -> str:
 
 
 def _curves_of(grouped: Grouped, measure: str) -> dict[tuple[str, str], Curves]:
-    """Curves of each label by panel, the tasks of a family in one: its title, and what steps are."""
+    """Curves of each label by panel: its title, a family of tasks in one, and what steps are."""
     panels: dict[tuple[str, str], Curves] = {}
     for dataset, labels in grouped.items():
         for label, runs in labels.items():

@@ -10,7 +10,8 @@ import torch
 from torch.distributions import Normal
 
 from flowmdp.agents import DSRL
-from flowmdp.agents.dsrl import LOG_STD_RANGE, LatentActor, LatentField, latent_values
+from flowmdp.agents.core.one_step import LOG_STD_RANGE
+from flowmdp.agents.dsrl import LatentActor, LatentField, latent_values
 from tests.agents.toys import flow_env, two_modes
 
 SMALL: dict[str, Any] = {
