@@ -1,6 +1,6 @@
 """PPO for continuous actions in the style of CleanRL: one file, which knows of Gymnasium only.
 
-    python tests/cleanrl_ppo.py --env-id flowmdp:FlowMDP-hopper-medium-v0
+    python tests/mdp/cleanrl_ppo.py --env-id flowmdp:FlowMDP-hopper-medium-v0
 
 Written for this project; the structure and the wrappers follow CleanRL's ppo_continuous_action.
 Nothing here is about flows: it is a test that flow environments need nothing.
