@@ -395,6 +395,38 @@ def rollout_steps() -> Rows:
         yield said, *(each(returns(seeds)) for seeds in found), f"{score(found):.1f}"
 
 
+WAYS = {
+    **{"flow-bc, ppo": "noisy steps (`ppo`)", "flow-bc, latent": "latent noise (`latent`)"},
+    **{"df-dir, replay": "replay (`replay`) of DF-dir", "ifql, replay": "replay of IFQL"},
+}
+"""Label -> a way to learn on robots, in the order of the tables."""
+
+
+def learned_online(name: str, labels: dict[str, str]) -> Rows:
+    """Clone, last tenth, best evaluation and end of runs on robots, means over their seeds."""
+    yield "", "", "robot steps", "before", "last tenth", "best", "seeds at the end", "minutes"
+    for dataset, found in grouped(name).items():
+        task = called(dataset.dataset_id)
+        for label in (label for label in labels if label in found):
+            results, cells = found[label], []
+            succeeds = results[0].get("success_rate") is not None
+            unit, measure = (100, "success_rate") if succeeds else (1, "mean_return")
+            goal = results[0]["online"]["robot_steps"]
+            for run in results:
+                steps, values = (np.array(run["curve"][key]) for key in ("steps", measure))
+                before = (run["behavior"] or {}).get(measure, np.nan)
+                last, best = values[steps >= 0.9 * goal].mean(), values.max()
+                cells.append([unit * number for number in (before, last, best)])
+            ends = each((unit * run[measure] for run in results))
+            means = (f"{value:.0f}" for value in np.mean(cells, axis=0))
+            minutes = np.mean([run["wall_seconds"] for run in results]) / 60
+            yield task, labels[label], f"{goal:,}", *means, ends, f"{minutes:.0f}"
+            task = ""
+
+
+TABLES["online"] = lambda: make(learned_online("online", WAYS), text=2)
+
+
 @table("few-steps", text=1)
 def few_steps() -> Rows:
     """Other solvers, fewer steps, one network."""
