@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 _HOME = tempfile.TemporaryDirectory(prefix="flowmdp-tests-")
-# Set before anything imports torch, minari or matplotlib; subprocesses inherit them.
+# Set before anything imports numpy, torch, minari or matplotlib; subprocesses inherit them.
 os.environ.update(
     OMP_NUM_THREADS="1",
     MKL_NUM_THREADS="1",
@@ -34,6 +34,9 @@ for _number, _handler in (
 os.environ.pop("WAYLAND_DISPLAY", None)
 
 
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
 import tests.agents.toy_algorithm  # noqa: E402, F401  (registers an algorithm of our own)
 
 
@@ -50,6 +53,13 @@ def offline() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", refuse)
         yield
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test leaves to the global generators is the same in every order of the tests."""
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

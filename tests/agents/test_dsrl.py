@@ -27,7 +27,6 @@ GENERATOR = torch.Generator().manual_seed(0)
 
 def test_the_actors_density_is_the_one_it_samples() -> None:
     """The change of variables by autograd, in double precision."""
-    torch.manual_seed(0)
     actor = LatentActor(2, 3, (8,), bound=1.5)
     context, e = (torch.randn((500, n), generator=GENERATOR) for n in (2, 3))
     z, log_prob = actor.sample(context, e)
