@@ -12,7 +12,7 @@ import pytest
 import torch
 from stable_baselines3 import SAC
 
-from examples import steer_flow, tune_on_robot
+from examples import steer_flow
 from flowmdp.agents import IQL, RQL, DFDiv, FlowBC, load_models, pretrained_path
 from flowmdp.checks import check_flow_env
 from flowmdp.errors import CheckpointError, ConfigurationError, FlowMDPError
@@ -180,13 +180,6 @@ def test_a_task_without_shipped_models_says_what_to_run() -> None:
 def test_steering_example(checkpoint: str, hopper_data: Path) -> None:
     config = steer_flow.Config(Path(checkpoint), steps=70, chains=2, rollout=32, episodes=1)
     assert len(steer_flow.main(config)) == 3
-
-
-def test_tuning_example() -> None:
-    returns = tune_on_robot.main(
-        tune_on_robot.Config(steps=3_072, robots=2, rollout=384, flow_steps=1, epochs=1)
-    )
-    assert len(returns) == 1 and returns[0] > 100
 
 
 def test_sac_on_the_noise_of_a_live_robot(checkpoint: str) -> None:

@@ -17,6 +17,7 @@ from benchmarks import train_behavior
 from examples import (
     custom_loop,
     draw_flow,
+    finetune_flow,
     record_video,
     sac_on_noise,
     sb3_style,
@@ -105,6 +106,14 @@ def test_draw_flow(tmp_path: Path) -> None:
 def test_steer_own_flow() -> None:
     returns = steer_own_flow.main(updates=5, steps=10, episodes=1)
     assert len(returns) == 2 and all(-2_000 < mean < 0 for mean in returns)
+
+
+def test_finetune_flow(hopper_data: Path, tmp_path: Path) -> None:
+    config = finetune_flow.Config(
+        clone_steps=5, decisions=16, robots=2, evaluations=1, episodes=1, out=tmp_path
+    )
+    returns = finetune_flow.main(config)
+    assert len(returns) == 2 and all(mean > 0 for mean in returns)
 
 
 def test_sac_on_noise(hopper_data: Path, tmp_path: Path) -> None:
