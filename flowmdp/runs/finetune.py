@@ -82,7 +82,7 @@ def finetune(
 
     For example:
       flowmdp finetune runs/hopper-medium/df-dir-seed0 --robot-steps 100000
-      flowmdp finetune runs/hopper-medium/df-dir-seed0 --by latent --updates-per-step 2
+      flowmdp finetune runs/hopper-medium/df-dir-seed0 --by latent --robot-steps 150000
       flowmdp finetune runs/hopper-medium/df-dir-seed0 --by ppo --robot-steps 1000000
       flowmdp finetune --resume runs/hopper-medium/df-dir-seed0-replay
 
@@ -217,7 +217,9 @@ def online_of(by: By) -> RobotsConfig:
     """How robots and dataset are learned from where nothing else is said."""
     if by == "ppo":
         return RobotsConfig()
-    return OnlineConfig(online_share=1.0 if by == "latent" else 0.5)
+    if by == "latent":  # with more updates on fewer steps Hopper's falls
+        return OnlineConfig(online_share=1.0, updates_per_step=0.1)
+    return OnlineConfig()
 
 
 def _data(config: dict[str, Any], settings: RobotsConfig, where: Path) -> Any:

@@ -27,7 +27,10 @@ OPTIONS = (
 )
 WAYS = {
     "replay": ("--warm-up", "60"),
-    "latent": ("--warm-up", "60", "--by", "latent", "--critic-steps", "20"),
+    "latent": (
+        *("--by", "latent", "--warm-up", "60", "--critic-steps", "20"),
+        *("--updates-per-step", "1"),
+    ),
     "ppo": ("--by", "ppo", "--n-steps", "4", "--critic-warmup", "1"),
 }
 AT_ONCE = {"replay": 8, "latent": 8, "ppo": 32}
