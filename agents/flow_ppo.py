@@ -62,7 +62,7 @@ class FlowPPOConfig(NetworkConfig):
     flow_gamma: Annotated[float, Range("[0, 1]")] = 0.99
     """Discount of the advantage towards early flow steps, of `ratio="step"` (DPPO)."""
     noise_bounds: tuple[Annotated[float, Range("(0, inf)")], ...] = (0.1, 0.24)
-    """Least and largest sigma_k, in action units (ReinFlow, Hopper)."""
+    """Least and largest sigma_k, in action units (ReinFlow, Hopper); other robots bear less."""
     learn_noise: bool = True
     """Whether a network learns sigma_k(s) (ReinFlow); else it falls from the upper bound to the
     lower one in the course of `learn`."""
