@@ -424,16 +424,7 @@ def learned_online(name: str, labels: dict[str, str]) -> Rows:
             task = ""
 
 
-FOREIGN = {
-    **{"ppo-noise": "SB3 PPO on the noise", "sac-noise": "SB3 SAC on the noise"},
-    **{"td3-noise": "SB3 TD3 on the noise", "tqc-noise": "sb3-contrib TQC on the noise"},
-    **{"cleanrl-ppo": "CleanRL-style PPO on the noise", "cleanrl-sac": "the same, SAC"},
-    **{"ppo-flow": "SB3 PPO on every flow step", "ppo-bare": "SB3 PPO, no flow"},
-    "sac-bare": "SB3 SAC, no flow",
-}
-"""Label -> an algorithm of others, in the order of the table."""
 TABLES["online"] = lambda: make(learned_online("online", WAYS), text=2)
-TABLES["foreign"] = lambda: make(learned_online("foreign", FOREIGN), text=2)
 
 
 @table("few-steps", text=1)
