@@ -23,8 +23,6 @@ SUCCESS = "success rate, %", "success", "success_aggregate", "success_curves"
 """What is drawn, and the names of the pictures."""
 Panels = dict[str, dict[str, tuple[Estimate, list[float]]]]
 """Title -> label -> a value with its interval, and the seeds to show with it."""
-
-
 Curves = dict[str, list[NDArray[np.float64]]]
 """Label -> runs of shape (2, points): steps, and what was measured."""
 
