@@ -11,7 +11,7 @@ import pytest
 from imageio_ffmpeg import count_frames_and_secs
 
 from flowmdp.env import FlowMDPEnv
-from tests.mdp import cleanrl_ppo
+from tests.mdp import cleanrl_ppo, cleanrl_sac
 from tests.mdp.toys import GoalRobot, PointRobot, aim, make_toy, toy_dataset
 
 ZERO = np.zeros(2, np.float32)
@@ -138,12 +138,26 @@ def make_aim() -> FlowMDPEnv:
     )
 
 
-def test_cleanrl_script_learns_a_toy() -> None:
+SAC_ON_A_TOY = {
+    **{"total_timesteps": 2_000, "learning_starts": 400, "learning_rate": 3e-3},
+    **{"width": 64, "batch_size": 64, "target_entropy": -4.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "settings"),
+    [
+        (cleanrl_ppo, {"total_timesteps": 20_000}),
+        (cleanrl_sac, SAC_ON_A_TOY),
+    ],
+    ids=["ppo", "sac"],
+)
+def test_cleanrl_scripts_learn_a_toy(script: Any, settings: dict[str, Any]) -> None:
     """Value of the executed action: 0 is best; random flow actions earn less than -1.5."""
     toy = "FlowMDPToy-v0"
     gym.register(toy, "tests.mdp.test_wrappers:make_aim")
     try:
-        returns = cleanrl_ppo.main(cleanrl_ppo.Args(toy, total_timesteps=20_000))
+        returns = script.main(script.Args(toy, **settings))
     finally:
         del gym.registry[toy]
     assert np.mean(returns[:200]) < -1.0
