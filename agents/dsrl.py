@@ -173,7 +173,7 @@ class DSRL(FlowAlgorithm[DSRLConfig], name="dsrl"):
     SHARED = ("net_arch", "gamma", "batch_size", "precision")
     """Hyper-parameters that `from_agent` takes from the agent."""
     only_flow_steps = 1
-    acts_at_mean = behavior_stays = True
+    acts_at_mean = True
     acts_with = ("policy", "behavior")
     paper: ClassVar[dict[str, Any]] = MEAN_OF_TWO
 

@@ -83,10 +83,6 @@ class OnlineConfig(RobotsConfig):
     """Gradient steps for every robot step."""
     online_share: Annotated[float, Range("(0, 1]")] = 0.5
     """Of a batch that robots went through; the rest is the dataset's (RLPD: half)."""
-    behavior_follows: bool = True
-    """Whether a cloned behaviour goes on cloning, a step with each update, from the same mixture (as
-    in FQL's and QC's papers); if not, the policy is held to what the dataset did. DSRL's flow stays
-    as it is."""
 
     def due(self, before: int, after: int) -> int:
         """Gradient steps that are due when so many robot steps were taken before, and after."""
@@ -101,8 +97,6 @@ class Online(Acting, Saving, Logging):
 
     learns_online: ClassVar[bool] = True
     """Whether its updates mean something on what the agent itself did."""
-    behavior_stays: ClassVar[bool] = False
-    """Whether its clone never goes on, whatever `behavior_follows` says."""
     robot_steps: int
     """Steps that robots have taken for it, of all robots together."""
     transitions: int
@@ -225,8 +219,6 @@ class Online(Acting, Saving, Logging):
         agent = cast("FlowAlgorithm[Any]", self)
         callback.on_training_start(locals(), globals())
         started, self._clock = self.robot_steps, (time.perf_counter(), self.num_timesteps)
-        follows = config.behavior_follows and not self.behavior_stays
-        clones = [part for part in agent.parts if follows and part.cloning and part.steps]
         while self.robot_steps < robot_steps:
             if self.robot_steps >= config.warm_up and not self.prepared:
                 if not (yield from self._fitting(go_on)):
@@ -235,9 +227,6 @@ class Online(Acting, Saving, Logging):
             self._play()
             for _ in range(config.due(before, self.robot_steps)):
                 info = yield agent.update, ("policy", agent.phase())
-                for clone in clones:
-                    info |= yield clone.update, (clone.name, clone.phase)
-                    clone.updates += 1
                 self.num_timesteps += 1
                 self._n_updates += 1
                 self._note(info, "train", self.num_timesteps)
@@ -356,7 +345,7 @@ def check_online(agent: FlowAlgorithm[Any], robot_steps: int, config: OnlineConf
             "load_replay_buffer(FILE) first"
         )
     clones = [part for part in agent.parts if part.cloning]
-    fitted = clones and all(part.updates >= part.steps for part in clones)
+    fitted = clones and all(part.updates == part.steps for part in clones)
     if config.online_share == 1 and not (agent.prepared or fitted):
         raise ConfigurationError(
             "online_share=1 reads no dataset, and the agent has no flow yet that could play: let "

@@ -68,8 +68,8 @@ class Part:
     cached: ClassVar[tuple[str, ...]]
     """Registered modules and optimisers that another agent needs to go on from here."""
     spent: ClassVar[Mapping[str, str]] = {}
-    """Tensors that nothing reads once all is fitted, unless it `goes_on`: files leave them out, by how
-    their names begin -> those that stand in for them in what is loaded, "" for none."""
+    """Tensors that nothing reads once all is fitted, which files leave out, by how their names
+    begin -> those that stand in for them in what is loaded, "" for none."""
 
     def __init__(self, agent: FlowAlgorithm, steps: int) -> None:
         self.agent, self.steps, self.updates = agent, steps, 0
@@ -91,11 +91,6 @@ class Part:
 
     def finish(self) -> None:
         """What happens once all parts are fitted."""
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether it has learned from robots since it was fitted."""
-        return self.updates > self.steps
 
     def idle(self) -> Mapping[str, str]:
         """As `spent`, of what this agent does not read, though others with the same part do."""
@@ -213,10 +208,9 @@ class Clone(Part):
         return {f"behavior_{key}": value for key, value in info.items()}
 
     def finish(self) -> None:
-        """Forget the weights that were averaged, and how they moved."""
+        """Forget the weights that were averaged."""
         if self.agent.own_behavior is None:
             self.flow.load_state_dict(self.average.state_dict())
-            self.descent.adam.state.clear()
 
     def _settings(self) -> dict[str, Any]:
         spec = self.agent.spec

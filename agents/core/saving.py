@@ -71,7 +71,7 @@ class Saving(BaseAlgorithm):
         return {
             name: instead
             for part in self.parts
-            for name, instead in {**part.idle(), **({} if part.goes_on else part.spent)}.items()
+            for name, instead in {**part.spent, **part.idle()}.items()
         }
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:

@@ -358,7 +358,7 @@ class Run:
             return True
         if agent.pretrain_updates == 0:
             cache.restore(agent)
-        if agent.pretrain_updates >= agent.pretrain_steps:
+        if agent.pretrain_updates == agent.pretrain_steps:
             return True
         tenth = max(1, agent.pretrain_steps // 10)
 
