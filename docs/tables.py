@@ -396,8 +396,8 @@ def rollout_steps() -> Rows:
 
 
 WAYS = {
-    **{"flow-bc, ppo": "noisy steps (`ppo`)", "flow-bc, latent": "latent noise (`latent`)"},
-    **{"df-dir, replay": "replay (`replay`) of DF-dir", "ifql, replay": "replay of IFQL"},
+    **{"flow-bc, ppo": "noisy steps (`ppo`)", "flow-bc, ppo 0.05": "noisy steps, 0.05 to 0.1"},
+    **{"flow-bc, latent": "latent noise (`latent`)", "ifql, replay": "replay (`replay`) of IFQL"},
 }
 """Label -> a way to learn on robots, in the order of the tables."""
 
@@ -406,7 +406,7 @@ def learned_online(name: str, labels: dict[str, str]) -> Rows:
     """Clone, last tenth, best evaluation and end of runs on robots, means over their seeds."""
     yield "", "", "robot steps", "before", "last tenth", "best", "seeds at the end", "minutes"
     for dataset, found in grouped(name).items():
-        task = called(dataset.dataset_id)
+        task = dataset.task if "-task" in dataset.task else called(dataset.dataset_id)
         for label in (label for label in labels if label in found):
             results, cells = found[label], []
             succeeds = results[0].get("success_rate") is not None
@@ -425,6 +425,17 @@ def learned_online(name: str, labels: dict[str, str]) -> Rows:
 
 
 TABLES["online"] = lambda: make(learned_online("online", WAYS), text=2)
+
+
+FOREIGN = {
+    **{"sac-noise": "SB3's SAC, noise", "tqc-noise": "sb3-contrib's TQC, noise"},
+    **{"td3-noise": "SB3's TD3, noise", "cleanrl-sac": "SAC in CleanRL's style, noise"},
+    **{"ppo-noise": "SB3's PPO, noise", "cleanrl-ppo": "PPO in CleanRL's style, noise"},
+    **{"ppo-flow": "SB3's PPO, corrections of flow steps"},
+    **{"ppo-bare": "SB3's PPO, the bare robot", "sac-bare": "SB3's SAC, the bare robot"},
+}
+"""Name in `benchmarks.foreign` -> an algorithm of others, and what it decides."""
+#TABLES["foreign"] = lambda: make(learned_online("foreign", FOREIGN), text=2)
 
 
 @table("few-steps", text=1)
