@@ -428,14 +428,11 @@ TABLES["online"] = lambda: make(learned_online("online", WAYS), text=2)
 
 
 FOREIGN = {
-    **{"sac-noise": "SB3's SAC, noise", "tqc-noise": "sb3-contrib's TQC, noise"},
-    **{"td3-noise": "SB3's TD3, noise", "cleanrl-sac": "SAC in CleanRL's style, noise"},
-    **{"ppo-noise": "SB3's PPO, noise", "cleanrl-ppo": "PPO in CleanRL's style, noise"},
-    **{"ppo-flow": "SB3's PPO, corrections of flow steps"},
-    **{"ppo-bare": "SB3's PPO, the bare robot", "sac-bare": "SB3's SAC, the bare robot"},
+    **{"ppo-noise": "SB3's PPO, noise", "sac-noise": "SB3's SAC, noise"},
+    **{"ppo-bare": "SB3's PPO, the bare robot from nothing"},
 }
 """Name in `benchmarks.foreign` -> an algorithm of others, and what it decides."""
-#TABLES["foreign"] = lambda: make(learned_online("foreign", FOREIGN), text=2)
+TABLES["foreign"] = lambda: make(learned_online("foreign", FOREIGN), text=2)
 
 
 @table("few-steps", text=1)
