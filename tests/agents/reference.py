@@ -1,7 +1,8 @@
-"""What every algorithm computes, to the last bit: run it in a process of its own, it prints JSON.
+"""What every algorithm computes: run it in a process of its own, it prints JSON.
 
 float32, one thread, fixed seeds, synthetic data. The process is told to use instructions that
-every x86-64 processor has, so that the numbers are those of the installed torch alone.
+every x86-64 processor has, so that the numbers are those of the installed torch up to the last
+bits.
 
     python -m tests.agents.reference > tests/agents/reference.json      # to move them knowingly
 """
@@ -20,7 +21,7 @@ PORTABLE = {
     "MKL_NUM_THREADS": "1",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
 }
-"""Environment variables that make results independent of the processor."""
+"""Environment variables that make results almost independent of the processor."""
 
 UPDATES, EVERY = 100, 25
 OBS_DIM, ACTION_DIM, STEPS, EPISODE = 3, 2, 600, 25
