@@ -428,8 +428,12 @@ TABLES["online"] = lambda: make(learned_online("online", WAYS), text=2)
 
 
 FOREIGN = {
-    **{"ppo-noise": "SB3's PPO, noise", "sac-noise": "SB3's SAC, noise"},
-    **{"ppo-bare": "SB3's PPO, the bare robot from nothing"},
+    **{"ppo-noise": "SB3's PPO, noise", "tqc-noise": "sb3-contrib's TQC, noise"},
+    **{"sac-noise": "SB3's SAC, noise", "td3-noise": "SB3's TD3, noise"},
+    **{"cleanrl-ppo": "CleanRL-style PPO, noise", "cleanrl-sac": "CleanRL-style SAC, noise"},
+    "ppo-flow": "SB3's PPO, a correction of every flow step",
+    "ppo-bare": "SB3's PPO, the bare robot from nothing",
+    "sac-bare": "SB3's SAC, the bare robot from nothing",
 }
 """Name in `benchmarks.foreign` -> an algorithm of others, and what it decides."""
 TABLES["foreign"] = lambda: make(learned_online("foreign", FOREIGN), text=2)
