@@ -18,6 +18,7 @@ from examples import (
     custom_loop,
     draw_flow,
     finetune_flow,
+    ppo_on_noise,
     record_video,
     sac_on_noise,
     sb3_style,
@@ -114,6 +115,14 @@ def test_finetune_flow(hopper_data: Path, tmp_path: Path) -> None:
     )
     returns = finetune_flow.main(config)
     assert len(returns) == 2 and all(mean > 0 for mean in returns)
+
+
+def test_ppo_on_noise(hopper_data: Path, tmp_path: Path) -> None:
+    config = ppo_on_noise.Config(
+        clone_steps=5, robots=2, decisions=256, evaluations=2, episodes=1, out=tmp_path
+    )
+    returns = ppo_on_noise.main(config)
+    assert len(returns) == 3 and all(mean > 0 for mean in returns)
 
 
 def test_sac_on_noise(hopper_data: Path, tmp_path: Path) -> None:
