@@ -16,6 +16,7 @@ import ast
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -24,13 +25,13 @@ from typing import Any
 import torch
 
 from flowmdp.agents import load_agent
-from flowmdp.agents.evaluation import evaluate
+from flowmdp.agents.evaluation import EvaluationResult, evaluate
 from flowmdp.envs.robots.outer import make_robot
 from flowmdp.files import put_line, read_json
 from flowmdp.runs import cache
 from flowmdp.runs.config import make_agent, make_config, make_data, make_env
 from flowmdp.runs.folder import RunFolder
-from flowmdp.runs.summary import outcome
+from flowmdp.runs.summary import episodes_of, outcome, summarize_evaluations
 from flowmdp.runs.train import AFTER, DECIDING
 from flowmdp.schemas import Result
 
@@ -50,7 +51,15 @@ def parsed(text: str) -> Any:
         return text
 
 
-def learned(run: dict[str, Any], critic: Any, name: str, steps: int, own: dict[str, Any]) -> Any:
+def learned(
+    run: dict[str, Any],
+    critic: Any,
+    name: str,
+    steps: int,
+    own: dict[str, Any],
+    every: int,
+    look: Callable[[int, Any], None],
+) -> Any:
     """The configuration, and the agent that has learned under the critic."""
     known = {part: run["config"][part] for part in SHARED if part in run["config"]}
     known |= {"net_arch": tuple(known["net_arch"]), "critic_steps": 0} | own
@@ -69,7 +78,9 @@ def learned(run: dict[str, Any], critic: Any, name: str, steps: int, own: dict[s
         part.finish = partial(agent.critic.load_state_dict, critic.state_dict())
         part.learn = lambda *_: {}
         agent.pretrain(progress_bar=True)
-        agent.learn(steps, progress_bar=True)
+        for step in range(0, steps, every):
+            agent.learn(min(every, steps - step), reset_num_timesteps=False, progress_bar=True)
+            look(min(step + every, steps), agent)
     return config, agent
 
 
@@ -81,6 +92,7 @@ def main() -> None:
     parser.add_argument("own", nargs="*", help="hyper-parameters, NAME=VALUE")
     parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument("--eval-every", type=int, help="steps; for a curve of ten episodes each")
     parser.add_argument("--best-of", type=int, nargs="+", default=[1])
     parser.add_argument("--results", type=Path, default=Path("results/frozen_critic.jsonl"))
     options = parser.parse_args()
@@ -90,18 +102,29 @@ def main() -> None:
     source = read_json(folder.result, Result)
     own = {key: parsed(value) for key, value in (one.split("=", 1) for one in options.own)}
     critic = load_agent(folder.checkpoint, device="cpu").critic
-    config, agent = learned(run, critic, options.name, options.steps, own)
     robot = partial(make_robot, run["task"], run["source"])
-    for best_of in options.best_of:
+
+    def played_by(agent: Any, episodes: int, best_of: int = 1) -> EvaluationResult:
         policy = agent.outer_policy(**({"best_of": best_of} if best_of > 1 else {}))
         deterministic = agent.acts_at_mean and best_of == 1
-        first = run["seed"] + AFTER
-        played = evaluate(policy, robot, options.episodes, first, deterministic, progress=True)
+        return evaluate(policy, robot, episodes, run["seed"] + AFTER, deterministic, progress=True)
+
+    def look(step: int, agent: Any) -> None:
+        if options.eval_every:
+            episodes = episodes_of(run["task"], played_by(agent, 10))
+            evaluations.append({"step": step, **episodes})
+
+    evaluations: list[dict[str, Any]] = []
+    every = options.eval_every or options.steps
+    config, agent = learned(run, critic, options.name, options.steps, own, every, look)
+    for best_of in options.best_of:
+        played = played_by(agent, options.episodes, best_of)
         label = " ".join([options.name, *options.own, *[f"best of {best_of}"] * (best_of > 1)])
         row = {
             "label": label,
             **{key: config.get(key) for key in DECIDING},
             **outcome(run["task"], played),
+            **summarize_evaluations(run["task"], evaluations if best_of == 1 else []),
             **{key: source[key] for key in ("data", "behavior")},
             "wall_seconds": time.perf_counter() - start,
             "command": shlex.join(["python", "-m", "benchmarks.frozen_critic", *sys.argv[1:]]),
