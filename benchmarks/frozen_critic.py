@@ -1,10 +1,10 @@
 """One critic under every way to improve a policy: `python -m benchmarks.frozen_critic RUN NAME`.
 
-RUN is the folder of a finished `flowmdp train ifql`. NAME (df-dir, df-div, fql, rebrac, iql, dsrl)
-learns a policy on the run's data from the run's critic, which stays as it is, and from the same
-clone. So methods differ by their policies alone. One row per way to act goes to the file of
---results, which `flowmdp report` reads: as the method acts, and where that draws from noise also
-the best of --best-of actions.
+RUN is the folder of a finished `flowmdp train ifql`. NAME (df-dir, df-div, fql, rebrac, iql, dsrl;
+or ifql, which has nothing to learn) learns a policy on the run's data from the run's critic, which
+stays as it is, and from the same clone. So methods differ by their policies alone. One row per way
+to act goes to the file of --results, which `flowmdp report` reads: as the method acts, and where
+that draws from noise also the best of --best-of actions.
 
     python -m benchmarks.frozen_critic runs/ifql df-dir behavior_weight=0.01 --steps 5000
 """
@@ -62,15 +62,15 @@ def learned(
 ) -> Any:
     """The configuration, and the agent that has learned under the critic."""
     known = {part: run["config"][part] for part in SHARED if part in run["config"]}
-    known |= {"net_arch": tuple(known["net_arch"]), "critic_steps": 0} | own
+    known |= {"net_arch": tuple(known["net_arch"]), "critic_steps": 0}
+    known |= {part: run["flow"][part] for part in FLOW} | own
     where = {part: run[part] for part in ("task", "source", "seed")}
     where["dataset"] = run["dataset_id"]
-    flow = {part: run["flow"][part] for part in FLOW}
     if name in ("iql", "rebrac"):  # without a clone
         known = {part: known[part] for part in known if part not in SHARED[-3:]}
     if name.startswith("df-"):
         known |= {"critic": "iql"}  # which asks for no more chains than the policy learns from
-    config = make_config(name, steps=steps, device="cpu", **where, **flow, **known)
+    config = make_config(name, steps=steps, device="cpu", **where, **known)
     with make_env(config, make_data(config)) as env:
         agent: Any = make_agent(config, env)
         cache.restore(agent)
@@ -78,7 +78,7 @@ def learned(
         part.finish = partial(agent.critic.load_state_dict, critic.state_dict())
         part.learn = lambda *_: {}
         agent.pretrain(progress_bar=True)
-        for step in range(0, steps, every):
+        for step in range(0, 0 if name == "ifql" else steps, every):
             agent.learn(min(every, steps - step), reset_num_timesteps=False, progress_bar=True)
             look(min(step + every, steps), agent)
     return config, agent

@@ -19,7 +19,7 @@ import numpy as np
 
 from flowmdp.compare import bootstrap, report
 from flowmdp.compare.bootstrap import mean
-from flowmdp.compare.comparison import Comparison
+from flowmdp.compare.comparison import Comparison, labels_of
 from flowmdp.compare.report import interval, spread
 from flowmdp.compare.results import Fields, Grouped, load_results
 
@@ -223,6 +223,19 @@ def ogbench() -> Rows:
             means = spread(sampled, 1), report.success_span(results), spread(still, 1)
             noise = results[0]["flow"]["noise_scale"]
             yield dataset.task, f"{noise:g}", each(sampled), *means, each(data[:1], 1)
+
+
+@table("one-critic-search", text=2)
+def one_critic_search() -> Rows:
+    """Success in percent of settings under one frozen critic, goal by goal."""
+    found = grouped("frozen_search")
+    yield "", "", *(dataset.task for dataset in found), "mean"
+    for label in labels_of(found):
+        runs = (labels[label][0] if label in labels else {} for labels in found.values())
+        rates = [100 * run.get("success_rate", np.nan) for run in runs]
+        name, _, setting = label.partition(" ")
+        shown = [f"{rate:.0f}" if rate >= 0 else "" for rate in (*rates, np.mean(rates))]
+        yield NAMES.get(name, name.upper()), setting, *shown
 
 
 @table("top", text=1)
