@@ -75,6 +75,14 @@ SHORT = {
 }
 """The same of the tables on shorter clones."""
 SHORT_FILES = "short_clone", "brief", "main"
+FROZEN = {
+    **{"df-dir behavior_weight=0.025": "DF-dir", "df-div behavior_weight=0.01": "DF-div"},
+    **{"df-div flow_value=adjoint budget=2.5": "DF-div, adjoint", "dsrl noise_bound=0.5": "DSRL"},
+    **{"ifql samples=8": "IFQL, 8 samples", "ifql noise_scale=0.3": "IFQL, noise 0.3"},
+    **{"ifql samples=32": "IFQL", "rebrac actor_bc=0.1": "ReBRAC", "fql alpha=1.0": "FQL"},
+    "iql beta=10.0": "IQL",
+}
+"""The same of the policies under one critic."""
 
 
 @functools.cache
@@ -236,6 +244,26 @@ def one_critic_search() -> Rows:
         name, _, setting = label.partition(" ")
         shown = [f"{rate:.0f}" if rate >= 0 else "" for rate in (*rates, np.mean(rates))]
         yield NAMES.get(name, name.upper()), setting, *shown
+
+
+@table("one-critic", text=1)
+def one_critic() -> Rows:
+    """Success in percent of the policies under one critic, the best first."""
+    found = comparison(FROZEN, "frozen_critic")
+    yield "", "mean success", "95 % (seeds)", "DF-dir minus it", "95 %, other goals"
+    for label, own in found.estimates(mean).items():
+        lead, _, elsewhere = lead_of("df-dir behavior_weight=0.025", label, found)
+        yield FROZEN[label], *interval(own), lead, elsewhere
+
+
+@table("one-critic-goals", text=1)
+def one_critic_goals() -> Rows:
+    """The same, goal by goal."""
+    found = comparison(FROZEN, "frozen_critic")
+    labels = list(found.estimates(mean))
+    yield "", *(FROZEN[label] for label in labels)
+    for row, goal in enumerate(found.datasets):
+        yield goal.task, *(each(found.scores[label][row]) for label in labels)
 
 
 @table("top", text=1)
