@@ -79,8 +79,8 @@ class OnlineConfig(RobotsConfig):
 
     warm_up: Annotated[int, AtLeast(1)] = 5_000
     """Robot steps before the first update (RLPD: 5,000)."""
-    updates_per_step: Annotated[float, Range("[0, 1000]")] = 1.0
-    """Gradient steps for every robot step."""
+    updates_per_step: Annotated[float, Range("[0, 1000]")] = 0.1
+    """Gradient steps for every robot step [ours: lab book, learning on robots; papers: 1 to 20]."""
     online_share: Annotated[float, Range("(0, 1]")] = 0.5
     """Of a batch that robots went through; the rest is the dataset's (RLPD: half)."""
 

@@ -217,9 +217,7 @@ def online_of(by: By) -> RobotsConfig:
     """How robots and dataset are learned from where nothing else is said."""
     if by == "ppo":
         return RobotsConfig()
-    if by == "latent":  # [ours] 0.5 sank on Hopper, 0.1 held
-        return OnlineConfig(online_share=1.0, updates_per_step=0.1)
-    return OnlineConfig()
+    return OnlineConfig(online_share=1.0 if by == "latent" else 0.5)
 
 
 def _data(config: dict[str, Any], settings: RobotsConfig, where: Path) -> Any:

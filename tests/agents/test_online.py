@@ -81,7 +81,8 @@ def test_nothing_is_lost_at_the_switch() -> None:
         return True
 
     robots = whole(chunk=CHUNK)
-    agent.learn_online(robots, 2_200, callback=compare, warm_up=2_000, log_interval=0)
+    options = {"warm_up": 2_000, "updates_per_step": 1, "log_interval": 0}
+    agent.learn_online(robots, 2_200, callback=compare, **options)
     assert seen[0] < 100 and seen[-1] >= 2_200 and agent._reward_scale == scale
     assert agent.num_timesteps == agent._n_updates > 350
     after = evaluate(agent.outer_policy(), Line, 200, seed=1).returns
@@ -195,7 +196,7 @@ def test_a_batch_has_the_stated_share_of_both(share: float, number: int) -> None
         return drawn[-1]
 
     agent.sample = kept
-    options = {"warm_up": 200, "online_share": share, "log_interval": 0}
+    options = {"warm_up": 200, "online_share": share, "updates_per_step": 1, "log_interval": 0}
     agent.learn_online(whole(chunk=CHUNK), 300, **options)
     data, buffer = agent.data, agent.replay_buffer
     assert len(drawn) > 60 and agent._data is data, "offline it learns from the dataset alone"
@@ -262,6 +263,7 @@ def fresh(**more: Any) -> DSRL:
 def test_a_fresh_agent_that_is_stopped_goes_on_exactly(after: int, tmp_path: Path) -> None:
     """In the middle of the critic's fit, and after it."""
     options: dict[str, Any] = {"warm_up": 60, "online_share": 1.0, "robots": 3}
+    options |= {"updates_per_step": 1}
     straight, stopped = fresh(), fresh()
     straight.learn_online(whole(chunk=CHUNK), 120, **options)
     calls = iter(range(100))
@@ -288,7 +290,7 @@ def test_a_newer_buffer_is_cut_and_an_older_one_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no replay buffer yet"):
         agent.save_replay_buffer(tmp_path / "x")
     robots = whole(chunk=CHUNK)
-    options: dict[str, Any] = {"robots": 2, "warm_up": 10, "log_interval": 0}
+    options: dict[str, Any] = {"robots": 2, "warm_up": 10, "updates_per_step": 1}
     agent.learn_online(robots, 40, **options)
     agent.save(tmp_path / "old.zip")
     agent.save_replay_buffer(tmp_path / "replay-old")
@@ -323,9 +325,8 @@ def test_noise_finds_the_better_mode_that_chance_does_not() -> None:
     options = {"noise_bound": 3.0, "critic_steps": 200, "learning_rate": 1e-3, "batch_size": 64}
     agent = DSRL.from_agent(clone, **options)
     flow = weights(agent)
-    agent.learn_online(
-        whole(Bandit), 1_000, warm_up=400, online_share=1.0, robots=4, log_interval=0
-    )
+    options = {"warm_up": 400, "online_share": 1.0, "robots": 4, "updates_per_step": 1}
+    agent.learn_online(whole(Bandit), 1_000, **options, log_interval=0)
     found = np.mean(evaluate(agent.outer_policy(), Bandit, 500, deterministic=True).returns)
     warm = np.mean(agent.replay_buffer.columns["rewards"][:400].numpy())  # type: ignore[union-attr]
     assert by_chance < 0.3 and abs(warm - by_chance) < 0.1, "the warm-up is the plain flow's"
@@ -424,7 +425,7 @@ class Breaking(Line):
 
 def test_a_broken_robot_loses_nothing(tmp_path: Path) -> None:
     agent = on_line(DFDir, budget=5).learn(1)
-    options: dict[str, Any] = {"warm_up": 6, "robots": 2, "log_interval": 0}
+    options: dict[str, Any] = {"warm_up": 6, "robots": 2, "updates_per_step": 1}
     with pytest.raises(RobotError, match=r"robot 0 raised RuntimeError out of battery \(step"):
         agent.learn_online(whole(Breaking, chunk=CHUNK), 300, **options)
     assert len(agent.replay_buffer) == agent.transitions > 6 and agent.num_timesteps > 10

@@ -25,12 +25,10 @@ OPTIONS = (
     *("--robot-steps", "240", "--robots", "2", "--episodes", "2"),
     *("--eval-every", "100", "--save-every", "50", "--eval-episodes", "1"),
 )
+EVERY = "--updates-per-step", "1"
 WAYS = {
-    "replay": ("--warm-up", "60"),
-    "latent": (
-        *("--by", "latent", "--warm-up", "60", "--critic-steps", "20"),
-        *("--updates-per-step", "1"),
-    ),
+    "replay": ("--warm-up", "60", *EVERY),
+    "latent": ("--by", "latent", "--warm-up", "60", "--critic-steps", "20", *EVERY),
     "ppo": ("--by", "ppo", "--n-steps", "4", "--critic-warmup", "1"),
 }
 AT_ONCE = {"replay": 8, "latent": 8, "ppo": 32}
