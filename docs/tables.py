@@ -246,24 +246,25 @@ def one_critic_search() -> Rows:
         yield NAMES.get(name, name.upper()), setting, *shown
 
 
-@table("one-critic", text=1)
-def one_critic() -> Rows:
-    """Success in percent of the policies under one critic, the best first."""
-    found = comparison(FROZEN, "frozen_critic")
-    yield "", "mean success", "95 % (seeds)", "DF-dir minus it", "95 %, other goals"
-    for label, own in found.estimates(mean).items():
-        lead, _, elsewhere = lead_of("df-dir behavior_weight=0.025", label, found)
-        yield FROZEN[label], *interval(own), lead, elsewhere
-
-
 @table("one-critic-goals", text=1)
 def one_critic_goals() -> Rows:
-    """The same, goal by goal."""
-    found = comparison(FROZEN, "frozen_critic")
-    labels = list(found.estimates(mean))
-    yield "", *(FROZEN[label] for label in labels)
-    for row, goal in enumerate(found.datasets):
-        yield goal.task, *(each(found.scores[label][row]) for label in labels)
+    """Success in percent of the policies under one critic after 5,000 steps, the best first."""
+    found = comparison(FROZEN, "frozen_5000")
+    yield "", *(goal.task for goal in found.datasets), "mean"
+    for label, own in found.estimates(mean).items():
+        yield FROZEN[label], *(each(seeds) for seeds in found.scores[label]), f"{own.value:.0f}"
+
+
+@table("one-critic-steps", text=1)
+def one_critic_steps() -> Rows:
+    """What more steps give on one goal, success in percent."""
+    few, many = (next(iter(grouped(f"frozen_{steps}").values())) for steps in (5_000, 20_000))
+    yield "", "5,000 steps", "20,000 steps", "on the way, after 5,000, 10,000, 15,000, 20,000"
+    for label, name in FROZEN.items():
+        if label in many:
+            ends = (f"{100 * found[label][0]['success_rate']:.0f}" for found in (few, many))
+            way = many[label][0]["curve"]["success_rate"]
+            yield name, *ends, each(100 * rate for rate in way)
 
 
 @table("top", text=1)
