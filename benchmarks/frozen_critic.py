@@ -119,7 +119,9 @@ def main() -> None:
     config, agent = learned(run, critic, options.name, options.steps, own, every, look)
     for best_of in options.best_of:
         played = played_by(agent, options.episodes, best_of)
-        label = " ".join([options.name, *options.own, *[f"best of {best_of}"] * (best_of > 1)])
+        more = [f"steps={options.steps}"] * (options.steps != parser.get_default("steps"))
+        more += [f"best of {best_of}"] * (best_of > 1)
+        label = " ".join([options.name, *options.own, *more])
         row = {
             "label": label,
             **{key: config.get(key) for key in DECIDING},

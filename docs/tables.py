@@ -261,10 +261,10 @@ def one_critic_steps() -> Rows:
     few, many = (next(iter(grouped(f"frozen_{steps}").values())) for steps in (5_000, 20_000))
     yield "", "5,000 steps", "20,000 steps", "on the way, after 5,000, 10,000, 15,000, 20,000"
     for label, name in FROZEN.items():
-        if label in many:
-            ends = (f"{100 * found[label][0]['success_rate']:.0f}" for found in (few, many))
-            way = many[label][0]["curve"]["success_rate"]
-            yield name, *ends, each(100 * rate for rate in way)
+        for run in many.get(f"{label} steps=20000", []):
+            ends = (100 * one["success_rate"] for one in (few[label][0], run))
+            way = each(100 * rate for rate in run["curve"]["success_rate"])
+            yield name, *(f"{end:.0f}" for end in ends), way
 
 
 @table("top", text=1)
