@@ -83,7 +83,7 @@ def main() -> None:
         found, returns, end = np.array(q), np.array(g), np.array(near, np.bool_)
         print(
             f"{path}: {fallen} of {len(played)} fell, mean length {length / len(played):.0f}; "
-            f"mean return {returns.mean():.1f}, Q {found.mean():.1f}, "
+            f"discounted return {returns.mean():.1f}, Q {found.mean():.1f}, "
             f"correlation {np.corrcoef(found, returns)[0, 1]:.2f}; "
             f"before a fall {returns[end].mean():.1f}, Q {found[end].mean():.1f}",
             flush=True,
