@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -58,6 +58,24 @@ def q_of(agent: Any, steps: list[tuple[Any, ...]]) -> NDArray[np.float64]:
     return values
 
 
+class Seen(NamedTuple):
+    """What follows one chunk: its place, the discounted return, the robot steps that are left."""
+
+    chunk: int
+    discounted: float
+    left: int
+
+
+def what_follows(steps: list[tuple[Any, ...]], ahead: int) -> list[Seen]:
+    """Of one episode: all chunks before a fall, or those `ahead` steps before a time limit."""
+    found, follows, left = [], 0.0, 0
+    for chunk, (*_, reward, discount, info) in reversed(list(enumerate(steps))):
+        follows, left = reward + discount * follows, left + info.get("executed_steps", 1)
+        found.append(Seen(chunk, follows, left))
+    cut = steps[-1][-1]["TimeLimit.truncated"]
+    return [seen for seen in found if seen.left >= ahead or not cut]
+
+
 def main() -> None:
     """Play, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -71,15 +89,12 @@ def main() -> None:
         q, g, near, length, fallen = [], [], [], 0, 0
         for steps in played:
             fell = not steps[-1][-1]["TimeLimit.truncated"]
-            taken = sum(step[-1].get("executed_steps", 1) for step in steps)
-            length, fallen, follows, left = length + taken, fallen + fell, 0.0, 0
-            for step, value in zip(reversed(steps), reversed(q_of(agent, steps)), strict=True):
-                follows = step[2] + step[3] * follows
-                left += step[-1].get("executed_steps", 1)
-                if fell or left >= options.ahead:
-                    q.append(value)
-                    g.append(follows)
-                    near.append(fell and left <= options.before)
+            length += sum(step[-1].get("executed_steps", 1) for step in steps)
+            fallen, values = fallen + fell, q_of(agent, steps)
+            for seen in what_follows(steps, options.ahead):
+                q.append(values[seen.chunk])
+                g.append(seen.discounted)
+                near.append(fell and seen.left <= options.before)
         found, returns, end = np.array(q), np.array(g), np.array(near, np.bool_)
         print(
             f"{path}: {fallen} of {len(played)} fell, mean length {length / len(played):.0f}; "
