@@ -221,7 +221,7 @@ def table(name: str, text: int) -> Callable[[Callable[[], Rows]], Callable[[], R
 def ogbench() -> Rows:
     """Success rates in percent; chunks of five actions."""
     spans = "seeds 1, 2, 3", "mean", "95 %, all episodes"
-    yield "", "IFQL from noise of", *spans, "from x_0 = 0", "the data"
+    yield "", "", *spans, "from x_0 = 0", "the data"
     for dataset, labels in grouped("ogbench", "ogbench_cube").items():
         for label, results in labels.items():
             sampled, still, data = (
@@ -230,7 +230,8 @@ def ogbench() -> Rows:
             )
             means = spread(sampled, 1), report.success_span(results), spread(still, 1)
             noise = results[0]["flow"]["noise_scale"]
-            yield dataset.task, f"{noise:g}", each(sampled), *means, each(data[:1], 1)
+            name = f"{NAMES[label.split()[0]]}, noise of {noise:g}"
+            yield dataset.task, name, each(sampled), *means, each(data[:1], 1)
 
 
 @table("one-critic-search", text=2)
@@ -247,12 +248,19 @@ def one_critic_search() -> Rows:
 
 
 @table("one-critic-goals", text=1)
-def one_critic_goals() -> Rows:
-    """Success in percent of the policies under one critic after 5,000 steps, the best first."""
-    found = comparison(FROZEN, "frozen_5000")
+def one_critic_goals(file: str = "frozen_5000", steps: str = "") -> Rows:
+    """Success in percent of the policies under one critic, every seed, the best first."""
+    names = {label + steps: name for label, name in FROZEN.items()}
+    found = comparison(names, file)
     yield "", *(goal.task for goal in found.datasets), "mean"
     for label, own in found.estimates(mean).items():
-        yield FROZEN[label], *(each(seeds) for seeds in found.scores[label]), f"{own.value:.0f}"
+        yield names[label], *(each(seeds) for seeds in found.scores[label]), f"{own.value:.0f}"
+
+
+@table("one-critic", text=1)
+def one_critic() -> Rows:
+    """The same after 10,000 steps."""
+    yield from one_critic_goals("frozen_critic", " steps=10000")
 
 
 @table("one-critic-steps", text=1)
