@@ -48,6 +48,7 @@ from flowmdp.agents.core.config import (
     SmoothedConfig,
 )
 from flowmdp.agents.core.critics import SCALE_SAMPLES
+from flowmdp.agents.core.live import opened
 from flowmdp.agents.core.networks import EnsembleMlp, Info, VelocityField
 from flowmdp.agents.core.one_step import LOG_STD_RANGE, SAMPLING_STEPS, OneStepField, SampledField
 from flowmdp.agents.core.parts import Clone, ReturnCritic
@@ -178,22 +179,24 @@ class DSRL(FlowAlgorithm[DSRLConfig], name="dsrl"):
     paper: ClassVar[dict[str, Any]] = MEAN_OF_TWO
 
     @classmethod
-    def from_agent(cls, agent: FlowAlgorithm[Any], **arguments: Any) -> Self:
+    def from_agent(cls, agent: Any, **arguments: Any) -> Self:
         """A new agent that steers another's policy, of which it takes a copy, by its noise.
 
         Args:
-            agent: A FlowBC, DFDir, DFDiv or RQL.
+            agent: A FlowBC, DFDir, DFDiv or RQL, or its checkpoint.
             **arguments: Of the constructor; by default networks, discount and batches are as the
                 agent's, and there is no dataset: `learn_online(..., online_share=1)`.
 
         Raises:
             ConfigurationError: If the agent's policy is no flow of many steps with a network of
                 its own, or `net_arch` is not the flow's.
+            CheckpointError: If the checkpoint is missing or damaged.
         """
+        what, agent = opened(agent)
         flow = agent.policy.ema
         if agent.only_flow_steps or not isinstance(flow, VelocityField):
             raise ConfigurationError(
-                f"{type(agent).__name__} holds no flow of many steps that could be copied: take a "
+                f"{what} holds no flow of many steps that could be copied: take a "
                 "FlowBC, DFDir, DFDiv or RQL around its own clone"
             )
         config = agent.config

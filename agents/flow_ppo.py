@@ -37,10 +37,9 @@ from torch.nn import functional as F
 
 from flowmdp.agents.core.chain_buffer import ChainSamples
 from flowmdp.agents.core.config import NetworkConfig, show_hyperparameters
-from flowmdp.agents.core.live import check_fits, flow_of, make_whole
+from flowmdp.agents.core.live import check_fits, flow_of, make_whole, opened
 from flowmdp.agents.core.networks import Info
 from flowmdp.agents.core.on_chains import OnChains
-from flowmdp.agents.core.saving import load_agent
 from flowmdp.arguments import AtLeast, Range
 from flowmdp.errors import ConfigurationError
 
@@ -185,9 +184,7 @@ class FlowPPO(OnChains):
             CheckpointError: If there is no flow of many steps, or it is of another robot or chunk.
             ConfigurationError: As the constructor.
         """
-        what = type(agent).__name__
-        if not hasattr(agent, "predict"):
-            what, agent = str(agent), load_agent(agent, device="cpu")
+        what, agent = opened(agent)
         field, acts = flow_of(what, agent, behavior)
         spec = agent.spec
         if isinstance(env, str):

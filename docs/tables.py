@@ -465,6 +465,8 @@ def learned_online(name: str, labels: dict[str, str]) -> Rows:
             for run in results:
                 steps, values = (np.array(run["curve"][key]) for key in ("steps", measure))
                 before = (run["behavior"] or {}).get(measure, np.nan)
+                if label.endswith("-bare"):  # which has no clone
+                    before = values[0]
                 last, best = values[steps >= 0.9 * goal].mean(), values.max()
                 cells.append([unit * number for number in (before, last, best)])
             ends = each(unit * run[measure] for run in results)

@@ -205,8 +205,9 @@ class RobotVecEnv(VecEnv):
         try:
             observations = self.robots.reset(seeds)
         except RobotError as error:
-            number = -1 if error.robot is None else error.robot
-            raise RobotError(f"{error} (reset with seed {seeds.get(number)})") from error
+            if error.robot is None:
+                raise
+            raise RobotError(f"{error} (reset with seed {seeds[error.robot]})") from error
         for i in seeds:
             self._begun[i] += 1
             self._taken[i], self._paid[i] = [], 0.0

@@ -16,9 +16,11 @@ from flowmdp.agents.core.acting import Acting
 from flowmdp.agents.core.inputs import check_unwrapped
 from flowmdp.agents.core.networks import VelocityField
 from flowmdp.agents.core.one_step import SampledField
+from flowmdp.agents.core.saving import load_agent
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import CheckpointError, ConfigurationError, RobotError
 from flowmdp.mdp.spec import FlowSpec
+from flowmdp.sb3 import RobotVecEnv
 from flowmdp.whole_chain import ActionEnv, whole_spaces
 
 SHARED = ("observation_dim", "action_dim", "chunk", "include_previous_action")
@@ -76,6 +78,13 @@ def check_fits(what: str, agent: Acting, spec: FlowSpec, robot: Any) -> None:
         )
 
 
+def opened(agent: Any) -> tuple[str, Any]:
+    """What messages call an agent, and the agent; a checkpoint's file is loaded."""
+    if hasattr(agent, "predict"):
+        return type(agent).__name__, agent
+    return str(agent), load_agent(agent, device="cpu")
+
+
 def flow_of(what: str, agent: Acting, behavior: bool) -> tuple[VelocityField, dict[str, Any]]:
     """The many-step flow that an agent holds, and the settings it acts with.
 
@@ -117,9 +126,9 @@ def naming_the_robot(env: VecEnv, steps: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if getattr(error, "robot", None) is not None:
-            raise  # of a RobotVecEnv, which says it all
         layer: Any = env.unwrapped
+        if isinstance(error, RobotError) and isinstance(layer, RobotVecEnv):
+            raise  # it says it all
         frames = traceback.walk_tb(error.__traceback__)
         found = [frame.f_locals["env_idx"] for frame, _ in frames if "env_idx" in frame.f_locals]
         for process in getattr(layer, "processes", []):  # its own report stands above

@@ -17,6 +17,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from tqdm.auto import tqdm
 
+from flowmdp import robot_of
 from flowmdp.agents.core import checkpoint
 from flowmdp.agents.core.acting import Acting
 from flowmdp.agents.core.inputs import check_kinds, check_same, shown
@@ -379,8 +380,9 @@ def robots_of(
             f"states={settings.states!r} with reward={settings.reward!r} is no robot that pays: "
             "make the environment with states='env' and reward='return'"
         )
-    unsaid = (name for name in ("task", "source") if getattr(spec, name) is None)
-    own = {name: getattr(agent.spec, name) for name in (*FREE, *unsaid)}
+    own_robot = None in (robot_of(agent.spec.task), robot_of(spec.task))  # whatever its name
+    free = (*FREE, "task", "source") if own_robot else FREE
+    own = {name: getattr(agent.spec, name) for name in free}
     aligned = dataclasses.replace(spec, **own)
     check_same("agent", ConfigurationError, (agent.spec, agent.robot), (aligned, robot))
     return cast("VecEnv", env)
@@ -391,7 +393,7 @@ def _maker(agent: FlowAlgorithm[Any], env: Any) -> Callable[[], gym.Env[Any, Any
     if isinstance(env, str):
         settings: dict[str, Any] = {**agent.spec.settings, "decision": "action"}
         if "FlowMDP-" not in env:
-            env, settings["env_id"] = "FlowMDP-v0", env
+            env, settings["env_id"], settings["source"] = "FlowMDP-v0", env, None
         name = env if ":" in env else f"flowmdp:{env}"
         return partial(gym.make, name, disable_env_checker=True, **settings)
     if isinstance(env, gym.Env) or not callable(env):

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from tqdm import tqdm
 
 from flowmdp.agents import DSRL, FlowPPO, load_agent
@@ -20,6 +21,7 @@ from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.config import NetworkConfig
 from flowmdp.agents.core.online import OnlineConfig, RobotsConfig, check_online
 from flowmdp.agents.core.together import alone
+from flowmdp.arguments import check_integers
 from flowmdp.errors import ConfigurationError, RobotError
 from flowmdp.files import locked, read_json, remove_unfinished, write_json
 from flowmdp.make import make_flow_env
@@ -102,6 +104,7 @@ def finetune(
         **options: Fields of `online_of(by)`, and hyper-parameters by name.
     """
     start = time.perf_counter()
+    check_integers(1, robot_steps=robot_steps)
     folder, run = RunFolder.open(run_folder, WholeConfig)
     check_trust(run_folder, imports(run), trust)
     result = read_json(folder.result, Result)
@@ -301,6 +304,12 @@ class Finetuning(Run):
         self.also = {"label": self.online["label"], "online": told}
 
     @property
+    def again(self) -> str:
+        """What continues the run."""
+        trust = " --trust" * bool(imports(self.config))
+        return f"continue with: flowmdp finetune --resume {self.named}{trust}"
+
+    @property
     def done(self) -> int:
         """Steps of the robots."""
         return self.agent.robot_steps
@@ -326,9 +335,9 @@ class Finetuning(Run):
             self.history["evaluations"] = [{"step": 0, **first}]
         try:
             self.learn(interrupt)
-        except RobotError:
+        except RobotError as error:
             self.save()
-            raise
+            raise RobotError(f"{error}; what was learned is saved: {self.again}") from error
         finally:
             agent.logger.close()
         self.save()
@@ -378,10 +387,14 @@ class RolloutKeeper(Keeper):
     run: PPOTuning
 
     def _on_rollout_start(self) -> None:
+        agent = self.run.agent
         if self.run.done > self._done:
-            self.run.agent.dump_logs()
+            agent.dump_logs()
+        if agent.ep_info_buffer:
+            mean = np.mean([episode["r"] for episode in agent.ep_info_buffer])
+            self.bar.set_postfix({"return": f"{mean:.4g}"}, refresh=False)
         if not super()._on_step():
-            self.run.agent.goal = self.run.done
+            agent.goal = self.run.done
 
     def _on_step(self) -> bool:
         return True
@@ -405,7 +418,5 @@ def _work(tuning: Finetuning, verbose: bool) -> None:
             raise Stopped(interrupt.requested)
         tuning.finish()
     except KeyboardInterrupt as stop:
-        command = f"flowmdp finetune --resume {tuning.named}"
-        command += " --trust" * bool(imports(tuning.config))
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-        raise Stopped(number, f"continue with: {command}") from None
+        raise Stopped(number, tuning.again) from None

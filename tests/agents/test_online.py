@@ -12,7 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from flowmdp.agents import DSRL, FQL, QC, RQL, DFDir, FlowBC, ReBRAC, load_agent
+from flowmdp.agents import (
+    DSRL,
+    FQL,
+    IFQL,
+    IQL,
+    QC,
+    RQL,
+    DFDir,
+    DFDiv,
+    FlowBC,
+    ReBRAC,
+    load_agent,
+    pretrained_path,
+)
 from flowmdp.agents.core import checkpoint
 from flowmdp.agents.core.algorithm import FlowAlgorithm
 from flowmdp.agents.core.critics import td_loss
@@ -238,7 +251,7 @@ def resumed(agent: Any, path: Path, **given: Any) -> Any:
     return other
 
 
-@pytest.mark.parametrize("cls", [DFDir, QC, RQL, DSRL])
+@pytest.mark.parametrize("cls", [DFDir, DFDiv, QC, RQL, DSRL, FQL, IQL, IFQL])
 def test_resumed_is_uninterrupted_bit_for_bit(cls: Any, tmp_path: Path) -> None:
     go = functools.partial(
         FlowAlgorithm.learn_online, env=whole(chunk=CHUNK), robots=3, warm_up=60, log_interval=50
@@ -408,6 +421,15 @@ def test_steps_that_were_taken_count(agent: Any) -> None:
         other.learn_online(robots, 50, warm_up=20)
     with pytest.raises(ConfigurationError, match="learned with 2 robots, these are 4"):
         other.learn_online(whole(chunk=CHUNK), 90, warm_up=20, robots=4)
+
+
+def test_the_robots_own_id_will_do() -> None:
+    """Of an agent that learned on a task of the package, from its checkpoint."""
+    agent = DSRL.from_agent(pretrained_path("hopper-medium"), critic_steps=2, device="cpu")
+    agent.learn_online("Hopper-v5", 60, warm_up=20, online_share=1.0, robots=2)
+    assert agent.robot_steps >= 60 and agent.num_timesteps > 0
+    with pytest.raises(ConfigurationError, match="task is 'hopper-medium' there and 'hopper-exp"):
+        agent.learn_online("FlowMDP-hopper-expert-v0", 90, warm_up=20, online_share=1.0, robots=2)
 
 
 class Breaking(Line):
