@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stable_baselines3.common.logger import KVWriter, Logger
 
 from flowmdp.agents import load_agent
 from flowmdp.agents.evaluation import EvaluationResult, evaluate
@@ -43,6 +44,18 @@ SHARED = (
 FLOW = "noise_scale", "chunk"
 
 
+class Last(KVWriter):
+    """Keeps the last logged numbers, means since the evaluation before."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        """Take what has just been learned with."""
+        train = {key: value for key, value in key_values.items() if key.startswith("train/")}
+        self.values |= {key: float(value) for key, value in train.items()}
+
+
 def parsed(text: str) -> Any:
     """The number that a text stands for, or the text."""
     try:
@@ -59,6 +72,7 @@ def learned(
     own: dict[str, Any],
     every: int,
     look: Callable[[int, Any], None],
+    last: Last,
 ) -> Any:
     """The configuration, and the agent that has learned under the critic."""
     known = {part: run["config"][part] for part in SHARED if part in run["config"]}
@@ -78,8 +92,12 @@ def learned(
         part.finish = partial(agent.critic.load_state_dict, critic.state_dict())
         part.learn = lambda *_: {}
         agent.pretrain(progress_bar=True)
+        agent.set_logger(Logger(None, [last]))
+        if name == "rebrac":  # TD3's delay is for a critic that learns
+            agent.phase = lambda: True
         for step in range(0, 0 if name == "ifql" else steps, every):
-            agent.learn(min(every, steps - step), reset_num_timesteps=False, progress_bar=True)
+            more = min(every, steps - step)
+            agent.learn(more, None, every, reset_num_timesteps=False, progress_bar=True)
             look(min(step + every, steps), agent)
     return config, agent
 
@@ -115,8 +133,9 @@ def main() -> None:
             evaluations.append({"step": step, **episodes})
 
     evaluations: list[dict[str, Any]] = []
+    last = Last()
     every = options.eval_every or options.steps
-    config, agent = learned(run, critic, options.name, options.steps, own, every, look)
+    config, agent = learned(run, critic, options.name, options.steps, own, every, look, last)
     for best_of in options.best_of:
         played = played_by(agent, options.episodes, best_of)
         more = [f"steps={options.steps}"] * (options.steps != parser.get_default("steps"))
@@ -128,6 +147,7 @@ def main() -> None:
             **outcome(run["task"], played),
             **summarize_evaluations(run["task"], evaluations if best_of == 1 else []),
             **{key: source[key] for key in ("data", "behavior")},
+            "log": last.values,
             "wall_seconds": time.perf_counter() - start,
             "command": shlex.join(["python", "-m", "benchmarks.frozen_critic", *sys.argv[1:]]),
         }

@@ -227,6 +227,17 @@ def test_the_modes_of_a_mixture_are_weighted_by_their_values() -> None:
     assert behavior.tilted(critic, 2 * rho)[1] < 0.3 and behavior.tilted(critic, rho / 2)[1] > 0.85
 
 
+def test_three_narrow_modes_get_the_shares_of_a_discrete_choice() -> None:
+    """0.6, 0.3, 0.1 times exp(A / lambda): 0.22, 0.37, 0.41."""
+    behavior, critic, rho = MixtureField([0.6, 0.3, 0.1], [-0.6, 0.0, 0.6], 0.1), Slope(1.0), 0.5
+    tilted = torch.softmax(behavior.shares.log() + behavior.means / rho, 0)
+    actions = played(matched(behavior, critic, rho, 0.16)[0])[:, 0]
+    nearest = (actions[:, None] - behavior.means).abs().argmin(1)
+    shares = nearest.bincount(minlength=3) / len(actions)
+    torch.testing.assert_close(shares, tilted, rtol=0, atol=0.05)
+    assert (tilted - behavior.shares).abs().min() > 0.06
+
+
 def test_mass_moves_between_modes_over_a_valley() -> None:
     """The squared distance keeps chains on their side, whatever its weight."""
     behavior, critic = MixtureField([0.9, 0.1], [-0.5, 0.5], 0.1), Hills(1.0, 2.0, 0.25)
@@ -339,6 +350,26 @@ def test_lambda_holds_the_path_kl() -> None:
         fixed = PathAnchor.of(config, chunk=3)
         fixed.fit(torch.tensor(40.0), randn(500, 2), randn(500, 2))
         assert fixed.budget is None and fixed.rho.item() == pytest.approx(rho)
+
+
+@pytest.mark.parametrize("budget", [0.5, 1.0])
+def test_a_policy_that_learns_stays_at_the_budget(budget: float) -> None:
+    anchor = PathAnchor.of(DFDivConfig(flow_value="adjoint", budget=budget), chunk=1)
+    anchor.fit(torch.tensor(40.0), 0.3 * randn(500, 2), 0.3 * randn(500, 2))
+    policy, critic, found = TableField(BEHAVIOR), cast(Critic, CRITIC), []
+    steps, context = noisy_steps(STEPS, torch.tensor(BEHAVIOR.std**2)), torch.zeros(200, 0)
+    adam = torch.optim.Adam([policy.added], 0.03)
+    for _ in range(500):
+        noises = randn(STEPS, 200, 1)
+        chains = noisy_chains(policy, BEHAVIOR, critic, steps, context, context, noises)
+        loss, info = matching_loss(policy, chains, steps=steps, rho=anchor.rho)
+        anchor.steer(info["path_kl"])
+        found.append(info["path_kl"].item())
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    assert np.mean(found[-100:]) == pytest.approx(budget, rel=0.05)
+    assert found[0] < 0.1 * budget and anchor.rho < 0.5 * FIRST_RHO
 
 
 def test_what_the_adjoint_excludes_gets_one_line() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks import frozen_critic
-from benchmarks.frozen_critic import learned
+from benchmarks.frozen_critic import Last, learned
 from flowmdp.agents import load_agent
 from flowmdp.runs.folder import RunFolder
 
@@ -31,15 +31,18 @@ def test_only_the_policy_learns(name: str, runs: dict[str, Path], hopper_data: P
     folder, run = RunFolder.open(runs["ifql"])
     source: Any = load_agent(folder.checkpoint, device="cpu")
     looks: list[tuple[int, dict[str, torch.Tensor]]] = []
+    last = Last()
     _, agent = learned(
         *(run, source.critic, name, 5, {}, 3),
         lambda step, agent: looks.append((step, weights(agent.policy))),
+        last,
     )
     assert same(weights(agent.critic.q), weights(source.critic.q))
     if name not in ("iql", "rebrac"):
         assert same(*(weights(of.parts[0].average) for of in (agent, source)))
-    (first, early), (last, late) = looks
-    assert (first, last) == (3, 5) and not same(early, late)
+    (first, early), (end, late) = looks
+    assert (first, end) == (3, 5) and not same(early, late)
+    assert last.values["train/policy_loss"] != 0
 
 
 def test_a_row_for_each_way_to_act(
@@ -53,4 +56,4 @@ def test_a_row_for_each_way_to_act(
         frozen_critic.main()
     one, best = (json.loads(line) for line in results.read_text().splitlines())
     assert one["label"] == "fql alpha=0.5 steps=4" and best["label"].endswith("best of 4")
-    assert one["curve"]["steps"] == [2, 4] and len(one["returns"]) == 2
+    assert one["log"] and one["curve"]["steps"] == [2, 4] and len(one["returns"]) == 2
