@@ -313,12 +313,12 @@ def test_the_results_of_the_repository(capsys: pytest.CaptureFixture[str]) -> No
             columns = cells
         elif "return" in columns and len(cells) == len(columns):
             row = dict(zip(columns, cells, strict=True))
-            rows[row["dataset"], row["label"]] = row["return"]
-    returns: dict[tuple[str, str], list[float]] = {}
+            rows[row["task"], row["dataset"], row["label"]] = row["return"]
+    returns: dict[tuple[str, str, str], list[float]] = {}
     for path in (ROOT / "results").glob("*.jsonl"):
         for line in path.read_text().splitlines():
             result = json.loads(line)
-            key = result["dataset_id"], result["label"]
+            key = result["task"], result["dataset_id"], result["label"]
             returns.setdefault(key, []).append(result["mean_return"])
     assert sum(map(len, returns.values())) >= 1021
     for key, values in returns.items():
