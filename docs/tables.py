@@ -234,6 +234,18 @@ def ogbench() -> Rows:
             yield dataset.task, name, each(sampled), *means, each(data[:1], 1)
 
 
+@table("one-critic-ifql", text=1)
+def one_critic_ifql() -> Rows:
+    """Success of IFQL in percent, scene by scene and goal by goal."""
+    rates = {
+        tuple(goal.task.split("-task")): f"{100 * labels['ifql goals'][0]['success_rate']:.0f}"
+        for goal, labels in grouped("frozen_goals").items()
+    }
+    yield "", *(f"goal {number}" for number in "12345")
+    for scene in dict.fromkeys(scene for scene, _ in rates):
+        yield scene, *(rates.get((scene, number), "") for number in "12345")
+
+
 @table("one-critic-search", text=2)
 def one_critic_search() -> Rows:
     """Success in percent of settings under one frozen critic, goal by goal."""
