@@ -211,10 +211,8 @@ class DSRL(FlowAlgorithm[DSRLConfig], name="dsrl"):
             for network in (clone.flow, clone.average):
                 network.load_state_dict(flow.state_dict())
         except RuntimeError:
-            raise ConfigurationError(
-                f"net_arch is {made.config.net_arch}: it must be the flow's, "
-                f"{agent.config.net_arch}"
-            ) from None
+            needed = f"it must be the flow's, {agent.config.net_arch}"
+            raise ConfigurationError(f"net_arch is {made.config.net_arch}: {needed}") from None
         clone.updates = clone.steps
         made.policy.normalizer.load_state_dict(agent.policy.normalizer.state_dict())
         return made
