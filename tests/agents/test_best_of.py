@@ -49,7 +49,7 @@ def test_the_favourite_is_the_candidate_of_the_highest_target_value() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["fql", "df-dir", "df-div", "qc", "rql"])
+@pytest.mark.parametrize("name", ["fql", "df-dir", "df-div", "qc", "rql", "dsrl"])
 def test_the_target_is_the_best_of_the_policy_s_actions(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +82,7 @@ def test_the_target_is_the_best_of_the_policy_s_actions(
     x_0 = agent.spec.noise_scale * drawn[0]
     if name == "qc":
         noises = shifted_noises(x_0, agent.choice.shifts, agent.spec.noise_scale)
-    elif name in ("fql", "rql"):
+    elif name in ("fql", "rql", "dsrl"):
         noises = x_0.reshape(BATCH, N, 2)
     else:
         noises = x_0.reshape(N, BATCH, 2).transpose(0, 1)
@@ -104,6 +104,9 @@ def test_the_target_is_the_best_of_the_policy_s_actions(
     for i in range(N):
         if name == "fql":
             actions = field.actions(contexts, noises[:, i])
+        elif name == "dsrl":
+            z = agent.policy.field.actor(contexts, noises[:, i] / agent.spec.noise_scale)
+            actions = agent.flow.actions(contexts, z)
         else:
             flow, steps = field or agent.policy.ema, 10 if name == "qc" else agent.rollout_steps
             actions = integrate(partial(flow, contexts), noises[:, i], steps)

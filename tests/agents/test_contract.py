@@ -23,6 +23,7 @@ import flowmdp
 from flowmdp.agents import ALGORITHMS, IFQL, IQL, DFDir, DFDiv, FlowBC, load_agent
 from flowmdp.agents.core import checkpoint
 from flowmdp.agents.core.algorithm import FlowAlgorithm
+from flowmdp.agents.core.config import AgentConfig, CriticConfig, ImplicitConfig, SmoothedConfig
 from flowmdp.agents.evaluation import evaluate
 from flowmdp.env import FlowMDPEnv
 from flowmdp.errors import CheckpointError, ConfigurationError, DatasetError
@@ -214,6 +215,27 @@ def test_another_version_trains_again(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {part: part.key() for part in agent.parts}
     monkeypatch.setattr(flowmdp, "__version__", "0.0.0")
     assert all(part.key() != key for part, key in keys.items())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "names"),
+    [
+        (SmoothedConfig, ("rebrac", "fql", "qc", "dsrl", "df-dir", "df-div")),
+        (CriticConfig, ("fql", "rql")),
+        (ImplicitConfig, ("iql", "ifql")),
+    ],
+)
+def test_a_family_has_one_critic(recipe: type[CriticConfig], names: tuple[str, ...]) -> None:
+    """Its methods differ in how they improve a policy, and in nothing of the critic."""
+    own = {field.name for field in dataclasses.fields(AgentConfig)}
+    said = {field.name: field.default for field in dataclasses.fields(recipe)}
+    said = {name: default for name, default in said.items() if name not in own}
+    found = []
+    for name in names:
+        config = ALGORITHMS[name].config_class()
+        assert {key: getattr(config, key) for key in said} == said, name
+        found.append({key: v.shape for key, v in make(name).critic.state_dict().items()})
+    assert all(shapes == found[0] for shapes in found)
 
 
 def test_pretraining_is_shared_between_the_agents(tmp_path: Path) -> None:
