@@ -482,7 +482,7 @@ def learned_online(name: str, labels: dict[str, str]) -> Rows:
                 last, best = values[steps >= 0.9 * goal].mean(), values.max()
                 cells.append([unit * number for number in (before, last, best)])
             ends = each(unit * run[measure] for run in results)
-            means = (f"{value:.0f}" for value in np.mean(cells, axis=0))
+            means = (str(round(value)) for value in np.mean(cells, axis=0))
             minutes = np.mean([run["wall_seconds"] for run in results]) / 60
             yield task, labels[label], f"{goal:,}", *means, ends, f"{minutes:.0f}"
             task = ""
