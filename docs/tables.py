@@ -260,19 +260,40 @@ def one_critic_search() -> Rows:
 
 
 @table("one-critic-goals", text=1)
-def one_critic_goals(file: str = "frozen_5000", steps: str = "") -> Rows:
-    """Success in percent of the policies under one critic, every seed, the best first."""
+def one_critic_goals(file: str = "frozen_5000", steps: str = "", family: str = "") -> Rows:
+    """Success in percent of the policies under one critic, every seed, the best first.
+
+    With a family, its goals alone, and how far each is behind the first with the interval of
+    that: the differences of seeds drawn with replacement within goals.
+    """
     names = {label + steps: name for label, name in FROZEN.items()}
-    found = comparison(names, file)
-    yield "", *(goal.task for goal in found.datasets), "mean"
+    rows = {goal: runs for goal, runs in grouped(file).items() if goal.task.startswith(family)}
+    found = Comparison.of(rows, list(names), share=0)
+    lead = ["behind the first", "95 %"] if family else []
+    yield "", *(goal.task for goal in found.datasets), "mean", *lead
+    best = next(iter(found.estimates(mean)))
     for label, own in found.estimates(mean).items():
-        yield names[label], *(each(seeds) for seeds in found.scores[label]), f"{own.value:.0f}"
+        pairs = zip(found.scores[best], found.scores[label], strict=True)
+        behind = interval(bootstrap.over_seeds([a - b for a, b in pairs], mean))
+        shown = (behind if label != best else ("", "")) if family else ()
+        yield names[label], *(each(seeds) for seeds in found.scores[label]), f"{own.value:.0f}", *shown
 
 
 @table("one-critic", text=1)
 def one_critic() -> Rows:
-    """The same after 10,000 steps."""
-    yield from one_critic_goals("frozen_critic", " steps=10000")
+    """The same of the cube after 10,000 steps."""
+    yield from one_critic_goals("frozen_critic", " steps=10000", "cube-single-play")
+
+
+@table("one-critic-scene", text=1)
+def one_critic_scene() -> Rows:
+    """The scene after 10,000 steps, seed 1, success in percent."""
+    found = grouped("frozen_critic")
+    goals = [goal for goal in found if goal.task.startswith("scene-play")]
+    yield "", *(goal.task for goal in goals)
+    for label, name in FROZEN.items():
+        runs = (found[goal].get(f"{label} steps=10000") for goal in goals)
+        yield name, *(each(100 * run["success_rate"] for run in one or ()) for one in runs)
 
 
 @table("one-critic-steps", text=1)
