@@ -260,40 +260,27 @@ def one_critic_search() -> Rows:
 
 
 @table("one-critic-goals", text=1)
-def one_critic_goals(file: str = "frozen_5000", steps: str = "", family: str = "") -> Rows:
-    """Success in percent of the policies under one critic, every seed, the best first.
-
-    With a family, its goals alone, and how far each is behind the first with the interval of
-    that: the differences of seeds drawn with replacement within goals.
-    """
-    names = {label + steps: name for label, name in FROZEN.items()}
-    rows = {goal: runs for goal, runs in grouped(file).items() if goal.task.startswith(family)}
-    found = Comparison.of(rows, list(names), share=0)
-    lead = ["behind the first", "95 %"] if family else []
-    yield "", *(goal.task for goal in found.datasets), "mean", *lead
-    best = next(iter(found.estimates(mean)))
+def one_critic_goals() -> Rows:
+    """Success in percent of the policies under one critic, every seed, the best first."""
+    found = comparison(FROZEN, "frozen_5000")
+    yield "", *(goal.task for goal in found.datasets), "mean"
     for label, own in found.estimates(mean).items():
-        pairs = zip(found.scores[best], found.scores[label], strict=True)
-        behind = interval(bootstrap.over_seeds([a - b for a, b in pairs], mean))
-        shown = (behind if label != best else ("", "")) if family else ()
-        yield names[label], *(each(seeds) for seeds in found.scores[label]), f"{own.value:.0f}", *shown
+        yield FROZEN[label], *map(each, found.scores[label]), f"{own.value:.0f}"
 
 
 @table("one-critic", text=1)
 def one_critic() -> Rows:
-    """The same of the cube after 10,000 steps."""
-    yield from one_critic_goals("frozen_critic", " steps=10000", "cube-single-play")
-
-
-@table("one-critic-scene", text=1)
-def one_critic_scene() -> Rows:
-    """The scene after 10,000 steps, seed 1, success in percent."""
-    found = grouped("frozen_critic")
-    goals = [goal for goal in found if goal.task.startswith("scene-play")]
-    yield "", *(goal.task for goal in goals)
-    for label, name in FROZEN.items():
-        runs = (found[goal].get(f"{label} steps=10000") for goal in goals)
-        yield name, *(each(100 * run["success_rate"] for run in one or ()) for one in runs)
+    """The same after 10,000 steps, and how far each is behind the first, paired by seed."""
+    found = comparison((f"{label} steps=10000" for label in FROZEN), "frozen_critic")
+    yield "", *(goal.task for goal in found.datasets), "mean", "behind the first", "95 %"
+    best, *_ = own = found.estimates(mean)
+    for label in own:
+        scores = found.scores[label]
+        pairs = zip(found.scores[best], scores, strict=True)
+        behind = interval(bootstrap.over_seeds([first - other for first, other in pairs], mean))
+        shown = ("", "") if label == best else behind
+        name = FROZEN[label.removesuffix(" steps=10000")]
+        yield name, *map(each, scores), f"{own[label].value:.0f}", *shown
 
 
 @table("one-critic-steps", text=1)
