@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from flowmdp.compare.bootstrap import Estimate, interquartile_mean, mean, over_seeds
 from flowmdp.compare.comparison import Comparison, family, scores_of
-from flowmdp.compare.results import Grouped
+from flowmdp.compare.results import Dataset, Grouped
 from flowmdp.pictures import few_ticks, save, tidy
 
 COLUMNS = 4
@@ -23,8 +24,8 @@ SUCCESS = "success rate, %", "success", "success_aggregate", "success_curves"
 """What is drawn, and the names of the pictures."""
 Panels = dict[str, dict[str, tuple[Estimate, list[float]]]]
 """Title -> label -> a value with its interval, and the seeds to show with it."""
-Curves = dict[str, list[NDArray[np.float64]]]
-"""Label -> runs of shape (2, points): steps, and what was measured."""
+Curves = dict[str, dict[Dataset, list[NDArray[np.float64]]]]
+"""Label -> task -> runs of shape (2, points): steps, and what was measured."""
 
 
 def draw_figures(grouped: Grouped, comparison: Comparison, folder: Path) -> list[Path]:
@@ -111,18 +112,25 @@ def _curves_of(grouped: Grouped, measure: str) -> dict[tuple[str, str], Curves]:
                     unit = "robot steps" if run.get("online") else "gradient steps"
                     place = f"{dataset.dataset_id}\n{family(dataset).task or dataset.task}", unit
                     points = np.array([curve["steps"], curve[measure]], float)
-                    panels.setdefault(place, {}).setdefault(label, []).append(points)
+                    tasks = panels.setdefault(place, {}).setdefault(label, {})
+                    tasks.setdefault(dataset, []).append(points)
     return panels
 
 
 def _draw_curves(
     panels: dict[tuple[str, str], Curves], colors: dict[str, object], title: str
 ) -> Figure:
-    """Panels with a line and a band per label, at the steps of its first run."""
+    """Panels with a line and a band per label, at the steps of its first run.
+
+    In a family every task counts the same, and the band is of its seeds.
+    """
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(1 + 3.4 * columns, 0.6 + 3 * rows), dpi=120, layout="constrained")
+    letters = max(len(label) for labels in panels.values() for label in labels)
+    size = 1.5 + 2.8 * columns + 0.07 * letters, 0.6 + 3 * rows
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     figure.supxlabel(title, fontsize=9)
+    lines: dict[str, Line2D] = {}
     scale = 100 if title.startswith(SUCCESS[0]) else 1
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[len(panels) :]:
@@ -130,12 +138,18 @@ def _draw_curves(
     for axes, ((name, unit), labels) in zip(grid, panels.items(), strict=False):
         axes.set_title(_wrapped(name), fontsize=8)
         axes.set_xlabel(unit, fontsize=8)
-        for label, runs in labels.items():
-            steps = runs[0][0]
-            values = scale * np.array([np.interp(steps, *run) for run in runs])
-            found = np.array([over_seeds([column], mean) for column in values.T])
+        for label, tasks in labels.items():
+            steps = next(iter(tasks.values()))[0][0]
+            values = [
+                np.array([scale * np.interp(steps, *run) for run in runs]).T
+                for runs in tasks.values()
+            ]
+            found = np.array([over_seeds(seeds, mean) for seeds in zip(*values, strict=True)])
             color = colors.get(label, "black")
-            axes.plot(steps, found[:, 0], "-o", ms=2.5, color=color, label=label)
+            (lines[label],) = axes.plot(steps, found[:, 0], "-o", ms=2.5, color=color)
             axes.fill_between(steps, found[:, 1], found[:, 2], color=color, alpha=0.2, lw=0)
-        tidy(axes, legend_columns=2)
+        tidy(axes)
+    figure.legend(
+        list(lines.values()), list(lines), loc="outside right upper", fontsize=8, frameon=False
+    )
     return figure

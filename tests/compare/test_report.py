@@ -239,7 +239,10 @@ def succeeded(folder: Path, label: str, rates: list[float], task: str, **more: A
 
 
 def test_curves_are_means_over_runs_and_tasks(tmp_path: Path, report: Any, drawn: Any) -> None:
-    """Runs that were evaluated at other steps are compared at those of the first."""
+    """Runs that were evaluated at other steps are compared at those of the first.
+
+    A family's band is of its tasks' seeds, not of the tasks.
+    """
     folder = tmp_path / "results"
     first = {"steps": [0, 10], "mean_return": [-9.0, -9.0], "success_rate": [0.0, 0.4]}
     second = {"steps": [0, 20], "mean_return": [-9.0, -9.0], "success_rate": [0.2, 0.6]}
@@ -252,6 +255,10 @@ def test_curves_are_means_over_runs_and_tasks(tmp_path: Path, report: Any, drawn
     np.testing.assert_allclose(robots.lines[0].get_xydata(), [[0, 10], [10, 40]])
     np.testing.assert_allclose(gradients.lines[0].get_xydata(), [[1, 5], [2, 7]])
     assert "scene-play" in robots.get_title() and "task1" not in robots.get_title()
+    band = {tuple(point) for path in robots.collections[0].get_paths() for point in path.vertices}
+    assert band == {(0, 10), (10, 40)}, "one seed of each task has no band"
+    legends = [legend.get_texts() for figure in drawn for legend in figure.legends]
+    assert [[text.get_text() for text in texts] for texts in legends] == [["b"], ["a"]]
 
 
 def test_success_stands_in_tables_of_its_own(tmp_path: Path, report: Any) -> None:
