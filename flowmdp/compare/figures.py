@@ -122,7 +122,8 @@ def _draw_curves(
 ) -> Figure:
     """Panels with a line and a band per label, at the steps of its first run.
 
-    In a family every task counts the same, and the band is of its seeds.
+    In a family the tasks that all labels have count the same, and the band is of their seeds;
+    where there is none, a label has its own.
     """
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -138,13 +139,14 @@ def _draw_curves(
     for axes, ((name, unit), labels) in zip(grid, panels.items(), strict=False):
         axes.set_title(_wrapped(name), fontsize=8)
         axes.set_xlabel(unit, fontsize=8)
+        shared = set.intersection(*map(set, labels.values()))
         for label, tasks in labels.items():
-            steps = next(iter(tasks.values()))[0][0]
+            seeds = [runs for task, runs in tasks.items() if task in (shared or tasks)]
+            steps = seeds[0][0][0]
             values = [
-                np.array([scale * np.interp(steps, *run) for run in runs]).T
-                for runs in tasks.values()
+                np.array([scale * np.interp(steps, *run) for run in runs]).T for runs in seeds
             ]
-            found = np.array([over_seeds(seeds, mean) for seeds in zip(*values, strict=True)])
+            found = np.array([over_seeds(point, mean) for point in zip(*values, strict=True)])
             color = colors.get(label, "black")
             (lines[label],) = axes.plot(steps, found[:, 0], "-o", ms=2.5, color=color)
             axes.fill_between(steps, found[:, 1], found[:, 2], color=color, alpha=0.2, lw=0)

@@ -259,6 +259,12 @@ def test_curves_are_means_over_runs_and_tasks(tmp_path: Path, report: Any, drawn
     assert band == {(0, 10), (10, 40)}, "one seed of each task has no band"
     legends = [legend.get_texts() for figure in drawn for legend in figure.legends]
     assert [[text.get_text() for text in texts] for texts in legends] == [["b"], ["a"]]
+    drawn.clear()
+    succeeded(folder, "c", [0.5], "scene-play-task1", curve=first, online={"by": "ppo"})
+    report("--figures", str(tmp_path / "figures"))
+    (robots,) = (a for figure in drawn for a in figure.axes if a.get_xlabel() == UNITS[0])
+    starts = [line.get_xydata()[0].tolist() for line in robots.lines]
+    assert starts == [[0, 0], [0, 0]], "means are over the tasks that both labels have"
 
 
 def test_success_stands_in_tables_of_its_own(tmp_path: Path, report: Any) -> None:
