@@ -283,6 +283,17 @@ def one_critic() -> Rows:
         yield name, *map(each, scores), f"{own[label].value:.0f}", *shown
 
 
+@table("own-critics", text=1)
+def own_critics() -> Rows:
+    """Success in percent with a critic of one's own: the shared recipe, and each paper's."""
+    (labels,) = grouped("own_critics").values()
+    yield "", "shared recipe", "each paper's own"
+    for label in (label for label in labels if not label.endswith(" paper")):
+        name = f"{label} paper"
+        rates = (100 * run["success_rate"] for one in (label, name) for run in labels.get(one, []))
+        yield f"`{label}`", *(f"{rate:.0f}" for rate in rates), *[""] * (name not in labels)
+
+
 @table("one-critic-steps", text=1)
 def one_critic_steps() -> Rows:
     """What more steps give on one goal, success in percent."""
