@@ -288,10 +288,10 @@ def own_critics() -> Rows:
     """Success in percent with a critic of one's own: the shared recipe, and each paper's."""
     (labels,) = grouped("own_critics").values()
     yield "", "shared recipe", "each paper's own"
-    for label in (label for label in labels if not label.endswith(" paper")):
-        name = f"{label} paper"
-        rates = (100 * run["success_rate"] for one in (label, name) for run in labels.get(one, []))
-        yield f"`{label}`", *(f"{rate:.0f}" for rate in rates), *[""] * (name not in labels)
+    for label in labels:
+        if not label.endswith(" paper"):
+            both = (labels.get(one, ()) for one in (label, f"{label} paper"))
+            yield f"`{label}`", *(each(100 * run["success_rate"] for run in own) for own in both)
 
 
 @table("one-critic-steps", text=1)
