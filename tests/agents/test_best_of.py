@@ -55,7 +55,7 @@ def test_the_target_is_the_best_of_the_policy_s_actions(
 ) -> None:
     option: dict[str, Any] = {"samples": N} if name == "qc" else {"best_of": N}
     still: dict[str, Any] = {"value_steps": 0} if name == "rql" else {"smoothing": 0.0}
-    agent = make(name, batch_size=BATCH, **option, **still)
+    agent = make(name, batch_size=BATCH, precision="float32", **option, **still)
     with torch.enable_grad():
         agent.learn(2)
     estrange(agent.target_value if name == "rql" else agent.critic.target_q)
