@@ -83,6 +83,10 @@ FROZEN = {
     "iql beta=10.0": "IQL",
 }
 """The same of the policies under one critic."""
+ROBOTS = {label: name for label, name in NAMES.items() if label != "flow-bc"} | {
+    **{"df-div adjoint": "DF-div, adjoint", "qc": "QC", "dsrl": "DSRL"},
+}
+"""The same of the robots' table."""
 
 
 @functools.cache
@@ -268,19 +272,32 @@ def one_critic_goals() -> Rows:
         yield FROZEN[label], *map(each, found.scores[label]), f"{own.value:.0f}"
 
 
-@table("one-critic", text=1)
-def one_critic() -> Rows:
-    """The same after 10,000 steps, and how far each is behind the first, paired by seed."""
-    found = comparison((f"{label} steps=10000" for label in FROZEN), "frozen_critic")
-    yield "", *(goal.task for goal in found.datasets), "mean", "behind the first", "95 %"
+def behind_the_first(found: Comparison, names: dict[str, str]) -> Rows:
+    """Every seed, the best mean first, and how far each is behind it, paired by seed."""
+    tasks = (
+        goal.task if "-task" in goal.task else called(goal.dataset_id) for goal in found.datasets
+    )
+    yield "", *tasks, "mean", "behind the first", "95 %"
     best, *_ = own = found.estimates(mean)
     for label in own:
         scores = found.scores[label]
         pairs = zip(found.scores[best], scores, strict=True)
         behind = interval(bootstrap.over_seeds([first - other for first, other in pairs], mean))
         shown = ("", "") if label == best else behind
-        name = FROZEN[label.removesuffix(" steps=10000")]
-        yield name, *map(each, scores), f"{own[label].value:.0f}", *shown
+        yield names[label], *map(each, scores), f"{own[label].value:.0f}", *shown
+
+
+@table("one-critic", text=1)
+def one_critic() -> Rows:
+    """The same after 10,000 steps."""
+    names = {f"{label} steps=10000": name for label, name in FROZEN.items()}
+    return behind_the_first(comparison(names, "frozen_critic"), names)
+
+
+@table("robots", text=1)
+def robots() -> Rows:
+    """Scores of the robots, the critic the same for all that learn it by TD."""
+    return behind_the_first(comparison(ROBOTS, "robots"), ROBOTS)
 
 
 @table("own-critics", text=1)
