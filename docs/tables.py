@@ -294,6 +294,14 @@ def one_critic() -> Rows:
     return behind_the_first(comparison(names, "frozen_critic"), names)
 
 
+@table("one-critic-seeds", text=1)
+def one_critic_seeds() -> Rows:
+    """The best of them, with two more seeds."""
+    found = labels_of(grouped("frozen_seeds"))
+    names = {label: FROZEN[label.removesuffix(" steps=10000")] for label in found}
+    return behind_the_first(comparison(names, "frozen_critic", "frozen_seeds"), names)
+
+
 @table("robots", text=1)
 def robots() -> Rows:
     """Scores of the robots, the critic the same for all that learn it by TD."""
