@@ -310,13 +310,14 @@ def robots() -> Rows:
 
 @table("own-critics", text=1)
 def own_critics() -> Rows:
-    """Success in percent with a critic of one's own: the shared recipe, and each paper's."""
+    """Success in percent with a critic of one's own, by recipe."""
     (labels,) = grouped("own_critics").values()
-    yield "", "shared recipe", "each paper's own"
+    recipes = {"": "shared recipe", " paper": "each paper's own", " mild": "no pessimism"}
+    yield "", *recipes.values()
     for label in labels:
-        if not label.endswith(" paper"):
-            both = (labels.get(one, ()) for one in (label, f"{label} paper"))
-            yield f"`{label}`", *(each(100 * run["success_rate"] for run in own) for own in both)
+        if not label.endswith((" paper", " mild")):
+            found = (labels.get(label + recipe, ()) for recipe in recipes)
+            yield f"`{label}`", *(each(100 * run["success_rate"] for run in own) for own in found)
 
 
 @table("one-critic-steps", text=1)
