@@ -83,10 +83,6 @@ FROZEN = {
     "iql beta=10.0": "IQL",
 }
 """The same of the policies under one critic."""
-ROBOTS = {label: name for label, name in NAMES.items() if label != "flow-bc"} | {
-    **{"df-div adjoint": "DF-div, adjoint", "qc": "QC", "dsrl": "DSRL"},
-}
-"""The same of the robots' table."""
 
 
 @functools.cache
@@ -300,12 +296,6 @@ def one_critic_seeds() -> Rows:
     found = labels_of(grouped("frozen_seeds"))
     names = {label: FROZEN[label.removesuffix(" steps=10000")] for label in found}
     return behind_the_first(comparison(names, "frozen_critic", "frozen_seeds"), names)
-
-
-@table("robots", text=1)
-def robots() -> Rows:
-    """Scores of the robots, the critic the same for all that learn it by TD."""
-    return behind_the_first(comparison(ROBOTS, "robots"), ROBOTS)
 
 
 @table("own-critics", text=1)
