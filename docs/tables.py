@@ -270,10 +270,7 @@ def one_critic_goals() -> Rows:
 
 def behind_the_first(found: Comparison, names: dict[str, str]) -> Rows:
     """Every seed, the best mean first, and how far each is behind it, paired by seed."""
-    tasks = (
-        goal.task if "-task" in goal.task else called(goal.dataset_id) for goal in found.datasets
-    )
-    yield "", *tasks, "mean", "behind the first", "95 %"
+    yield "", *(goal.task for goal in found.datasets), "mean", "behind the first", "95 %"
     best, *_ = own = found.estimates(mean)
     for label in own:
         scores = found.scores[label]
@@ -302,10 +299,10 @@ def one_critic_seeds() -> Rows:
 def own_critics() -> Rows:
     """Success in percent with a critic of one's own, by recipe."""
     (labels,) = grouped("own_critics").values()
-    recipes = {"": "shared recipe", " paper": "each paper's own", " mild": "no pessimism"}
+    recipes = {"": "shared recipe", " paper": "each paper's own"}
     yield "", *recipes.values()
     for label in labels:
-        if not label.endswith((" paper", " mild")):
+        if not label.endswith(" paper"):
             found = (labels.get(label + recipe, ()) for recipe in recipes)
             yield f"`{label}`", *(each(100 * run["success_rate"] for run in own) for own in found)
 
